@@ -1,0 +1,218 @@
+"""What goes into the scheduler and what comes out of it.
+
+Events (past tense) tell what happened; commands (imperative) tell the caller what to do next; a transition is one row
+of history. All times are integer nanoseconds on one monotonic clock of the caller's choosing.
+
+Events and commands are slotted dataclasses that nobody mutates; they are not frozen because that makes each four times
+as dear to build, and one is built for every task.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from flowlane.core.states import Reason, RunState
+
+__all__ = [
+    "NEVER",
+    "Abandoned",
+    "CancelRequested",
+    "Command",
+    "Crashed",
+    "DrainRequested",
+    "Event",
+    "Failed",
+    "Finish",
+    "Interrupt",
+    "Interrupted",
+    "Launch",
+    "Release",
+    "RunStarted",
+    "SetTimer",
+    "SlotAvailable",
+    "Started",
+    "Step",
+    "Succeeded",
+    "TimerFired",
+    "Transition",
+    "Wake",
+]
+
+NEVER: Final = -1
+
+#: One row of history: (element, attempt, code, t_ns). `code` indexes ``states.RULES``; attempts count from 1.
+Transition: TypeAlias = tuple[int, int, int, int]
+
+
+# ── events ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class RunStarted:
+    """The run begins. The first event of every run, exactly once."""
+
+
+@dataclass(slots=True)
+class Started:
+    """A worker began this attempt at `started`."""
+
+    element: int
+    attempt: int
+    started: int
+
+
+@dataclass(slots=True)
+class Succeeded:
+    """The attempt returned. `started` stands in for a Started that was not told, and must then not be NEVER."""
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class Failed:
+    """The attempt raised, or was refused before it began (`started` is NEVER).
+
+    `retryable` says whether the task's retry policy covers this error.
+    """
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+    retryable: bool = False
+
+
+@dataclass(slots=True)
+class Crashed:
+    """The worker died under the attempt (`started` is NEVER when it had not begun)."""
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class Interrupted:
+    """The attempt stopped because an Interrupt asked it to."""
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class Abandoned:
+    """The attempt was asked to stop and did not; nobody waits for it any more."""
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class TimerFired:
+    """The time set by the last SetTimer has come (early or late does not matter)."""
+
+
+@dataclass(slots=True)
+class SlotAvailable:
+    """A slot was set aside for this run on a lane it waits for. Follows a Wake of another run's step."""
+
+
+@dataclass(slots=True)
+class CancelRequested:
+    """Stop the run: interrupt what runs, begin nothing."""
+
+
+@dataclass(slots=True)
+class DrainRequested:
+    """Begin nothing new, let what runs end."""
+
+
+Event: TypeAlias = (
+    RunStarted
+    | Started
+    | Succeeded
+    | Failed
+    | Crashed
+    | Interrupted
+    | Abandoned
+    | TimerFired
+    | SlotAvailable
+    | CancelRequested
+    | DrainRequested
+)
+
+
+# ── commands ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(slots=True)
+class Launch:
+    """Run these elements on this lane, in this order; each holds one slot until its final event."""
+
+    lane: int
+    elements: list[int]
+
+
+@dataclass(slots=True)
+class Interrupt:
+    """Ask these elements' attempts to stop; an Interrupted, Abandoned or other final event answers for each.
+
+    Every attempt is asked at most once, and only while it is out.
+    """
+
+    lane: int
+    elements: list[int]
+    reason: Reason
+
+
+@dataclass(slots=True)
+class SetTimer:
+    """Send TimerFired at `at` (or later). Replaces any earlier SetTimer of this run."""
+
+    at: int
+
+
+@dataclass(slots=True)
+class Release:
+    """Nobody will read these elements' values any more."""
+
+    elements: list[int]
+
+
+@dataclass(slots=True)
+class Wake:
+    """Send SlotAvailable to the runs with these tokens: a slot of a shared lane is set aside for each."""
+
+    tokens: list[int]
+
+
+@dataclass(slots=True)
+class Finish:
+    """Every task has ended. The last command of every run, exactly once."""
+
+    state: RunState
+
+
+Command: TypeAlias = Launch | Interrupt | SetTimer | Release | Wake | Finish
+
+
+@dataclass(slots=True)
+class Step:
+    """What one call of ``Scheduler.handle`` did: history first, then what the caller must do, in order.
+
+    `late` counts events that told of a past attempt or an ended task; they changed nothing.
+    """
+
+    transitions: list[Transition]
+    commands: list[Command]
+    late: int = 0

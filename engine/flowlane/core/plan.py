@@ -1,0 +1,205 @@
+"""What there is to do, as frozen tuples of ints: built once by ``Plan.build``, read by the scheduler, shared freely.
+
+A node is an int, 0..size-1, in the order of declaration. Names, functions and values live elsewhere. A plan proves its own
+topological order when it is built (Kahn 1962), and ranks each node by the longest way from it to a sink, the
+upward rank of list scheduling (Topcuoglu, Hariri, Wu 2002).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+
+__all__ = ["NO_RETRY", "NotAcyclic", "Plan", "Policy"]
+
+
+class NotAcyclic(ValueError):
+    """The edges do not form a DAG; `nodes` are those on a cycle or behind one."""
+
+    def __init__(self, nodes: list[int]) -> None:
+        super().__init__(f"{len(nodes)} nodes are on a cycle or behind one")
+        self.nodes = nodes
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """How attempts of a task are limited and repeated. Times in ns; 0 for a timeout means none.
+
+    The k-th retry waits ``min(max_delay, backoff · factor^(k-1))``, or a uniform share of that with `jitter`.
+    """
+
+    attempts: int = 1
+    backoff: int = 0
+    factor: float = 2.0
+    max_delay: int = 0
+    jitter: bool = False
+    timeout: int = 0
+    total_timeout: int = 0
+    retry_timeouts: bool = False
+    retry_crashes: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.attempts <= 255:  # the scheduler counts them in a byte
+            raise ValueError(f"attempts must be 1 to 255, not {self.attempts}")
+        if not self.factor >= 0:  # written so that NaN is refused as well
+            raise ValueError(f"factor must not be negative, not {self.factor}")
+        for name in ("backoff", "max_delay", "timeout", "total_timeout"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} must be 0 (none) or ns above it, not {getattr(self, name)}")
+
+    def delay(self, retry: int, share: float) -> int:
+        """ns to wait before the `retry`-th retry (from 1); `share` in [0, 1) is the caller's draw for jitter."""
+        if not self.backoff:
+            return 0
+        # factor ** 1000 overflows a float; past the cap the exact power does not matter
+        try:
+            delay = self.backoff * self.factor ** (retry - 1)
+        except OverflowError:
+            delay = float("inf")
+        if self.max_delay:
+            delay = min(delay, float(self.max_delay))
+        delay = min(delay, 9e18)  # stay within 64 bits of ns (292 years)
+        return int(delay * share) if self.jitter else int(delay)
+
+
+NO_RETRY: Final = Policy()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A DAG ready to be scheduled. Build it with `build`; every field is indexed by node unless it says otherwise.
+
+    dependants  nodes that wait for this one (each once)
+    upstreams   nodes this one waits for (each once)
+    inputs      the upstreams whose value it reads
+    lane        index of the lane it runs on
+    policy      index into `policies`
+    rank        longest way to a sink, its own weight included
+    order       not by node: all nodes in a topological order
+    policies    not by node: the distinct policies
+    pinned      not by node: nodes whose value is part of the run's result, so never released
+    fail_fast   the first failure stops the run
+    """
+
+    dependants: tuple[tuple[int, ...], ...]
+    upstreams: tuple[tuple[int, ...], ...]
+    inputs: tuple[tuple[int, ...], ...]
+    lane: tuple[int, ...]
+    policy: tuple[int, ...]
+    rank: tuple[int, ...]
+    order: tuple[int, ...]
+    policies: tuple[Policy, ...] = (NO_RETRY,)
+    pinned: frozenset[int] = field(default_factory=frozenset[int])
+    fail_fast: bool = False
+
+    @property
+    def size(self) -> int:
+        return len(self.upstreams)
+
+    @classmethod
+    def build(
+        cls,
+        upstreams: Sequence[Iterable[int]],
+        *,
+        inputs: Sequence[Iterable[int]] | None = None,
+        lane: Sequence[int] | None = None,
+        policy: Sequence[int] | None = None,
+        policies: Sequence[Policy] = (NO_RETRY,),
+        weight: Sequence[int] | None = None,
+        pinned: Iterable[int] = (),
+        fail_fast: bool = False,
+    ) -> Plan:
+        """Compile edges (``upstreams[v]`` = what v waits for) into a plan.
+
+        `inputs` defaults to no data edges, `lane` and `policy` to index 0, `weight` (for ranks: any unit of time, such as
+        learned durations) to 1 each. Raises NotAcyclic, and ValueError for an index out of range. O(nodes + edges),
+        iterative.
+        """
+        size = len(upstreams)
+        empty: tuple[int, ...] = ()
+        ups = tuple([tuple(dict.fromkeys(us)) if us else empty for us in upstreams])
+        downs: list[list[int] | None] = [None] * size
+        left = [0] * size
+        for node, us in enumerate(ups):
+            left[node] = len(us)
+            for up in us:
+                if not 0 <= up < size:
+                    raise ValueError(f"node {node} waits for {up}, which is not a node (0..{size - 1})")
+                below = downs[up]
+                if below is None:
+                    downs[up] = [node]
+                else:
+                    below.append(node)
+        dependants = tuple([tuple(d) if d else empty for d in downs])
+        order = [node for node in range(size) if not left[node]]
+        for node in order:  # grows while it is walked: Kahn's queue and its result in one list
+            for below_node in dependants[node]:
+                left[below_node] -= 1
+                if not left[below_node]:
+                    order.append(below_node)
+        if len(order) != size:
+            raise NotAcyclic([node for node in range(size) if left[node]])
+        columns = (("inputs", inputs), ("lane", lane), ("policy", policy), ("weight", weight))
+        for name, column in columns:
+            if column is not None and len(column) != size:
+                raise ValueError(f"{name} has {len(column)} entries for {size} nodes")
+        data = (empty,) * size if inputs is None else tuple([tuple(dict.fromkeys(i)) if i else empty for i in inputs])
+        plan = cls(
+            dependants=dependants,
+            upstreams=ups,
+            inputs=data,
+            lane=tuple(lane) if lane is not None else (0,) * size,
+            policy=tuple(policy) if policy is not None else (0,) * size,
+            rank=tuple(distances_to_sink(dependants, order, weight)),
+            order=tuple(order),
+            policies=tuple(policies),
+            pinned=frozenset(pinned),
+            fail_fast=fail_fast,
+        )
+        if min(plan.lane, default=0) < 0:
+            raise ValueError(f"lane {min(plan.lane)} is not an index")
+        if plan.policy and not 0 <= min(plan.policy) <= max(plan.policy) < len(plan.policies):
+            raise ValueError(
+                f"policy must index the {len(plan.policies)} policies: {min(plan.policy)}..{max(plan.policy)}"
+            )
+        if foreign := [node for node in plan.pinned if not 0 <= node < size]:
+            raise ValueError(f"pinned {foreign[0]} is not a node (0..{size - 1})")
+        if inputs is not None:
+            for node, reads in enumerate(data):
+                if reads and reads != ups[node] and not set(reads) <= set(ups[node]):
+                    raise ValueError(
+                        f"node {node} reads {sorted(set(reads) - set(ups[node]))}, which it does not wait for"
+                    )
+        return plan
+
+    def longest_path(self, weight: Sequence[int]) -> list[int]:
+        """The nodes of a longest path from a source to a sink under `weight` (the critical path); [] when empty."""
+        if not self.order:
+            return []
+        reach = distances_to_sink(self.dependants, self.order, weight)
+        node = max((v for v in self.order if not self.upstreams[v]), key=reach.__getitem__)
+        path = [node]
+        while self.dependants[node]:
+            node = max(self.dependants[node], key=reach.__getitem__)
+            path.append(node)
+        return path
+
+
+def distances_to_sink(
+    dependants: Sequence[Sequence[int]], order: Sequence[int], weight: Sequence[int] | None = None
+) -> list[int]:
+    """For each node the weight of the heaviest path from it (included) down to a sink."""
+    reach = [0] * len(order)
+    for node in reversed(order):
+        below = dependants[node]
+        own = 1 if weight is None else weight[node]
+        if not below:
+            reach[node] = own
+        elif len(below) == 1:
+            reach[node] = own + reach[below[0]]
+        else:
+            reach[node] = own + max([reach[d] for d in below])
+    return reach

@@ -1,0 +1,144 @@
+"""The life of a task as data: its states, and every transition that is legal.
+
+`RULES` is the whole truth. A transition is recorded as ``(element, attempt, code, t_ns)`` where `code` indexes
+`RULES`; the scheduler cannot record a step that has no row here, the renderer takes its words from here, and the
+diagram in ``docs/states.md`` is drawn from here. Rows are only ever appended: a code, once written to a log, keeps its
+meaning.
+
+    pending ──▶ ready ──▶ running ──▶ succeeded
+       │          ▲  │        ├─────▶ failed · timed_out · crashed · cancelled
+       │          │  │        ▼
+       │          └──┼──── retrying
+       ▼             ▼
+    upstream_failed · cancelled
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+__all__ = ["RULES", "STATES", "TERMINAL", "Reason", "Rule", "RunState", "TaskState", "code_of"]
+
+
+class TaskState(StrEnum):
+    """Where a task stands. Each is also its own lower-case string: ``state == "succeeded"``."""
+
+    PENDING = "pending"  # waits for upstream tasks
+    READY = "ready"  # all upstream succeeded; waits for a slot, or is on its way to a worker
+    RUNNING = "running"  # an attempt has begun on a worker
+    RETRYING = "retrying"  # an attempt failed; waits for its backoff, holding no slot
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"  # raised, and no attempt is left
+    TIMED_OUT = "timed_out"  # over `timeout` with no attempt left, or over `total_timeout`
+    CRASHED = "crashed"  # the worker died under it, and no attempt is left
+    UPSTREAM_FAILED = "upstream_failed"  # never began: something it depends on did not succeed
+    CANCELLED = "cancelled"  # stopped, or never begun, because the run was told to stop
+
+
+class RunState(StrEnum):
+    """Where a run stands. `INTERRUPTED` means drained on request: what had begun was finished, the rest not begun."""
+
+    RUNNING = "running"
+    SUCCEEDED = "succeeded"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+    INTERRUPTED = "interrupted"
+
+
+class Reason(StrEnum):
+    """Why a transition happened."""
+
+    UPSTREAM_DONE = "upstream_done"
+    STARTED = "started"
+    RETURNED = "returned"
+    RAISED = "raised"
+    REJECTED = "rejected"  # refused before it began, e.g. an argument that cannot be pickled
+    ATTEMPT_TIMEOUT = "attempt_timeout"
+    TOTAL_TIMEOUT = "total_timeout"
+    WORKER_DIED = "worker_died"
+    BACKOFF_ELAPSED = "backoff_elapsed"
+    UPSTREAM_FAILED = "upstream_failed"
+    CANCEL_REQUESTED = "cancel_requested"
+    FAIL_FAST = "fail_fast"  # another task failed under on_failure="fail_fast"
+    DRAINED = "drained"  # the run was asked to begin nothing new
+
+
+# States are small ints inside the scheduler (a bytearray holds one per element); STATES turns them back into names.
+STATES: Final = tuple(TaskState)
+(
+    PENDING,
+    READY,
+    RUNNING,
+    RETRYING,
+    SUCCEEDED,
+    FAILED,
+    TIMED_OUT,
+    CRASHED,
+    UPSTREAM_FAILED,
+    CANCELLED,
+) = range(len(STATES))
+
+TERMINAL: Final = frozenset(
+    {
+        TaskState.SUCCEEDED,
+        TaskState.FAILED,
+        TaskState.TIMED_OUT,
+        TaskState.CRASHED,
+        TaskState.UPSTREAM_FAILED,
+        TaskState.CANCELLED,
+    }
+)
+
+
+class Rule(NamedTuple):
+    """One legal transition."""
+
+    source: TaskState
+    target: TaskState
+    reason: Reason
+
+
+def _rules() -> tuple[Rule, ...]:
+    s, r = TaskState, Reason
+    return (
+        Rule(s.PENDING, s.READY, r.UPSTREAM_DONE),
+        Rule(s.READY, s.RUNNING, r.STARTED),
+        Rule(s.RUNNING, s.SUCCEEDED, r.RETURNED),
+        Rule(s.RUNNING, s.FAILED, r.RAISED),
+        Rule(s.RUNNING, s.TIMED_OUT, r.ATTEMPT_TIMEOUT),
+        Rule(s.RUNNING, s.TIMED_OUT, r.TOTAL_TIMEOUT),
+        Rule(s.RUNNING, s.CRASHED, r.WORKER_DIED),
+        Rule(s.RUNNING, s.CANCELLED, r.CANCEL_REQUESTED),
+        Rule(s.RUNNING, s.CANCELLED, r.FAIL_FAST),
+        Rule(s.RUNNING, s.RETRYING, r.RAISED),
+        Rule(s.RUNNING, s.RETRYING, r.ATTEMPT_TIMEOUT),
+        Rule(s.RUNNING, s.RETRYING, r.WORKER_DIED),
+        Rule(s.RETRYING, s.READY, r.BACKOFF_ELAPSED),
+        Rule(s.RETRYING, s.TIMED_OUT, r.TOTAL_TIMEOUT),
+        Rule(s.RETRYING, s.CANCELLED, r.CANCEL_REQUESTED),
+        Rule(s.RETRYING, s.CANCELLED, r.FAIL_FAST),
+        Rule(s.RETRYING, s.CANCELLED, r.DRAINED),
+        Rule(s.READY, s.TIMED_OUT, r.TOTAL_TIMEOUT),
+        Rule(s.READY, s.CANCELLED, r.CANCEL_REQUESTED),
+        Rule(s.READY, s.CANCELLED, r.FAIL_FAST),
+        Rule(s.READY, s.CANCELLED, r.DRAINED),
+        # An attempt that was launched and ended before any worker began it:
+        Rule(s.READY, s.FAILED, r.REJECTED),
+        Rule(s.READY, s.RETRYING, r.REJECTED),
+        Rule(s.READY, s.CRASHED, r.WORKER_DIED),
+        Rule(s.READY, s.RETRYING, r.WORKER_DIED),
+        Rule(s.PENDING, s.UPSTREAM_FAILED, r.UPSTREAM_FAILED),
+        Rule(s.PENDING, s.CANCELLED, r.CANCEL_REQUESTED),
+        Rule(s.PENDING, s.CANCELLED, r.FAIL_FAST),
+        Rule(s.PENDING, s.CANCELLED, r.DRAINED),
+    )
+
+
+RULES: Final = _rules()
+_CODES: Final = {rule: code for code, rule in enumerate(RULES)}
+
+
+def code_of(source: TaskState, target: TaskState, reason: Reason) -> int:
+    """The index in `RULES` of this transition. Raises KeyError when it is not legal."""
+    return _CODES[Rule(source, target, reason)]

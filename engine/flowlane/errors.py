@@ -1,0 +1,282 @@
+"""Every error flowlane raises on purpose, and :class:`Failure`, a task's own error as data.
+
+Two families. A *definition* or *usage* error is raised before anything starts: it says what the user wrote
+(`where` is ``file:line``), what is wrong, and what would be right (`hint`). A task's error during a run is never
+raised where it happens: it becomes a :class:`Failure`, travels with the run, and is raised once, inside
+:class:`RunFailed`, to whoever waits for the run.
+
+This module imports nothing of ours, so every layer and every worker process may use it.
+"""
+
+from __future__ import annotations
+
+import traceback as _traceback
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = [
+    "ArgumentError",
+    "CycleError",
+    "DefinitionError",
+    "EngineClosed",
+    "Failure",
+    "FlowError",
+    "HandleError",
+    "LoadError",
+    "NameTaken",
+    "ParameterError",
+    "RouteError",
+    "RunCancelled",
+    "RunFailed",
+    "SettingsError",
+    "TransportError",
+    "UnknownName",
+    "UsageError",
+    "WorkerCrashed",
+]
+
+
+class FlowError(Exception):
+    """Base of all errors of ours.
+
+    `message` is one sentence that names the user's object; `where` is ``"file:line"`` or None; `hint` is the fix or
+    None. `exit_code` is what the command line exits with.
+    """
+
+    exit_code = 2
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.where = where
+        self.hint = hint
+
+    def __str__(self) -> str:
+        text = self.message
+        if self.where:
+            text += f"\n  at {self.where}"
+        if self.hint:
+            text += f"\n  hint: {self.hint}"
+        return text
+
+
+class DefinitionError(FlowError):
+    """A task, workflow or graph is declared wrongly; nothing was started."""
+
+
+class ArgumentError(DefinitionError, TypeError):
+    """A call does not fit the signature of the task or workflow."""
+
+
+class HandleError(DefinitionError, TypeError, AttributeError):
+    """A handle (the result of a task that has not run yet) was used as if it were the value.
+
+    It is an AttributeError as well, so that ``hasattr(handle, ...)`` and libraries that probe objects see "no".
+    """
+
+
+class NameTaken(DefinitionError):
+    """Two tasks of one workflow carry the same name."""
+
+
+class UnknownName(DefinitionError):
+    """A name refers to no task of the workflow."""
+
+
+class CycleError(DefinitionError):
+    """The declared graph has a cycle. `cycle` holds the names on it, the first repeated at the end."""
+
+    def __init__(self, message: str, *, cycle: list[str], where: str | None = None, hint: str | None = None) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.cycle = cycle
+
+
+class ParameterError(DefinitionError):
+    """A workflow parameter is missing, unknown or not valid."""
+
+
+class RouteError(DefinitionError):
+    """A route names an executor that does not exist or that cannot run the task."""
+
+
+class LoadError(DefinitionError):
+    """A workflow file cannot be read, imported or searched."""
+
+
+class SettingsError(FlowError):
+    """A setting (pyproject, environment, command line) is not valid."""
+
+
+class UsageError(FlowError, RuntimeError):
+    """A function of ours was called where it cannot work (for example ``run()`` inside a running event loop)."""
+
+
+class EngineClosed(UsageError):
+    """The engine is not open, or no longer."""
+
+
+class TransportError(FlowError):
+    """An argument, result or function cannot travel to or from a worker process."""
+
+
+class WorkerCrashed(FlowError):
+    """The worker that ran a task died. Matches ``RetryPolicy(on=(WorkerCrashed,))``."""
+
+
+class RunFailed(FlowError):
+    """A run ended with at least one failed task. `result` is its RunResult; `failures` maps task name → Failure.
+
+    ``__cause__`` is the first failed task's own exception where it is at hand.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, *, result: Any, failures: dict[str, Failure], hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.result = result
+        self.failures = failures
+
+
+class RunCancelled(FlowError):
+    """A run was cancelled before it ended. `result` is its RunResult."""
+
+    exit_code = 130
+
+    def __init__(self, message: str, *, result: Any) -> None:
+        super().__init__(message)
+        self.result = result
+
+
+class Failure:
+    """A task's error as data: what was raised, where, and how it reads.
+
+    type       qualified name of the exception class, ``builtins`` left out ("ValueError", "shop.errors.BadRow")
+    message    ``str(exception)``, or a stand-in when that itself fails
+    traceback  formatted text, our own frames left out; ends with the "Type: message" line
+    where      ``"file:line in function"`` of the innermost frame, or None
+    notes      the exception's ``__notes__``
+    ancestry   qualified names of the classes in its MRO; retry policies match by it when the object did not travel
+    exception  the object itself, or None when it could not travel from a worker
+
+    Text is made on first use in the process that raised (a traceback costs about 0.2 ms to format).
+    """
+
+    __slots__ = ("_exception", "_text", "_where", "ancestry", "message", "notes", "type")
+
+    def __init__(
+        self,
+        type: str,
+        message: str,
+        *,
+        traceback: str | None = None,
+        where: str | None = None,
+        notes: tuple[str, ...] = (),
+        ancestry: tuple[str, ...] = (),
+        exception: BaseException | None = None,
+    ) -> None:
+        self.type = type
+        self.message = message
+        self.notes = notes
+        self.ancestry = ancestry
+        self._text = traceback
+        self._where = where
+        self._exception = exception
+
+    @classmethod
+    def of(cls, exception: BaseException) -> Failure:
+        """Describe `exception`. Never raises, whatever its ``__str__`` does."""
+        kind = type(exception)
+        return cls(
+            qualified_name(kind),
+            _safe_str(exception),
+            notes=tuple(str(note) for note in getattr(exception, "__notes__", ()) or ()),
+            ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
+            exception=exception,
+        )
+
+    @property
+    def exception(self) -> BaseException | None:
+        """The exception object, or None when only its description travelled."""
+        return self._exception
+
+    @property
+    def traceback(self) -> str:
+        """The formatted traceback with its chain of causes, frames of ours left out."""
+        if self._text is None:
+            self._text = _format(self._exception) if self._exception is not None else f"{self.type}: {self.message}\n"
+        return self._text
+
+    @property
+    def where(self) -> str | None:
+        """``"file:line in function"`` of the frame that raised, or None."""
+        if self._where is None and self._exception is not None:
+            frames = _traceback.extract_tb(_user_frames(self._exception.__traceback__))
+            if frames:
+                last = frames[-1]
+                self._where = f"{last.filename}:{last.lineno} in {last.name}"
+        return self._where
+
+    def matches(self, classes: tuple[type[BaseException], ...]) -> bool:
+        """Whether the error is an instance of one of `classes`; by name where the object did not travel."""
+        if self._exception is not None:
+            return isinstance(self._exception, classes)
+        return any(qualified_name(cls) in self.ancestry for cls in classes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data: type, message, where, notes, traceback."""
+        return {
+            "type": self.type,
+            "message": self.message,
+            "where": self.where,
+            "notes": list(self.notes),
+            "traceback": self.traceback,
+        }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self.type, self.message, self.traceback, self.where, self.notes, self.ancestry)
+        return (_revive, state)
+
+    def __repr__(self) -> str:
+        return f"Failure({self.type}: {self.message})"
+
+
+def _revive(
+    type: str, message: str, text: str, where: str | None, notes: tuple[str, ...], ancestry: tuple[str, ...]
+) -> Failure:
+    return Failure(type, message, traceback=text, where=where, notes=notes, ancestry=ancestry)
+
+
+def qualified_name(cls: type) -> str:
+    """``module.qualname`` of a class, without ``builtins``."""
+    module = getattr(cls, "__module__", None)
+    name = getattr(cls, "__qualname__", cls.__name__)
+    return name if module in (None, "builtins") else f"{module}.{name}"
+
+
+def _safe_str(exception: BaseException) -> str:
+    try:
+        return str(exception)
+    except Exception as broken:  # a __str__ of the user's that raises must not hide the failure it describes
+        return f"<no message: {type(exception).__name__}.__str__ raised {type(broken).__name__}>"
+
+
+_OURS = ("flowlane", "flowlane_plugins")
+
+
+def _user_frames(tb: TracebackType | None) -> TracebackType | None:
+    """Skip the leading frames of ours: they say how the task was called, not what went wrong in it."""
+    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        if tb.tb_next is None:
+            break
+        tb = tb.tb_next
+    return tb
+
+
+def _format(exception: BaseException) -> str:
+    try:
+        lines = _traceback.format_exception(type(exception), exception, _user_frames(exception.__traceback__))
+    except Exception as broken:  # e.g. a __str__ that raises deeper in the chain
+        return f"{qualified_name(type(exception))}: <traceback not printable: {type(broken).__name__}>\n"
+    return "".join(lines)
