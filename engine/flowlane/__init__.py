@@ -1,0 +1,123 @@
+"""flowlane: declare a DAG of io and cpu tasks; each runs on asyncio, threads or processes, in one run.
+
+    from flowlane import task, workflow, run
+
+    @task.io
+    async def fetch(url: str) -> bytes: ...
+
+    @task.cpu
+    def parse(raw: bytes) -> int: ...
+
+    @workflow
+    def count(urls: list[str]) -> list[int]:
+        return [parse(fetch(url)) for url in urls]
+
+    run(count, urls=[...]).value
+
+Names are imported when first asked for (PEP 562), so that ``import flowlane`` costs next to nothing, also in workers.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from flowlane.api import Engine, RunHandle, RunResult, arun, run
+    from flowlane.core.states import RunState, TaskState
+    from flowlane.declare.spec import RetryPolicy
+    from flowlane.declare.task import Call, Task, task
+    from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
+    from flowlane.errors import (
+        ArgumentError,
+        CycleError,
+        DefinitionError,
+        EngineClosed,
+        Failure,
+        FlowError,
+        HandleError,
+        LoadError,
+        NameTaken,
+        ParameterError,
+        RouteError,
+        RunCancelled,
+        RunFailed,
+        SettingsError,
+        TransportError,
+        UnknownName,
+        UsageError,
+        WorkerCrashed,
+    )
+
+    __version__: str
+
+__all__ = [
+    "ArgumentError",
+    "Bound",
+    "Call",
+    "CycleError",
+    "DefinitionError",
+    "Engine",
+    "EngineClosed",
+    "Failure",
+    "FlowError",
+    "HandleError",
+    "LoadError",
+    "NameTaken",
+    "ParameterError",
+    "RetryPolicy",
+    "RouteError",
+    "RunCancelled",
+    "RunFailed",
+    "RunHandle",
+    "RunResult",
+    "RunState",
+    "SettingsError",
+    "Task",
+    "TaskState",
+    "TransportError",
+    "UnknownName",
+    "UsageError",
+    "WorkerCrashed",
+    "Workflow",
+    "WorkflowDefinition",
+    "__version__",
+    "arun",
+    "run",
+    "task",
+    "workflow",
+]
+
+_HOMES = {
+    "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
+    "flowlane.core.states": ("RunState", "TaskState"),
+    "flowlane.declare.spec": ("RetryPolicy",),
+    "flowlane.declare.task": ("Call", "Task", "task"),
+    "flowlane.declare.workflow": ("Bound", "Workflow", "WorkflowDefinition", "workflow"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        value: Any = _version()
+    elif name in __all__:
+        from importlib import import_module
+
+        value = getattr(import_module(_HOME_OF.get(name, "flowlane.errors")), name)
+    else:
+        raise AttributeError(f"module 'flowlane' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def _version() -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return version("flowlane")
+    except PackageNotFoundError:  # run from a source tree that was never installed
+        return "0+unknown"

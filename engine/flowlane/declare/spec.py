@@ -1,0 +1,161 @@
+"""Options as checked data: RetryPolicy, which users write, and TaskSpec, one per distinct set of options.
+
+These are the only pydantic models that options pass through; a graph of a million nodes with one task makes one TaskSpec.
+Times are in seconds here and in nanoseconds in ``flowlane.core``; this is where they change.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from flowlane.core.plan import Policy
+from flowlane.declare.callsite import caller
+from flowlane.errors import DefinitionError, WorkerCrashed
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["MAX_ATTEMPTS", "RetryPolicy", "TaskSpec"]
+
+#: The number of an attempt is kept in one byte.
+MAX_ATTEMPTS: Final = 255
+#: 31 years. More is a slip of units, and the platform's timers overflow not far beyond.
+_MAX_SECONDS: Final = 1e9
+
+Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+Timeout = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
+
+
+class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
+    """How often and when a task is tried again. Immutable; fields are checked when it is made (DefinitionError).
+
+    attempts   how often it may be tried in all, 1 to 255
+    backoff    seconds before the first retry; 0 retries at once
+    factor     each further wait is this much longer: the k-th is ``min(max_delay, backoff * factor ** (k - 1))``
+    max_delay  the longest wait, in seconds; more than 0
+    jitter     wait a random share of that instead, uniform over (0, that)
+    on         which errors are retried. A timed-out attempt counts as TimeoutError, a worker's death as WorkerCrashed.
+               SystemExit and KeyboardInterrupt are never retried.
+    """
+
+    attempts: int = Field(default=3, ge=1, le=MAX_ATTEMPTS)
+    backoff: Seconds = 0.0
+    factor: float = Field(default=2.0, ge=1, le=1e6, allow_inf_nan=False)
+    max_delay: Timeout = 60.0
+    jitter: bool = False
+    on: tuple[type[BaseException], ...] = (Exception,)
+
+    def __init__(
+        self,
+        *,
+        attempts: int = 3,
+        backoff: float = 0.0,
+        factor: float = 2.0,
+        max_delay: float = 60.0,
+        jitter: bool = False,
+        on: tuple[type[BaseException], ...] = (Exception,),
+        **unknown: Any,
+    ) -> None:
+        try:
+            super().__init__(
+                attempts=attempts,
+                backoff=backoff,
+                factor=factor,
+                max_delay=max_delay,
+                jitter=jitter,
+                on=on,
+                **unknown,
+            )
+        except ValidationError as error:
+            raise DefinitionError(
+                f"RetryPolicy has {_wording(error)}", where=caller(), hint=_near(unknown, RetryPolicy)
+            ) from None
+
+    @field_validator("on", mode="before")
+    @classmethod
+    def _check_on(cls, value: Any) -> Any:
+        classes = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        for given in classes:  # pyright: ignore[reportUnknownVariableType]
+            if not (isinstance(given, type) and issubclass(given, BaseException)):
+                raise ValueError(f"{given!r} is not an exception class")  # noqa: TRY004 - what pydantic collects
+            if given is BaseException or issubclass(given, (SystemExit, KeyboardInterrupt, GeneratorExit)):
+                raise ValueError(f"{given.__name__} is never retried; the widest is Exception")
+        return classes  # pyright: ignore[reportUnknownVariableType]
+
+
+class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
+    """The options of a task, complete and checked."""
+
+    retry: RetryPolicy | None = None
+    retries: int | None = Field(default=None, ge=0, le=MAX_ATTEMPTS - 1)
+    timeout: Timeout | None = None
+    total_timeout: Timeout | None = None
+    executor: str | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if self.retry is not None and self.retries is not None:
+            raise ValueError("both retries and retry; retries=n is short for retry=RetryPolicy(attempts=n + 1)")
+        return self
+
+    @classmethod
+    def of(cls, options: Mapping[str, Any], task: str, where: str | None) -> TaskSpec:
+        """Check the raw `options` of the task named `task`, written at `where`. Raises DefinitionError."""
+        try:
+            return cls.model_validate(dict(options))
+        except ValidationError as error:
+            raise DefinitionError(f"task {task!r} has {_wording(error)}", where=where) from None
+
+    @property
+    def retry_on(self) -> tuple[type[BaseException], ...]:
+        """The exception classes that are retried; none when there is one attempt only."""
+        if self.retry is not None:
+            return self.retry.on if self.retry.attempts > 1 else ()
+        return (Exception,) if self.retries else ()
+
+    @property
+    def policy(self) -> Policy:
+        """The same for the scheduler: times in ns, classes boiled down to what the scheduler must know."""
+        retry = self.retry
+        on = self.retry_on
+        return Policy(
+            attempts=retry.attempts if retry is not None else (self.retries or 0) + 1,
+            backoff=_ns(retry.backoff) if retry is not None else 0,
+            factor=retry.factor if retry is not None else 2.0,
+            max_delay=_ns(retry.max_delay) if retry is not None else 0,
+            jitter=retry.jitter if retry is not None else False,
+            timeout=_ns(self.timeout),
+            total_timeout=_ns(self.total_timeout),
+            retry_timeouts=any(issubclass(TimeoutError, each) for each in on),
+            retry_crashes=any(issubclass(WorkerCrashed, each) for each in on),
+        )
+
+
+def _ns(seconds: float | None) -> int:
+    # at least 1 ns: 0 means none, and a timeout of 1e-10 s is still one
+    return max(1, round(seconds * 1e9)) if seconds else 0
+
+
+def _wording(error: ValidationError) -> str:
+    """pydantic's findings as ``timeout=-1: should be greater than 0``, joined by semicolons."""
+    parts: list[str] = []
+    for finding in error.errors(include_url=False):
+        text = finding["msg"].removeprefix("Value error, ")
+        text = text.removeprefix("Input ")
+        if finding["loc"]:
+            name = str(finding["loc"][0])
+            value = finding["input"]
+            text = f"no field {name!r}" if finding["type"] == "extra_forbidden" else f"{name}={value!r}: {text}"
+        parts.append(text)
+    return "; ".join(parts)
+
+
+def _near(unknown: Mapping[str, Any], model: type[BaseModel]) -> str | None:
+    from flowlane.declare.callsite import did_you_mean
+
+    for name in unknown:
+        close = did_you_mean(name, model.model_fields)
+        return f"did you mean {close!r}?" if close else f"its fields: {', '.join(model.model_fields)}"
+    return None
