@@ -1,0 +1,10 @@
+"""``python -m flowlane`` is ``flow``."""
+
+from __future__ import annotations
+
+import sys
+
+from flowlane.cli.main import main
+
+if __name__ == "__main__":
+    sys.exit(main())

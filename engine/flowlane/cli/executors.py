@@ -1,0 +1,87 @@
+"""``flow executors``: what is installed, what each accepts, and where it comes from, on stdout."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import click
+
+from flowlane.cli.terminal import DataOutput, inert
+from flowlane.settings import load_settings
+
+__all__ = ["command"]
+
+EXECUTORS_VERSION: Final = 1
+
+
+@click.command("executors", short_help="list the executors that are installed")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
+def command(as_json: bool) -> int:
+    """List the executors that are installed: what they accept, their slots, and what they can do.
+
+    Each is made with its options from the settings, and not opened: nothing is started.
+    """
+    with DataOutput() as data:
+        settings = load_settings()
+        rows = [_row(name, settings.executor_options(), settings.slot_values()) for name in _names()]
+        if as_json:
+            import json
+
+            data.write(json.dumps({"version": EXECUTORS_VERSION, "executors": rows}) + "\n")
+        else:
+            data.write(_table(rows))
+    return 0
+
+
+def _names() -> tuple[str, ...]:
+    from flowlane.runtime.registry import Registry
+
+    return Registry().names()
+
+
+def _row(name: str, options: dict[str, dict[str, Any]], slots: dict[str, int]) -> dict[str, Any]:
+    """One executor as plain data. One that cannot be made is listed with the reason: it must not hide the others."""
+    from flowlane.errors import FlowError
+    from flowlane.runtime.registry import Registry
+
+    registry = Registry(options=options)
+    row: dict[str, Any] = {"name": name}
+    try:
+        row["origin"] = registry.origin(name)
+        can = registry.capabilities(name)
+    except FlowError as error:
+        row["error"] = error.message
+        return row
+    except Exception as error:  # noqa: BLE001 - an installed package's import may raise anything
+        row["error"] = f"{type(error).__name__}: {error}"
+        return row
+    row["accepts"] = sorted(can.accepts, reverse=True)
+    row["slots"] = slots.get(name, can.default_slots)
+    row["hard_kill"] = can.hard_kill
+    row["pickles"] = can.pickles
+    row["remote_values"] = can.remote_values
+    return row
+
+
+def _table(rows: list[dict[str, Any]]) -> str:
+    cells = [("executor", "runs", "slots", "notes")]
+    for row in rows:
+        name = inert(row["name"])
+        if "error" in row:
+            cells.append((name, "-", "-", inert(row["error"])))
+            continue
+        notes = [
+            text
+            for key, text in (
+                ("hard_kill", "can kill a task"),
+                ("pickles", "values are pickled"),
+                ("remote_values", "values stay remote"),
+            )
+            if row[key]
+        ]
+        if row["origin"] != "built in":
+            notes.append(f"from {inert(row['origin'])}")
+        runs = " and ".join("def" if accepted == "sync" else "async def" for accepted in row["accepts"])
+        cells.append((name, runs, str(row["slots"]), ", ".join(notes)))
+    widths = [max(len(line[column]) for line in cells) for column in range(3)]
+    return "".join(f"{a:{widths[0]}}  {b:{widths[1]}}  {c:>{widths[2]}}  {d}".rstrip() + "\n" for a, b, c, d in cells)

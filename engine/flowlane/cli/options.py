@@ -1,0 +1,79 @@
+"""Options that several verbs share, and their values in our own types."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from flowlane.settings import Setting, parse_pair, parse_slots
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowlane.runtime.registry import Registry
+    from flowlane.settings import Settings
+
+__all__ = ["check_executors", "parameters", "parse_routes", "parse_slot_options", "route", "target"]
+
+F = TypeVar("F", bound="Callable[..., Any]")
+
+
+def target(function: F) -> F:
+    """The argument FILE[:WORKFLOW]."""
+    return click.argument("target", metavar="FILE[:WORKFLOW]")(function)
+
+
+def parameters(function: F) -> F:
+    """The options -p and --params."""
+    function = click.option(
+        "--params",
+        "params_file",
+        metavar="FILE.json",
+        help="Parameters as one JSON object; -p wins over it.",
+    )(function)
+    return click.option(
+        "-p",
+        "--param",
+        "pairs",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="A parameter of the workflow; repeatable. Lists and objects are JSON.",
+    )(function)
+
+
+def route(function: F) -> F:
+    """The option --route."""
+    return click.option(
+        "--route",
+        "routes",
+        multiple=True,
+        metavar="KEY=EXECUTOR",
+        help="Where tasks run: KEY is a task, io, io.async, io.sync, cpu or *; repeatable.",
+    )(function)
+
+
+def parse_routes(pairs: Sequence[str]) -> dict[str, Setting[str]]:
+    """``--route`` values by key; a later one wins."""
+    return {
+        key: Setting(executor, f"--route {key}={executor}")
+        for key, executor in (parse_pair(pair, "--route", "KEY=EXECUTOR, for example cpu=threads") for pair in pairs)
+    }
+
+
+def parse_slot_options(pairs: Sequence[str]) -> dict[str, int]:
+    """``--slots`` values by executor; a later one wins."""
+    split = (parse_pair(pair, "--slots", "EXECUTOR=N, for example threads=8") for pair in pairs)
+    return {executor: parse_slots(executor, count, "--slots") for executor, count in split}
+
+
+def check_executors(registry: Registry, settings: Settings, routes: dict[str, Setting[str]]) -> None:
+    """Raise RouteError, with the origin, for the first executor named by a setting that is not installed."""
+    from flowlane.errors import RouteError
+
+    mentions = [(setting.value, setting.origin) for setting in routes.values()]
+    for name, origin in [*mentions, *settings.executor_mentions()]:
+        try:
+            registry.check(name)
+        except RouteError as error:
+            raise RouteError(error.message, where=origin, hint=error.hint) from None

@@ -1,0 +1,203 @@
+"""The last thing a run says: one block when it went well, and when it did not, what failed, last on the screen.
+
+Text for people, on stderr. A failed task is shown with the lines of the user's code that led to the error, who ran it,
+and what it kept from running; at most three of them, at most `_LINES` lines.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.cli.terminal import inert
+from flowlane.core.states import TaskState
+from flowlane.loader import is_user_code, shown_path
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from flowlane.cli.terminal import Messages
+    from flowlane.errors import Failure
+    from flowlane.results import RunResult
+
+__all__ = ["duration", "path_of", "show_summary"]
+
+_SHOWN: Final = 3  # failed tasks shown whole
+_FRAMES: Final = 4  # lines of the user's code a failure
+_MESSAGE_LINES: Final = 4
+_NAMES: Final = 8  # names in a path or a list
+_LOOKED_AT: Final = 500  # tasks asked for their root cause: a failure at the head of a wide graph stops them all
+_MARKS: Final = {"succeeded": ("✔", "32"), "failed": ("✗", "31")}
+
+
+def show_summary(messages: Messages, result: RunResult[Any], *, events: str | None, quiet: bool = False) -> None:
+    """Print how the run ended. `events` is the path of its event log. With `quiet` a success prints nothing."""
+    state = str(result.state)
+    if quiet and state == "succeeded" and not result.notes:
+        return
+    mark, colour = _MARKS.get(state, ("■", "33"))
+    took = duration(result.duration)
+    ended = took if state == "succeeded" else f"{state} after {took}"
+    counts = _counts(result)
+    messages.write(
+        f"{messages.paint(mark, '1;' + colour)} {inert(result.workflow)}  {result.name}  {ended}   {counts}\n"
+    )
+    if state == "succeeded":
+        path = result.critical_path
+        if path:
+            total = duration(sum(seconds for _, seconds in path))
+            messages.write(f"  critical path {total}  {path_of([name for name, _ in path])}\n")
+        shares = _shares(result)
+        if shares:
+            messages.write(f"  time: {shares}\n")
+    for note in result.notes:
+        messages.write(f"  ! {inert(note)}\n")
+    _show_failures(messages, result)
+    if events is not None and state != "succeeded":
+        messages.write(f"  events   {inert(shown_path(events))}\n")
+    messages.flush()
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them: "<1 ms", "34 ms", "12.4 s", "3 min 05 s", "2 h 07 min"."""
+    if seconds < 0.0005:
+        return "<1 ms"
+    if seconds < 0.9995:
+        return f"{seconds * 1000:.0f} ms"
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def path_of(names: Sequence[str]) -> str:
+    """``a → b → c``, at most eight names: the first and last few of a longer path."""
+    shown = [inert(name) for name in names]
+    if len(shown) > _NAMES:
+        shown = [*shown[: _NAMES // 2], f"… {len(shown) - _NAMES} more …", *shown[-_NAMES // 2 :]]
+    return " → ".join(shown)
+
+
+def _counts(result: RunResult[Any]) -> str:
+    parts = [f"{count} {state}" for state, count in result.counts.items() if count]
+    retries = result.retries
+    if retries:
+        parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
+    return " · ".join(parts) or "no tasks"
+
+
+def _shares(result: RunResult[Any]) -> str:
+    """``work 79% · waiting for a cpu slot 15% · engine 1%``, parts under half a percent left out."""
+    times = result.times
+    kinds: dict[str, set[str]] = {}
+    for task in result.tasks.values():
+        kinds.setdefault(task.executor, set()).add(task.kind)
+    waits: dict[str, float] = {}
+    for executor, seconds in times.slot.items():
+        # "a cpu slot" says more than the executor's name, where all that it runs is of one kind
+        of = kinds.get(executor, set())
+        slot = next(iter(of)) if len(of) == 1 else inert(executor)
+        waits[slot] = waits.get(slot, 0.0) + seconds
+    parts = [("work", sum(times.work.values()))]
+    parts += [(f"waiting for {'an' if slot[0] in 'aeiou' else 'a'} {slot} slot", s) for slot, s in waits.items()]
+    parts += [("handing over", times.handover), ("engine", times.engine)]
+    total = sum(seconds for _, seconds in parts)
+    if total <= 0:
+        return ""
+    return " · ".join(
+        f"{name} {100 * seconds / total:.0f}%" for name, seconds in parts if name == "work" or seconds / total >= 0.005
+    )
+
+
+# ── failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _show_failures(messages: Messages, result: RunResult[Any]) -> None:
+    failures = result.failures
+    if not failures:
+        return
+    stopped = _stopped_by(result, failures)
+    frames = _FRAMES if len(failures) == 1 else 1
+    for name in list(failures)[:_SHOWN]:
+        _show_failure(messages, result, name, failures[name], stopped.get(name, []), frames)
+    left = list(failures)[_SHOWN:]
+    if left:
+        messages.write(f"  and {len(left)} more: {_list(left)}\n")
+
+
+def _show_failure(
+    messages: Messages, result: RunResult[Any], name: str, failure: Failure, stopped: Sequence[str], frames: int
+) -> None:
+    task = result.tasks[name]
+    first, *rest = inert(failure.message, newlines=True).splitlines() or [""]
+    attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
+    kind = f"{inert(failure.type)}: " if first else inert(failure.type)
+    messages.write(f"{messages.paint(inert(name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
+    for line in rest[:_MESSAGE_LINES]:
+        messages.write(f"    {line}\n")
+    if len(rest) > _MESSAGE_LINES:
+        messages.write(f"    … {len(rest) - _MESSAGE_LINES} more lines\n")
+    lines = user_lines(failure)[-frames:]
+    width = max((len(place) for place, _ in lines), default=0)
+    for place, source in lines:
+        messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
+    for note in failure.notes[:_MESSAGE_LINES]:
+        messages.write(f"  note     {inert(note)}\n")
+    ran = f", {duration(task.duration)}" if task.duration else ""
+    messages.write(f"  ran on   {inert(task.executor)}{ran}\n")
+    if stopped:
+        messages.write(f"  stopped  {_list(stopped)}\n")
+
+
+def _stopped_by(result: RunResult[Any], failures: Mapping[str, Failure]) -> dict[str, list[str]]:
+    """Failed task → names of the tasks that did not run because of it."""
+    if not result.counts[TaskState.UPSTREAM_FAILED]:
+        return {}
+    names = [name for name, task in result.tasks.items() if task.state is TaskState.UPSTREAM_FAILED]
+    if len(failures) == 1:
+        return {next(iter(failures)): names}
+    stopped: dict[str, list[str]] = {}
+    for name in names[:_LOOKED_AT]:
+        stopped.setdefault(result.upstream(name)[0], []).append(name)
+    return stopped
+
+
+def _list(names: Sequence[str]) -> str:
+    text = ", ".join(inert(name) for name in names[:_NAMES])
+    return f"{text}, … ({len(names)})" if len(names) > _NAMES else text
+
+
+_FRAME: Final = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
+
+
+def user_lines(failure: Failure) -> list[tuple[str, str]]:
+    """("file:line in function", source text) of the error's frames in the user's own code, innermost last.
+
+    Read from the traceback's text: it is all that travels from a worker process. Of a chain the last traceback counts,
+    which is the error itself. Without a line of the user's own, the innermost line of whatever code it was.
+    """
+    frames: list[tuple[str, str, str]] = []
+    pending: tuple[str, str] | None = None
+    for line in failure.traceback.splitlines():
+        match = _FRAME.match(line)
+        if match is not None:
+            file, number, function = match.groups()
+            frames.append((file, f"{shown_path(file)}:{number} in {function}", ""))
+            pending = (file, frames[-1][1])
+        elif line.startswith("Traceback "):
+            frames.clear()
+            pending = None
+        elif pending is not None:
+            frames[-1] = (*pending, line.strip())
+            pending = None
+    own = [(place, source) for file, place, source in frames if is_user_code(file, "")]
+    return own or [(place, source) for _, place, source in frames[-1:]] or _place_only(failure)
+
+
+def _place_only(failure: Failure) -> list[tuple[str, str]]:
+    if failure.where is None:
+        return []
+    file, colon, rest = failure.where.rpartition(":")
+    return [(f"{shown_path(file)}{colon}{rest}", "")]

@@ -1,0 +1,190 @@
+"""What reaches the terminal, and what must not: data on stdout, everything else on stderr, and never a raw control byte.
+
+stdout carries the workflow's value and nothing else. What user code prints (a ``print`` in a task, a library's
+chatter, a worker process) would corrupt that data, so while a verb works, file descriptor 1 points at stderr, and the
+value is written to the real stdout afterwards: :class:`DataOutput`.
+
+A closed pipe (``flow run … | head``) is nobody's error: streams of ours go silent instead of raising.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import IO, TYPE_CHECKING, Final, Self
+
+from flowlane.errors import FlowError
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+__all__ = ["DataOutput", "Messages", "OutputError", "hush", "inert", "is_plain"]
+
+# C0 but tab and newline, DEL, C1, bidirectional controls, line and paragraph separators, byte order mark: each can move
+# the cursor, colour or reorder what is on the screen, or start a line that we did not write.
+_CONTROLS: Final = (
+    *range(0x09),
+    *range(0x0B, 0x20),
+    *range(0x7F, 0xA0),
+    0x061C,
+    *range(0x200E, 0x2010),
+    *range(0x2028, 0x202F),
+    *range(0x2066, 0x206A),
+    0xFEFF,
+)
+_INERT: Final = {code: f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" for code in _CONTROLS}
+_ASCII: Final = str.maketrans({"✔": "ok", "✗": "x", "■": "#", "·": "-", "→": "->", "←": "<-", "…": "...", "▸": ">"})
+
+
+def inert(text: str, *, newlines: bool = False) -> str:
+    """`text` with every control character written as an escape; newlines as well unless `newlines`."""
+    text = text.translate(_INERT)
+    return text if newlines else text.replace("\n", "\\n")
+
+
+def is_plain(stream: object) -> bool:
+    """Whether `stream` must get no escape byte: not a terminal, or NO_COLOR, CI or TERM=dumb say so."""
+    environ = os.environ
+    if environ.get("NO_COLOR") or environ.get("CI") or environ.get("TERM") == "dumb":
+        return True
+    try:
+        return not stream.isatty()  # type: ignore[attr-defined]
+    except (AttributeError, ValueError, OSError):
+        return True
+
+
+def hush(stream: IO[str]) -> None:
+    """Point the descriptor of a broken `stream` at the null device, so that the interpreter's last flush is quiet."""
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
+    except (OSError, ValueError, io.UnsupportedOperation):
+        return
+
+
+class OutputError(FlowError):
+    """What was to be written to stdout could not be."""
+
+    exit_code = 74  # EX_IOERR of sysexits.h
+
+
+class Messages(io.TextIOBase):
+    """A text stream onto stderr for people's eyes: never raises, goes silent once stderr is gone. Any thread.
+
+    Characters that the terminal's encoding lacks are replaced (marks by ASCII look-alikes, others by escapes).
+    """
+
+    def __init__(self, stream: IO[str] | None = None) -> None:
+        super().__init__()
+        self._stream: IO[str] | None = sys.stderr if stream is None else stream
+        encoding = (getattr(self._stream, "encoding", None) or "utf-8").lower()
+        self._encoding = None if encoding.replace("-", "") == "utf8" else encoding
+        self.plain = is_plain(self._stream)
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self._encoding or "utf-8"
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return not self.plain
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    def write(self, text: str, /) -> int:
+        stream = self._stream
+        if stream is None:
+            return len(text)
+        if self._encoding is not None:
+            shown = text.translate(_ASCII).encode(self._encoding, "backslashreplace").decode(self._encoding)
+        else:
+            shown = text.encode("utf-8", "backslashreplace").decode("utf-8") if not text.isascii() else text
+        try:
+            stream.write(shown)
+        except (OSError, ValueError):
+            self._lose(stream)
+        return len(text)
+
+    def flush(self) -> None:
+        stream = self._stream
+        if stream is not None:
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                self._lose(stream)
+
+    def line(self, text: str = "") -> None:
+        """Write one line and flush it."""
+        self.write(text + "\n")
+        self.flush()
+
+    def paint(self, text: str, code: str) -> str:
+        """`text` in the SGR style `code` ("31", "1;32") on a colour terminal, unchanged elsewhere."""
+        return text if self.plain else f"\x1b[{code}m{text}\x1b[0m"
+
+    def _lose(self, stream: IO[str]) -> None:
+        self._stream = None
+        hush(stream)
+
+
+class DataOutput:
+    """Context manager that keeps stdout for data: inside it, whatever prints goes to stderr; :meth:`write` is stdout."""
+
+    def __init__(self) -> None:
+        self._real: IO[str] | None = None
+        self._replaced: IO[str] | None = None
+        self._saved: int | None = None
+
+    def __enter__(self) -> Self:
+        self._replaced = real = sys.stdout
+        sys.stdout = sys.stderr
+        try:
+            real.flush()
+            if real.fileno() == 1 and sys.stderr.fileno() == 2:  # not under a test runner that swaps the streams
+                self._saved = os.dup(1)
+                os.dup2(2, 1)
+        except (OSError, ValueError, AttributeError):
+            self._saved = None
+        if self._saved is None:
+            self._real = real
+        else:
+            self._real = os.fdopen(
+                os.dup(self._saved), "w", encoding=real.encoding, errors="backslashreplace", newline="\n"
+            )
+        return self
+
+    def write(self, text: str) -> None:
+        """Write `text` to stdout, whole and verbatim. A reader that went away is not an error; a full disk raises
+        OutputError."""
+        assert self._real is not None, "DataOutput is not open"
+        encoding: str = getattr(self._real, "encoding", None) or "utf-8"
+        text = text.encode(encoding, "backslashreplace").decode(encoding)  # lone surrogates, or a terminal in LANG=C
+        try:
+            self._real.write(text)
+            self._real.flush()
+        except BrokenPipeError:
+            hush(self._real)
+        except OSError as error:
+            hush(self._real)
+            raise OutputError(f"stdout cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._replaced is not None:
+            sys.stdout = self._replaced
+        if self._saved is not None:
+            os.dup2(self._saved, 1)
+            os.close(self._saved)
+            if self._real is not None:
+                try:
+                    self._real.close()
+                except (OSError, ValueError):
+                    return

@@ -1,0 +1,64 @@
+"""A run's value, and its result, as text for stdout.
+
+JSON is pydantic-core's: dataclasses, models, dates, paths, sets and the like have a form; what has none is its ``repr``.
+NaN and the infinities become null (JSON has none), bytes that are not UTF-8 make the whole fall back to base64.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+if TYPE_CHECKING:
+    from flowlane.results import RunResult
+
+__all__ = ["RESULT_VERSION", "result_as_json", "value_as_text"]
+
+RESULT_VERSION: Final = 1
+
+
+def value_as_text(value: object) -> str:
+    """A string as it is, anything else as one line of JSON. Never raises."""
+    return value if isinstance(value, str) else _json(value)
+
+
+def result_as_json(result: RunResult[Any], value: object) -> str:
+    """One line: ``{"version", "run", "state", "value", "tasks"}``; times in seconds, `value` null unless it succeeded."""
+    tasks: dict[str, object] = {}
+    for name, task in result.tasks.items():
+        failure = task.failure
+        tasks[name] = {
+            "state": str(task.state),
+            "kind": task.kind,
+            "attempts": task.attempts,
+            "executor": task.executor,
+            "duration_s": task.duration,
+            "failure": None
+            if failure is None
+            else {"type": failure.type, "message": failure.message, "where": failure.where},
+        }
+    head = {
+        "version": RESULT_VERSION,
+        "run": {"id": result.id, "name": result.name, "workflow": result.workflow, "duration_s": result.duration},
+        "state": str(result.state),
+    }
+    # Apart, so that a value which has no JSON form cannot take the rest down with it.
+    return f'{_json(head)[:-1]},"value":{_json(value)},"tasks":{_json(tasks)}}}'
+
+
+def _json(value: object) -> str:
+    from pydantic_core import to_json
+
+    modes: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
+    for mode in modes:
+        try:
+            return to_json(value, bytes_mode=mode, inf_nan_mode="null", fallback=_repr).decode()
+        except Exception:  # noqa: BLE001, S112 - a cycle, a key without a form, a property that raises: anything
+            continue
+    return to_json(_repr(value).encode("utf-8", "backslashreplace").decode()).decode()
+
+
+def _repr(value: object) -> str:
+    try:
+        return repr(value)
+    except Exception as error:  # noqa: BLE001 - a broken __repr__ must not lose the rest of the value
+        return f"<{type(value).__name__}: repr raised {type(error).__name__}>"

@@ -1,0 +1,227 @@
+"""What is left of a run when it has ended: its value, and by task what became of it.
+
+A result is a view of the run's arrays of ints; nothing is copied and no object per task exists until it is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
+
+from flowlane.core.states import RunState, TaskState
+from flowlane.errors import Failure, RunCancelled, RunFailed
+from flowlane.runtime.ports import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowlane.runtime.runner import Runner
+
+__all__ = ["RunResult", "TaskResult", "Times"]
+
+R = TypeVar("R")
+
+_FAILED = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED)
+
+
+class TaskResult(NamedTuple):
+    """What became of one task. Durations are seconds of its latest attempt, None where it did not come to that.
+
+    waited    from ready to the start of the attempt
+    duration  from the start of the attempt to its end
+    """
+
+    name: str
+    state: TaskState
+    kind: str
+    executor: str
+    attempts: int
+    waited: float | None
+    duration: float | None
+    failure: Failure | None
+
+
+class Times(NamedTuple):
+    """Where the tasks' time went, in seconds summed over all attempts of all tasks.
+
+    work    executor → between start and end of attempts
+    slot    executor → ready, waiting for a slot
+    handover  from launch to start: queues of the executor, pickling, waking workers
+    engine  spent in the engine's own steps, on the loop
+    """
+
+    work: dict[str, float]
+    slot: dict[str, float]
+    handover: float
+    engine: float
+
+
+class _Tasks(Mapping[str, TaskResult]):
+    """Task name → TaskResult, made when asked for."""
+
+    def __init__(self, runner: Runner) -> None:
+        self._runner = runner
+        self._numbers: dict[str, int] | None = None
+
+    def _index(self) -> dict[str, int]:
+        if self._numbers is None:
+            self._numbers = {name: number for number, name in enumerate(self._runner.program.names)}
+        return self._numbers
+
+    def __getitem__(self, name: str) -> TaskResult:
+        element = self._index()[name]
+        runner, scheduler = self._runner, self._runner.scheduler
+        ready, started, ended = (
+            scheduler.ready_ns[element],
+            scheduler.started_ns[element],
+            scheduler.ended_ns[element],
+        )
+        state = scheduler.state(element)
+        return TaskResult(
+            name=name,
+            state=state,
+            kind=runner.program.kinds[element],
+            executor=runner.info.executors[element],
+            attempts=scheduler.attempt(element),
+            waited=(started - ready) / 1e9 if started != NEVER else None,
+            duration=(ended - started) / 1e9 if started != NEVER and ended != NEVER else None,
+            failure=runner.failures.get(element) if state in _FAILED else None,
+        )
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._runner.program.names)
+
+    def __len__(self) -> int:
+        return len(self._runner.program.names)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._index()
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} tasks>"
+
+
+class RunResult(Generic[R]):
+    """How a run ended. `state` says it in one word; `value` is there after success only.
+
+    id, name       the run's number (12 hex digits) and its memorable name
+    workflow       the workflow's name
+    state          a RunState: succeeded, failed, cancelled or interrupted
+    tasks          task name → TaskResult, in the order of declaration
+    failures       task name → Failure, of tasks that failed, timed out or crashed for good, the first to fail first
+    notes          what there is to say about the run besides: abandoned attempts, faults of sinks
+    """
+
+    def __init__(self, runner: Runner, notes: list[str]) -> None:
+        self._runner = runner
+        self.id = runner.info.id
+        self.name = runner.info.name
+        self.workflow = runner.info.workflow
+        self.state: RunState = runner.state
+        self.tasks: Mapping[str, TaskResult] = _Tasks(runner)
+        self.notes = notes
+        self._value: Any = runner.value() if self.state is RunState.SUCCEEDED else None
+
+    @property
+    def value(self) -> R:
+        """What the workflow returned. Raises RunFailed or RunCancelled (as `check` does) when there is none."""
+        self.check()
+        return cast("R", self._value)
+
+    def check(self) -> RunResult[R]:
+        """Return the result itself after success. Raises RunFailed, or RunCancelled when it was told to stop."""
+        if self.state is RunState.SUCCEEDED:
+            return self
+        runner = self._runner
+        if runner.error is not None:
+            raise runner.error
+        if self.state is not RunState.FAILED:
+            raise RunCancelled(f"run {self.name} of '{self.workflow}' was {self.state} before it ended", result=self)
+        failures = self.failures
+        name, failure = next(iter(failures.items()))
+        others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
+        blocked = self.counts[TaskState.UPSTREAM_FAILED]
+        stopped = f"; {blocked} downstream did not run" if blocked else ""
+        message = f"run {self.name} of '{self.workflow}' failed: task '{name}' "
+        message += f"{self.tasks[name].state}: {failure.type}: {failure.message}{others}{stopped}"
+        error = RunFailed(message, result=self, failures=failures)
+        raise error from failure.exception
+
+    @property
+    def failures(self) -> dict[str, Failure]:
+        runner = self._runner
+        final = [
+            (runner.scheduler.ended_ns[element], element, failure)
+            for element, failure in runner.failures.items()
+            if runner.scheduler.state(element) in _FAILED
+        ]
+        return {runner.program.names[element]: failure for _, element, failure in sorted(final, key=lambda row: row[:2])}
+
+    @property
+    def counts(self) -> Counts:
+        """State → number of tasks, for states that occur."""
+        return Counts(self._runner.scheduler.counts())
+
+    @property
+    def duration(self) -> float:
+        """Seconds from start to end."""
+        return (self._runner.ended_ns - self._runner.info.mono_ns) / 1e9
+
+    @property
+    def retries(self) -> int:
+        """Attempts beyond the first, over all tasks."""
+        attempts = self._runner.scheduler.attempt
+        return sum(max(0, attempts(element) - 1) for element in range(self._runner.program.plan.size))
+
+    @property
+    def critical_path(self) -> list[tuple[str, float]]:
+        """The chain of tasks with the longest summed duration: no number of workers could have been faster.
+
+        (name, seconds of its latest attempt) from source to sink; tasks that did not run count 0.
+        """
+        runner = self._runner
+        started, ended = runner.scheduler.started_ns, runner.scheduler.ended_ns
+        ran = [e - s if s != NEVER and e != NEVER else 0 for s, e in zip(started, ended, strict=True)]
+        path = runner.program.plan.longest_path(ran)
+        return [(runner.program.names[node], ran[node] / 1e9) for node in path]
+
+    @property
+    def times(self) -> Times:
+        """Where the time went; see Times."""
+        runner = self._runner
+        scheduler, lanes, lane_of = runner.scheduler, runner.program.lanes, runner.program.plan.lane
+        slot = [waited for waited, _ in scheduler.earlier_ns]
+        work = [ran for _, ran in scheduler.earlier_ns]
+        handover = 0
+        for element, launched in enumerate(scheduler.launched_ns):
+            if launched == NEVER:
+                continue
+            lane = lane_of[element]
+            slot[lane] += launched - scheduler.ready_ns[element]
+            started, ended = scheduler.started_ns[element], scheduler.ended_ns[element]
+            if started != NEVER:
+                handover += max(0, started - launched)
+                work[lane] += max(0, ended - started)
+        return Times(
+            work={name: ns / 1e9 for name, ns in zip(lanes, work, strict=True)},
+            slot={name: ns / 1e9 for name, ns in zip(lanes, slot, strict=True)},
+            handover=handover / 1e9,
+            engine=runner.busy_ns / 1e9,
+        )
+
+    def upstream(self, task: str) -> list[str]:
+        """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""
+        runner = self._runner
+        numbers = {name: number for number, name in enumerate(runner.program.names)}
+        return [runner.program.names[node] for node in runner.scheduler.cause(numbers[task])]
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())
+        return f"<RunResult {self.name} of {self.workflow!r}: {self.state} in {self.duration:.3g} s, {counts or 'no tasks'}>"
+
+
+class Counts(dict[TaskState, int]):
+    """State → number of tasks; 0 for a state that does not occur."""
+
+    def __missing__(self, state: TaskState) -> int:
+        return 0

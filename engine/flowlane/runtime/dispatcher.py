@@ -1,0 +1,212 @@
+"""The dispatcher: an engine's open executors, its lanes, and the one inbox through which every report comes back.
+
+Executors deliver from any thread; everything else here belongs to the loop's thread. The hand-over needs no lock: the
+deliverer *appends, then tests* the wake flag; the loop *clears it, then drains*. So a report is either seen by the drain
+under way or finds the flag clear and schedules the next one, and any number of reports share one wake-up of the loop.
+A delivery from a plain callback of the loop is drained at once, which saves a turn of the loop for every link of a chain;
+one from inside a step (an executor that answers within ``submit``) or from inside somebody's Task never is.
+
+A job is known by one int, ``run token · element · attempt``, so that a report finds its way without any table.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Final, Protocol
+
+from flowlane.core.lanes import Lane
+from flowlane.errors import EngineClosed, SettingsError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from flowlane.runtime.ports import Executor, Job, Report
+    from flowlane.runtime.registry import Registry
+
+__all__ = ["Dispatcher", "Recipient", "make_ref"]
+
+_ATTEMPT_BITS: Final = 8  # attempts are at most 255
+_ELEMENT_BITS: Final = 40
+_TOKEN_SHIFT: Final = _ATTEMPT_BITS + _ELEMENT_BITS
+
+
+def make_ref(token: int, element: int, attempt: int) -> int:
+    """The number of a job: unique within an engine, because tokens are never reused."""
+    return (token << _TOKEN_SHIFT) | (element << _ATTEMPT_BITS) | attempt
+
+
+class Recipient(Protocol):
+    """A run, as far as the dispatcher knows it."""
+
+    def receive(self, reports: Sequence[Report]) -> None: ...
+
+    def wake(self) -> None: ...
+
+
+class Dispatcher:
+    """See the module's text. `slots` overrides executors' default slots by name; `grace` is in seconds."""
+
+    def __init__(self, registry: Registry, slots: Mapping[str, int], grace: float) -> None:
+        self.registry = registry
+        self.grace = grace
+        self.late = 0  # reports for runs that have ended
+        self._slots = dict(slots)
+        self._lanes: dict[str, Lane] = {}
+        self._opening: dict[str, asyncio.Task[None]] = {}
+        self._open: dict[str, Executor] = {}
+        self._runs: dict[int, Recipient] = {}
+        self._tokens = 0
+        self._inbox: deque[Report] = deque()
+        self._woken = False
+        self._draining = False
+        self._closed = False
+        self._loop: asyncio.AbstractEventLoop
+        self._thread = 0
+
+    def attach(self) -> None:
+        """Belong to the running loop. Called once, on its thread."""
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+
+    # ── executors and lanes ───────────────────────────────────────────────────────────────────────────────────────
+
+    def lane(self, name: str) -> Lane:
+        """The lane of executor `name`, made on first use."""
+        lane = self._lanes.get(name)
+        if lane is None:
+            capabilities = self.registry.capabilities(name)
+            slots = self._slots.get(name, capabilities.default_slots)
+            if slots < 1:
+                raise SettingsError(f"slots of '{name}' must be at least 1, not {slots}")
+            lane = self._lanes[name] = Lane(name, slots, enforces_timeouts=capabilities.hard_kill)
+        return lane
+
+    def is_open(self, names: Iterable[str]) -> bool:
+        return all(name in self._open for name in names)
+
+    async def open(self, names: Iterable[str]) -> None:
+        """Open executors that are not open yet, all at once. Raises what an executor's ``open`` raises."""
+        waiting: list[asyncio.Task[None]] = []
+        for name in names:
+            if name in self._open:
+                continue
+            task = self._opening.get(name)
+            if task is None:
+                task = self._opening[name] = self._loop.create_task(self._open_one(name))
+            waiting.append(task)
+        try:
+            for task in waiting:
+                await asyncio.shield(task)  # another run may wait for it as well
+        finally:
+            for name in names:
+                if name in self._opening and self._opening[name].done():
+                    del self._opening[name]
+
+    async def _open_one(self, name: str) -> None:
+        executor = self.registry.get(name)
+        await executor.open(self.deliver)
+        self._open[name] = executor
+
+    # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def enlist(self, run: Recipient) -> int:
+        """Give a run its token."""
+        if self._closed:
+            raise EngineClosed("the engine is closed", hint="start runs inside its `with` block")
+        self._tokens += 1
+        self._runs[self._tokens] = run
+        return self._tokens
+
+    def dismiss(self, token: int) -> None:
+        self._runs.pop(token, None)
+
+    def submit(self, name: str, jobs: Sequence[Job]) -> None:
+        """Hand jobs to an open executor. What it delivers meanwhile is drained later: steps never nest."""
+        outer, self._draining = self._draining, True
+        try:
+            self._open[name].submit(jobs)
+        finally:
+            self._draining = outer
+
+    def interrupt(self, name: str, refs: Sequence[int]) -> None:
+        """Ask an executor to stop jobs; see `submit`."""
+        outer, self._draining = self._draining, True
+        try:
+            self._open[name].interrupt(refs, self.grace)
+        finally:
+            self._draining = outer
+
+    def wake(self, tokens: Iterable[int]) -> None:
+        """Tell runs that a slot was set aside for them, one turn of the loop later: steps never nest."""
+        for token in tokens:
+            run = self._runs.get(token)
+            if run is not None:
+                self._loop.call_soon(run.wake)
+
+    # ── the inbox ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def deliver(self, reports: Sequence[Report]) -> None:
+        """Take reports. Any thread; never blocks or raises."""
+        self._inbox.extend(reports)
+        if self._woken:
+            return
+        if threading.get_ident() != self._thread:
+            self._woken = True
+            try:
+                self._loop.call_soon_threadsafe(self._drain)
+            except RuntimeError:  # the loop is closed: nobody waits for this report any more
+                pass
+        elif self._draining or asyncio.current_task(self._loop) is not None:
+            self._woken = True
+            self._loop.call_soon(self._drain)
+        else:
+            self._drain()
+
+    def _drain(self) -> None:
+        self._woken = False
+        inbox = self._inbox
+        reports = [inbox.popleft() for _ in range(len(inbox))]
+        if not reports:
+            return
+        self._draining = True
+        try:
+            token = reports[0].ref >> _TOKEN_SHIFT
+            if len(reports) == 1 or all([report.ref >> _TOKEN_SHIFT == token for report in reports]):
+                self._pass_on(token, reports)
+                return
+            by_run: dict[int, list[Report]] = {}
+            for report in reports:
+                by_run.setdefault(report.ref >> _TOKEN_SHIFT, []).append(report)
+            for token, own in by_run.items():
+                self._pass_on(token, own)
+        finally:
+            self._draining = False
+
+    def _pass_on(self, token: int, reports: list[Report]) -> None:
+        run = self._runs.get(token)
+        if run is None:
+            self.late += len(reports)
+        else:
+            run.receive(reports)
+
+    # ── the end ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def close(self) -> None:
+        """Close all executors at once, each within the grace period and a little. Idempotent."""
+        self._closed = True
+        for task in list(self._opening.values()):
+            await asyncio.wait([task])
+        executors, self._open = self._open, {}
+        closing = [self._loop.create_task(executor.close(self.grace)) for executor in executors.values()]
+        if closing:
+            await asyncio.wait(closing)
+        for task in closing:
+            task.result()  # a plug-in that fails to close is told to whoever closes the engine
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Executor name → slots, for the lanes in use so far."""
+        return {name: lane.slots for name, lane in self._lanes.items()}
+

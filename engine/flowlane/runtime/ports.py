@@ -1,0 +1,232 @@
+"""What flowlane asks of the world, on one page: executors that run jobs, sinks that hear what happened.
+
+A plug-in implements one of these protocols; nothing else of ours needs to be known. Times are integer nanoseconds of
+``time.monotonic_ns()``; durations given by users are seconds.
+
+Executor
+    One instance is one *lane*. The engine calls every method on its event-loop thread. ``submit`` hands over a batch
+    and returns at once; each job is answered through ``deliver``, which may be called from any thread, with as many
+    reports at a time as are at hand. Per job: at most one STARTED, then exactly one final report. A final report
+    carries the start time as well, so an executor may leave out STARTED for jobs that end within a few milliseconds
+    (it must send it for longer ones: timeouts count from it, and people watch it). Slots are not the executor's
+    business: the scheduler never has more jobs out than the lane has slots.
+
+Sink
+    Called on the journal's own thread, in the order of history, never on the event loop. What it raises is told once
+    and never touches the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import TYPE_CHECKING, Any, Final, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Iterator, Mapping, Sequence
+
+    from flowlane.core.messages import Transition
+    from flowlane.errors import Failure
+    from flowlane.loader import Address
+
+__all__ = [
+    "ABANDONED",
+    "CRASHED",
+    "FAILED",
+    "INTERRUPTED",
+    "STARTED",
+    "SUCCEEDED",
+    "Capabilities",
+    "Chunk",
+    "Executor",
+    "Job",
+    "Report",
+    "ReportKind",
+    "RunInfo",
+    "RunOutcome",
+    "Sink",
+    "Target",
+]
+
+
+class ReportKind(IntEnum):
+    """What became of a job."""
+
+    STARTED = 0
+    SUCCEEDED = 1
+    FAILED = 2  # it raised, or was refused before it began (then `started` is NEVER)
+    CRASHED = 3  # its worker died
+    INTERRUPTED = 4  # it stopped because `interrupt` asked it to
+    ABANDONED = 5  # it was told to stop and did not; it may still be running, its outcome will not be told
+
+
+STARTED: Final = ReportKind.STARTED
+SUCCEEDED: Final = ReportKind.SUCCEEDED
+FAILED: Final = ReportKind.FAILED
+CRASHED: Final = ReportKind.CRASHED
+INTERRUPTED: Final = ReportKind.INTERRUPTED
+ABANDONED: Final = ReportKind.ABANDONED
+
+NEVER: Final = -1  # a time that did not come
+
+
+@dataclass(frozen=True, slots=True)
+class Capabilities:
+    """What an executor can do; routes are checked against it when a plan is compiled.
+
+    accepts        which functions it runs: "sync", "async" or both
+    default_slots  jobs it takes at once unless the engine is told otherwise; at least 1
+    hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
+    pickles        arguments and results cross a process boundary
+    remote_values  results may stay where they were made
+    """
+
+    accepts: frozenset[str]
+    default_slots: int
+    hard_kill: bool = False
+    pickles: bool = False
+    remote_values: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A function to call, and how another process can find it.
+
+    `address` says where it can be imported; None means it can only travel by value (closures, ``__main__``, notebook
+    cells). `name` is the task's name as declared, for messages.
+    """
+
+    name: str
+    fn: Callable[..., Any]
+    is_async: bool
+    address: Address | None
+
+
+@dataclass(slots=True)
+class Job:
+    """One attempt of one task, ready to be called: ``target.fn(*args, **kwargs)``.
+
+    ref      unique within an Engine, never reused
+    task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1
+    timeout  seconds from its start, or None; only for executors with `hard_kill`
+    context  contextvars to run under (already a private copy: enter it directly), or None
+    """
+
+    ref: int
+    target: Target
+    args: Sequence[Any]
+    kwargs: Mapping[str, Any]
+    run: str
+    task: str
+    attempt: int
+    timeout: float | None = None
+    context: contextvars.Context | None = None
+
+
+@dataclass(slots=True)
+class Report:
+    """What became of a job. Not frozen: a frozen dataclass costs four times as much to make, and one is made a task.
+
+    started, ended  monotonic ns, NEVER (-1) when it did not come to that
+    value           the result, for SUCCEEDED
+    failure         for FAILED and CRASHED
+    worker          who ran it: "loop", "thread-3", "pid 4711"
+    cpu             ns of CPU time the attempt used, NEVER when not measured
+    """
+
+    ref: int
+    kind: ReportKind
+    started: int = NEVER
+    ended: int = NEVER
+    value: Any = None
+    failure: Failure | None = None
+    worker: str = ""
+    cpu: int = NEVER
+
+
+@runtime_checkable
+class Executor(Protocol):
+    """Runs jobs. See the module's text for the rules."""
+
+    @property
+    def capabilities(self) -> Capabilities: ...
+
+    async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
+        """Get ready. `deliver` takes reports from any thread and never blocks or raises."""
+        ...
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        """Take jobs. Never blocks, and never raises for one job: that job is reported FAILED instead."""
+        ...
+
+    def interrupt(self, refs: Sequence[int], grace: float) -> None:
+        """Ask jobs to stop; `grace` seconds later give up on those that have not. The answer is a Report each."""
+        ...
+
+    async def close(self, grace: float) -> None:
+        """Stop everything, waiting at most `grace` seconds for running jobs, and free all resources."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunInfo:
+    """What a sink needs to turn ints into words. Index tuples by node; today an element's number is its node's."""
+
+    id: str
+    name: str
+    workflow: str
+    names: Sequence[str]
+    kinds: Sequence[str]
+    executors: Sequence[str]
+    upstreams: Sequence[Sequence[int]]
+    wall_ns: int  # time.time_ns() and time.monotonic_ns() of one instant: how monotonic times become dates
+    mono_ns: int
+    params: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+
+@dataclass(frozen=True, slots=True)
+class RunOutcome:
+    """How a run ended: `state` a RunState's text, `counts` state → number of tasks, `error` "task: Type: message"."""
+
+    state: str
+    ended: int
+    counts: Mapping[str, int]
+    error: str | None = None
+
+
+class Chunk(Protocol):
+    """A stretch of a run's history, in order."""
+
+    @property
+    def run(self) -> RunInfo: ...
+
+    @property
+    def transitions(self) -> Sequence[Transition]:
+        """``(element, attempt, code, t_ns)``; `code` indexes ``flowlane.core.states.RULES``."""
+        ...
+
+    @property
+    def elapsed(self) -> Sequence[int]:
+        """For each transition, ns spent in the state it leaves."""
+        ...
+
+    @property
+    def reports(self) -> Mapping[tuple[int, int], Report]:
+        """(element, attempt) → the executor's report, for attempts that started or ended in this chunk (no values)."""
+        ...
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        """The same as event dictionaries of the documented schema: slower, and all that most sinks need."""
+        ...
+
+
+@runtime_checkable
+class Sink(Protocol):
+    """Hears what happens in runs. See the module's text for thread and order."""
+
+    def open(self, run: RunInfo) -> None: ...
+
+    def write(self, chunk: Chunk) -> None: ...
+
+    def close(self, run: RunInfo, outcome: RunOutcome) -> None: ...

@@ -1,0 +1,344 @@
+"""The runner carries out one run: it turns reports into events, and the scheduler's commands into jobs, timers and releases.
+
+It owns the run's values and failures, and belongs to the thread of the engine's loop. It decides nothing: what is next is
+the scheduler's word, where a job runs is the plan's. Each call of `_step` is one turn: events in, history to the journal,
+commands out. Steps never nest, because executors answer through the dispatcher's inbox, one turn of the loop later.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import random
+import time
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.core import messages as m
+from flowlane.core.scheduler import InvalidTransition, Scheduler
+from flowlane.core.states import Reason, RunState, TaskState
+from flowlane.errors import Failure
+from flowlane.runtime.dispatcher import make_ref
+from flowlane.runtime.ports import (
+    ABANDONED,
+    CRASHED,
+    FAILED,
+    INTERRUPTED,
+    NEVER,
+    STARTED,
+    SUCCEEDED,
+    Job,
+    RunInfo,
+    RunOutcome,
+)
+from flowlane.runtime.values import fill, fill_arguments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowlane.core.messages import Transition
+    from flowlane.program import Program
+    from flowlane.runtime.dispatcher import Dispatcher
+    from flowlane.runtime.journal import Journal
+    from flowlane.runtime.ports import Report
+
+__all__ = ["Runner"]
+
+_ELEMENT_MASK: Final = (1 << 40) - 1
+_NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
+
+Reports = dict[tuple[int, int], "Report"]
+
+
+class Runner:
+    """One run of `program`.
+
+    on_step    called with (transitions, reports) of every step when somebody listens to the run's events, else None
+    on_finish  called once, on the loop, when every task has ended (or the engine itself failed)
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        *,
+        id: str,
+        name: str,
+        dispatcher: Dispatcher,
+        journal: Journal,
+        context: contextvars.Context,
+        on_step: Callable[[list[Transition], Reports], None] | None,
+        on_finish: Callable[[], None],
+    ) -> None:
+        self.program = program
+        self.abandoned = 0  # attempts that were given up and may still be running
+        self.busy_ns = 0  # time spent in this runner's steps
+        self.failures: dict[int, Failure] = {}
+        self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
+        self._dispatcher = dispatcher
+        self._journal = journal
+        self._context = context
+        self._on_step = on_step
+        self._on_finish = on_finish
+        self._values: list[Any] = [None] * program.plan.size
+        self._timer: asyncio.TimerHandle | None = None
+        self._loop = asyncio.get_running_loop()
+        self._names = [program.lanes[lane] for lane in range(len(program.lanes))]
+        capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
+        self._in_process = [not c.pickles for c in capabilities]
+        self._enforces = [c.hard_kill for c in capabilities]
+        self.token = dispatcher.enlist(self)
+        self.scheduler = Scheduler(
+            program.plan,
+            [dispatcher.lane(lane) for lane in program.lanes],
+            token=self.token,
+            jitter=random.Random().random,
+        )
+        self.info = RunInfo(
+            id=id,
+            name=name,
+            workflow=program.workflow,
+            names=program.names,
+            kinds=program.kinds,
+            executors=tuple([program.lanes[lane] for lane in program.plan.lane]),
+            upstreams=program.plan.upstreams,
+            wall_ns=time.time_ns(),
+            mono_ns=monotonic_ns(),
+            params=program.params,
+        )
+        self.ended_ns = NEVER
+        self._recorded = journal.start(self.info)
+
+    # ── what the engine calls ─────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self) -> None:
+        """Start the run. Its executors are open."""
+        self._step([m.RunStarted()], {})
+
+    def cancel(self) -> None:
+        """Stop what runs, begin nothing. No effect on a run that has ended."""
+        if self.scheduler.finished is None and self.error is None:
+            self._step([m.CancelRequested()], {})
+
+    def drain(self) -> None:
+        """Begin nothing new; what runs may end. No effect on a run that has ended."""
+        if self.scheduler.finished is None and self.error is None:
+            self._step([m.DrainRequested()], {})
+
+    def fail(self, error: BaseException) -> None:
+        """End the run at once because the engine cannot go on with it (an executor would not open, say)."""
+        if self.error is not None or self.ended_ns != NEVER:
+            return
+        self.error = error
+        try:
+            if self.scheduler.finished is None:
+                step = self.scheduler.handle([m.CancelRequested()], monotonic_ns())
+                self._record(step.transitions, {})
+                self._carry_out(step.commands)
+        finally:
+            if self.ended_ns == NEVER:
+                self._end()
+
+    # ── what the dispatcher calls ─────────────────────────────────────────────────────────────────────────────────
+
+    def receive(self, reports: Sequence[Report]) -> None:
+        """Take reports of this run's jobs."""
+        events: list[m.Event] = []
+        scheduler, values = self.scheduler, self._values
+        recorded: Reports = {}
+        keep = self._recorded or self._on_step is not None
+        for report in reports:
+            element = (report.ref >> 8) & _ELEMENT_MASK
+            attempt = report.ref & 255
+            if report.kind is SUCCEEDED:
+                if scheduler.awaits(element, attempt):
+                    values[element] = report.value
+                report.value = None
+                events.append(m.Succeeded(element, attempt, report.started, report.ended))
+            else:
+                events.append(self._event(report, element, attempt))
+            if keep:
+                recorded[element, attempt] = report
+        self._step(events, recorded)
+
+    def wake(self) -> None:
+        """A slot of a shared lane was set aside for this run."""
+        self._step([m.SlotAvailable()], {})
+
+    def _event(self, report: Report, element: int, attempt: int) -> m.Event:
+        """The event of any report but a success, and the failure that goes with it."""
+        kind, started, ended = report.kind, report.started, report.ended
+        if kind is STARTED:
+            return m.Started(element, attempt, started)
+        asked = self.scheduler.asked(element) if self.scheduler.awaits(element, attempt) else None
+        if asked in (Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT):
+            report.failure = self._overdue(element, asked, report.failure)
+        elif kind is INTERRUPTED and asked is None:
+            report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, None)
+        elif kind is CRASHED and report.failure is None:
+            report.failure = _worker_died()
+        elif kind is ABANDONED and asked is None:
+            report.failure = _worker_died()
+        if report.failure is not None:
+            self.failures[element] = report.failure
+        if kind is FAILED:
+            return m.Failed(element, attempt, started, ended, self._retryable(element, report.failure))
+        if kind is CRASHED:
+            return m.Crashed(element, attempt, started, ended)
+        if kind is INTERRUPTED:
+            return m.Interrupted(element, attempt, started, ended)
+        self.abandoned += 1
+        return m.Abandoned(element, attempt, started, ended)
+
+    def _retryable(self, element: int, failure: Failure | None) -> bool:
+        on = self.program.retry_on[self.program.plan.policy[element]]
+        return failure is not None and bool(on) and failure.matches(on) and not failure.matches(_NOT_RETRIED)
+
+    def _overdue(self, element: int, reason: Reason, actual: Failure | None) -> Failure:
+        policy = self.program.plan.policies[self.program.plan.policy[element]]
+        total = reason is Reason.TOTAL_TIMEOUT
+        limit = (policy.total_timeout if total else policy.timeout) / 1e9
+        option = "total_timeout" if total else "timeout"
+        notes = (f"while stopping it raised {actual.type}: {actual.message}",) if actual is not None else ()
+        ancestry = ("TimeoutError", "OSError", "Exception", "BaseException")
+        return Failure(
+            "TimeoutError", f"not finished within its {option} of {limit:g} s", notes=notes, ancestry=ancestry
+        )
+
+    # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _step(self, events: list[m.Event], reports: Reports) -> None:
+        at = monotonic_ns()
+        try:
+            step = self.scheduler.handle(events, at)
+            if step.transitions:
+                self._record(step.transitions, reports)
+            if step.commands:
+                self._carry_out(step.commands)
+        except InvalidTransition as error:  # an executor broke its protocol: keep what is right, then end the run
+            self._record(error.step.transitions, reports)
+            self._carry_out(error.step.commands)
+            self._fail_soon(error)
+            if error.unhandled:
+                self._step(error.unhandled, reports)
+        except Exception as error:  # a fault of ours, or of a plug-in that raises where it must not: never a silent hang
+            self._fail_soon(error)
+        self.busy_ns += monotonic_ns() - at
+
+    def _record(self, transitions: list[Transition], reports: Reports) -> None:
+        if self._recorded:
+            self._journal.append(self.info.id, transitions, reports)
+        if self._on_step is not None:
+            self._on_step(transitions, reports)
+
+    def _fail_soon(self, error: Exception) -> None:
+        self._loop.call_soon(self.fail, error)
+
+    def _carry_out(self, commands: Sequence[m.Command]) -> None:
+        for command in commands:
+            if isinstance(command, m.Launch):  # by frequency: it comes with every step of a chain
+                self._launch(command.lane, command.elements)
+            elif isinstance(command, m.Release):
+                for element in command.elements:
+                    self._values[element] = None
+            elif isinstance(command, m.SetTimer):
+                self._set_timer(command.at)
+            elif isinstance(command, m.Interrupt):
+                attempt = self.scheduler.attempt
+                refs = [make_ref(self.token, element, attempt(element)) for element in command.elements]
+                self._dispatcher.interrupt(self._names[command.lane], refs)
+            elif isinstance(command, m.Wake):
+                self._dispatcher.wake(command.tokens)
+            else:
+                self._end()
+
+    def _launch(self, lane: int, elements: list[int]) -> None:
+        program, values, scheduler = self.program, self._values, self.scheduler
+        names, targets, arguments = program.names, program.targets, program.arguments
+        run, token = self.info.id, self.token
+        copy = self._context.copy if self._in_process[lane] else None
+        enforces = self._enforces[lane]
+        timeout: float | None = None
+        jobs: list[Job] = []
+        for element in elements:
+            attempt = scheduler.attempt(element)
+            args, kwargs = fill_arguments(arguments[element], values)
+            if enforces:
+                timeout = program.plan.policies[program.plan.policy[element]].timeout / 1e9 or None
+            jobs.append(
+                Job(
+                    make_ref(token, element, attempt),
+                    targets[element],
+                    args,
+                    kwargs,
+                    run,
+                    names[element],
+                    attempt,
+                    timeout,
+                    None if copy is None else copy(),
+                )
+            )
+        self._dispatcher.submit(self._names[lane], jobs)
+
+    def _set_timer(self, at: int) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(max(0.0, (at - monotonic_ns()) / 1e9), self._fire)
+
+    def _fire(self) -> None:
+        self._timer = None
+        if self.scheduler.finished is None:
+            self._step([m.TimerFired()], {})
+
+    def _end(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self.ended_ns = monotonic_ns()
+        self._dispatcher.dismiss(self.token)
+        for element, failure in self._queued_too_long():
+            self.failures[element] = failure
+        self._on_finish()
+
+    def _queued_too_long(self) -> list[tuple[int, Failure]]:
+        """Failures of tasks whose total time ran out while no attempt was out, so that no report told of it."""
+        if not any(policy.total_timeout for policy in self.program.plan.policies):
+            return []
+        return [
+            (element, self._overdue(element, Reason.TOTAL_TIMEOUT, self.failures.get(element)))
+            for element in range(self.program.plan.size)
+            if self.scheduler.state(element) is TaskState.TIMED_OUT
+            and getattr(self.failures.get(element), "type", None) != "TimeoutError"
+        ]
+
+    # ── how it ended ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def state(self) -> RunState:
+        if self.error is not None:
+            return RunState.FAILED
+        return self.scheduler.finished or RunState.RUNNING
+
+    def value(self) -> Any:
+        """The run's value; only after success."""
+        return fill(self.program.result, self._values)
+
+    def outcome(self) -> RunOutcome:
+        """The end of the run for sinks."""
+        error = None
+        if self.error is not None:
+            error = f"{type(self.error).__name__}: {self.error}"
+        elif self.failures:
+            for element, failure in self.failures.items():
+                if self.scheduler.state(element) in (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED):
+                    error = f"{self.program.names[element]}: {failure.type}: {failure.message}"
+                    break
+        counts = {str(state): count for state, count in self.scheduler.counts().items()}
+        return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _worker_died() -> Failure:
+    return Failure(
+        "flowlane.errors.WorkerCrashed",
+        "the worker that ran it died",
+        ancestry=("flowlane.errors.WorkerCrashed", "flowlane.errors.FlowError", "Exception", "BaseException"),
+    )

@@ -1,0 +1,85 @@
+"""The values of one run: kept from the moment a task returns until its last reader has ended.
+
+Owned by the run's loop thread. A template (`Arguments`, or a run's result) holds a `Ref` wherever an upstream value
+belongs; `fill` puts the values in. Everything is iterative: a template may be nested as deeply as its author likes.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from flowlane.program import Ref
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.program import Arguments
+
+__all__ = ["fill", "fill_arguments"]
+
+
+def fill_arguments(arguments: Arguments, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
+    """The positional and keyword arguments of one attempt."""
+    if arguments.nested:
+        kwargs = {name: fill(value, values) for name, value in arguments.kwargs.items()}
+        return [fill(value, values) for value in arguments.args], kwargs
+    if arguments.direct:
+        args = list(arguments.args)
+        for position, node in arguments.direct:
+            args[position] = values[node]
+        return args, arguments.kwargs  # type: ignore[return-value]  # a Mapping that callers only unpack
+    return arguments.args, arguments.kwargs  # type: ignore[return-value]
+
+
+def fill(template: Any, values: Sequence[Any]) -> Any:
+    """`template` with every Ref replaced by its value. What holds no Ref is returned as the same object."""
+    if type(template) is Ref:
+        return values[template.node]
+    children = _children(template)
+    if children is None:
+        return template
+    # One frame per open container: [the container, its children, the filled ones so far, whether any differs].
+    stack: list[tuple[Any, Sequence[Any], list[Any]]] = [(template, children, [])]
+    inside = {id(template)}  # a container inside itself is left as it is
+    while True:
+        container, children, filled = stack[-1]
+        while len(filled) < len(children):
+            child = children[len(filled)]
+            if type(child) is Ref:
+                filled.append(values[child.node])
+                continue
+            below = _children(child)
+            if below is None or id(child) in inside:
+                filled.append(child)
+                continue
+            stack.append((child, below, []))
+            inside.add(id(child))
+            break
+        else:
+            stack.pop()
+            inside.discard(id(container))
+            same = all(new is old for new, old in zip(filled, children, strict=True))
+            result = container if same else _rebuilt(container, filled)
+            if not stack:
+                return result
+            stack[-1][2].append(result)
+
+
+def _children(value: Any) -> Sequence[Any] | None:
+    """What is searched for Refs: the items of lists, tuples and named tuples, the values of dicts."""
+    kind = type(value)
+    if kind is list or kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make")):
+        return value  # type: ignore[no-any-return]
+    if kind is dict:
+        return tuple(value.values())
+    return None
+
+
+def _rebuilt(container: Any, children: list[Any]) -> Any:
+    kind = type(container)
+    if kind is list:
+        return children
+    if kind is dict:
+        return dict(zip(container, children, strict=True))
+    return tuple(children) if kind is tuple else kind._make(children)
+

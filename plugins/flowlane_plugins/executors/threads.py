@@ -1,0 +1,205 @@
+"""The `threads` executor: our own daemon threads, fed through one deque, answering through one outbox.
+
+Why not ThreadPoolExecutor: its threads are joined at interpreter exit, so one stuck call hangs the program; it wakes a
+thread for every job; and each answer costs a future and a wake-up of the loop.
+
+State, all of it reached from the loop thread and the workers without a lock (each step is one atomic container operation):
+
+- `_jobs`: submitted, not begun. A worker takes from the left.
+- `_running`: ref → (start, worker). Whoever pops an entry owns the job's outcome: the worker when the call returns, or the loop
+  when it gives the job up. A thread cannot be killed, so a job told to stop while it runs is ABANDONED at once: its thread no
+  longer counts, a new one may take its place, and it ends by itself if the call ever returns.
+- `_outbox`: reports not handed over yet. A worker that has more jobs at hand leaves its report there and goes on; the one
+  that finds no more hands over everything. Thus a burst of short jobs costs one wake-up of the loop.
+- `_asleep`: workers about to block on `_wake`. A worker adds itself *first*, then looks at `_jobs` once more, then blocks;
+  so a submit either is seen by that look or sees the sleeper.
+
+A submit wakes one worker. A tick of the loop, a millisecond later, sees how far it got and wakes or starts as many more as
+there are jobs left: short jobs never pay for 32 threads, and blocking ones wait a millisecond at most. The same tick hands
+over what lies in the outbox and tells STARTED of jobs that have been running for a while.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import queue
+import threading
+from collections import deque
+from time import monotonic_ns, thread_time_ns
+from typing import TYPE_CHECKING
+
+from flowlane.errors import Failure
+from flowlane.runtime.context import bind
+from flowlane.runtime.ports import ABANDONED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED, Capabilities, Report
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowlane.runtime.ports import Job
+
+__all__ = ["ThreadsExecutor"]
+
+# The first look after a submit, and the pace of looking while jobs wait or run untold: long enough for a hundred short
+# jobs to end in between, short enough that nobody notices.
+_TICK = 0.001
+_LATER_TICK = 0.004
+
+
+class ThreadsExecutor:
+    """Runs plain functions that wait (files, sockets, databases). `slots`: how many at a time (default 32)."""
+
+    def __init__(self, slots: int | None = None) -> None:
+        self._slots = slots or 32
+        self.capabilities = Capabilities(accepts=frozenset({"sync"}), default_slots=self._slots)
+        self._jobs: deque[Job] = deque()
+        self._running: dict[int, tuple[int, str]] = {}
+        self._told: set[int] = set()  # refs whose STARTED was told; loop thread only
+        self._outbox: deque[Report] = deque()
+        self._asleep: set[int] = set()
+        self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._threads: dict[int, threading.Thread] = {}
+        self._lost: set[int] = set()  # numbers of threads whose job was given up
+        self._started = 0
+        self._ticking = False
+        self._closed = False
+
+    async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
+        self._deliver = deliver
+        self._loop = asyncio.get_running_loop()
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        self._jobs.extend(jobs)
+        if self._asleep:
+            self._wake.put(True)
+        elif not self._threads:
+            self._start_thread()
+        if not self._ticking:
+            self._ticking = True
+            self._loop.call_later(_TICK, self._tick)
+
+    def _start_thread(self) -> None:
+        self._started += 1
+        number = self._started
+        thread = threading.Thread(target=self._work, args=(number,), name=f"flowlane-thread-{number}", daemon=True)
+        self._threads[number] = thread
+        thread.start()
+
+    # ── in the worker threads ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _work(self, number: int) -> None:
+        jobs, running, outbox, asleep = self._jobs, self._running, self._outbox, self._asleep
+        worker = f"thread-{number}"
+        while True:
+            try:
+                job = jobs.popleft()
+            except IndexError:
+                self._hand_over()
+                asleep.add(number)
+                if not jobs:
+                    if not self._wake.get():
+                        asleep.discard(number)
+                        break
+                asleep.discard(number)
+                continue
+            ref = job.ref
+            before = thread_time_ns()
+            started = monotonic_ns()
+            running[ref] = (started, worker)
+            try:
+                if job.context is not None:
+                    value = job.context.run(_call, job)
+                else:
+                    value = _call(job)
+                report = Report(ref, SUCCEEDED, started, monotonic_ns(), value, None, worker)
+                value = None
+            except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task must not end a worker
+                report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), worker)
+            report.cpu = thread_time_ns() - before
+            del job  # while this thread sleeps, it must not keep the arguments alive
+            if running.pop(ref, None) is None:
+                self._lost.discard(number)
+                break  # given up: another thread has this one's place
+            outbox.append(report)
+            del report
+        self._threads.pop(number, None)
+
+    def _hand_over(self) -> None:
+        """Deliver what lies in the outbox. Any thread."""
+        outbox = self._outbox
+        reports: list[Report] = []
+        try:
+            while True:
+                reports.append(outbox.popleft())
+        except IndexError:
+            pass
+        if reports:
+            self._deliver(reports)
+
+    # ── on the loop ───────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _tick(self) -> None:
+        self._hand_over()
+        waiting = len(self._jobs)
+        if waiting:
+            sleepers = len(self._asleep)
+            for _ in range(min(waiting, sleepers)):
+                self._wake.put(True)
+            room = self._slots - (len(self._threads) - len(self._lost))
+            for _ in range(min(waiting - sleepers, room)):
+                self._start_thread()
+        running = list(self._running.items())
+        if self._told:
+            self._told.intersection_update([ref for ref, _ in running])
+        fresh = [(ref, since) for ref, since in running if ref not in self._told]
+        if fresh:
+            self._told.update([ref for ref, _ in fresh])
+            self._deliver([Report(ref, STARTED, started, worker=worker) for ref, (started, worker) in fresh])
+        if self._jobs or self._outbox:
+            self._loop.call_later(_TICK, self._tick)
+        elif waiting or len(self._running) > len(self._told):
+            self._loop.call_later(_LATER_TICK, self._tick)
+        else:
+            self._ticking = False
+
+    def interrupt(self, refs: Sequence[int], grace: float) -> None:
+        now = monotonic_ns()
+        answers: list[Report] = []
+        queued = {job.ref: job for job in self._jobs.copy()}
+        for ref in refs:
+            job = queued.get(ref)
+            if job is not None:
+                try:
+                    self._jobs.remove(job)
+                except ValueError:
+                    pass  # a worker has just taken it
+                else:
+                    answers.append(Report(ref, INTERRUPTED, NEVER, now))
+                    continue
+            since = self._running.pop(ref, None)
+            if since is None:
+                continue  # its report is on the way
+            started, worker = since
+            self._lost.add(int(worker.removeprefix("thread-")))
+            answers.append(Report(ref, ABANDONED, started, now, worker=worker))
+        if answers:
+            self._deliver(answers)
+
+    async def close(self, grace: float) -> None:
+        self.interrupt([job.ref for job in self._jobs.copy()], 0)
+        deadline = self._loop.time() + grace
+        while self._running and self._loop.time() < deadline:
+            await asyncio.sleep(_LATER_TICK)
+        self.interrupt(list(self._running), 0)
+        for _ in range(len(self._threads)):
+            self._wake.put(False)
+        # What is idle ends at once; what was given up may never end, and daemon threads do not hold up the exit.
+        pause = _TICK
+        while any(number not in self._lost for number in list(self._threads)):
+            await asyncio.sleep(pause)
+            pause = min(pause * 2, 0.05)
+        self._hand_over()
+
+
+def _call(job: Job) -> object:
+    bind(job.run, job.task, job.attempt)
+    return job.target.fn(*job.args, **job.kwargs)

@@ -1,0 +1,159 @@
+"""A line a transition, for where no live view can be shown: pipes, CI logs, dumb terminals.
+
+    etl · run brisk-otter (7f3a2c) · 42 tasks · cpu 12 · io 30
+         0.004  fetch[eu]  ready → running     asyncio
+         0.120  fetch[eu]  running → retrying  raised after 0.116s on asyncio (loop)  attempt 1  OSError: 503
+
+Names and messages are made inert: what is not printable is written as an escape, so no task can move the cursor, forge a line or
+turn text around. Without `color` no ESC byte is ever written. Text that the stream's encoding does not know is written
+with escapes rather than refused.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from flowlane.runtime.encode import encode, inert
+from flowlane.runtime.events import run_finished, run_started
+from flowlane_plugins.sinks.lines import LineRenderer
+
+if TYPE_CHECKING:
+    from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome
+
+__all__ = ["ConsoleSink", "encodable", "heading"]
+
+_MESSAGE_MAX: Final = 200  # characters of an error's message on its line; the whole is in the log and in the summary
+
+_COLORS: Final = {
+    "succeeded": "32",
+    "failed": "31",
+    "timed_out": "31",
+    "crashed": "31",
+    "retrying": "33",
+    "upstream_failed": "35",
+    "cancelled": "33",
+    "running": "36",
+}
+
+
+class ConsoleSink:
+    """Writes to `stream`, which it never closes, as "console" lines for people or as "json" lines of schema v1.
+
+    A stream that breaks (``| head``, a closed terminal) ends the output, is told once, and what is missing is counted
+    in `lost`. At the end of a run only "json" writes something: the summary for people is not a sink's business.
+    """
+
+    def __init__(self, stream: TextIO, format: str = "console", color: bool = False) -> None:
+        if format not in ("console", "json"):
+            raise ValueError(f"format is {format!r}; 'console' and 'json' are known")
+        self.lost = 0
+        self._stream = stream
+        self._json = format == "json"
+        self._color = color
+        self._runs: dict[str, LineRenderer] = {}
+        self._faults: list[str] = []
+        self._broken = False
+        arrow, dot = "→", "·"
+        if not encodable(stream, arrow + dot):
+            arrow, dot = "->", "-"
+        self._arrow, self._dot = arrow, dot
+
+    def open(self, run: RunInfo) -> None:
+        if self._json:
+            self._runs[run.id] = LineRenderer(run)
+            self._print(f"{encode(run_started(run))}\n")
+        else:
+            self._print(f"{heading(run, self._dot)}\n")
+
+    def write(self, chunk: Chunk) -> None:
+        if self._broken:
+            self.lost += max(1, len(chunk.transitions))
+        elif self._json:
+            self._print(self._runs[chunk.run.id].render(chunk))
+        else:
+            base = chunk.run.mono_ns
+            self._print("".join([self._line(event, base) for event in chunk.events()]))
+
+    def close(self, run: RunInfo, outcome: RunOutcome) -> None:
+        if self._json:
+            self._runs.pop(run.id, None)
+            self._print(f"{encode(run_finished(run, outcome))}\n")
+
+    def take_faults(self) -> list[str]:
+        """What went wrong since the last call, for people. Called by the journal."""
+        faults, self._faults = self._faults, []
+        return faults
+
+    def _line(self, event: dict[str, Any], base: int) -> str:
+        offset = f"{(event['mono_ns'] - base) / 1e9:>10.3f}"
+        if event["event"] != "task.transition":
+            return f"{offset}  {event['event']}  {event['lost']} events were lost: the log could not keep up\n"
+        target = event["to"]
+        change = self._paint(f"{event['from']} {self._arrow} {target}", _COLORS.get(target))
+        words = [offset, inert(event["task"]), change]
+        attempt, error = event["attempt"], event.get("error")
+        if event["from"] == "running":
+            words.append(f"{event['reason']} after {_duration(event['elapsed_s'])} on {self._place(event)}")
+        elif target == "running":
+            words.append(self._place(event))
+        else:
+            words.append(event["reason"])
+        if attempt > 1 or target == "retrying":
+            words.append(f"attempt {attempt}")
+        if error is not None:
+            words.append(self._paint(_short(f"{error['type']}: {error['message']}"), "31"))
+        elif "path" in event:
+            words.append(inert(f" {self._arrow} ".join(event["path"])))
+        return "  ".join(words) + "\n"
+
+    def _place(self, event: dict[str, Any]) -> str:
+        worker = event["worker"]
+        return inert(f"{event['executor']} ({worker})" if worker else event["executor"])
+
+    def _paint(self, text: str, color: str | None) -> str:
+        return f"\x1b[{color}m{text}\x1b[0m" if self._color and color else text
+
+    def _print(self, text: str) -> None:
+        if self._broken:
+            self.lost += text.count("\n")
+            return
+        try:
+            try:
+                self._stream.write(text)
+            except UnicodeEncodeError:  # LANG=C: nothing of the text was written
+                encoding = self._stream.encoding or "ascii"
+                self._stream.write(text.encode(encoding, "backslashreplace").decode(encoding))
+            self._stream.flush()
+        except (OSError, ValueError) as error:  # ValueError: the stream was closed
+            self._broken = True
+            self.lost += text.count("\n")
+            self._faults.append(f"the output broke ({error}); nothing more is written to it")
+
+
+def heading(run: RunInfo, dot: str = "·") -> str:
+    """``etl · run brisk-otter (7f3a2c) · 42 tasks · cpu 12 · io 30``."""
+    tasks = len(run.names)
+    kinds = [f"{kind} {count}" for kind, count in sorted(Counter(run.kinds).items())]
+    parts = [run.workflow, f"run {run.name} ({run.id[:6]})", f"{tasks} task{'' if tasks == 1 else 's'}", *kinds]
+    return inert(f" {dot} ".join(parts))
+
+
+def _duration(seconds: float | None) -> str:
+    return "?" if seconds is None else f"{seconds:.3f}s"
+
+
+def _short(message: str) -> str:
+    return inert(message if len(message) <= _MESSAGE_MAX else f"{message[:_MESSAGE_MAX]}...")
+
+
+def encodable(stream: TextIO, text: str) -> bool:
+    """Whether `stream` can write `text` as it is."""
+    encoding = getattr(stream, "encoding", None)
+    if not encoding:
+        return True
+    try:
+        text.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return False
+    return True
