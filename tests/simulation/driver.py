@@ -1,0 +1,192 @@
+"""What is promised of every run, checked from outside: from events, commands and history, with tables of its own.
+
+`Watcher` is given to a Simulation as `on_step`. It keeps its own books (who is out on which lane, who has ended, which
+values live) and shares nothing with the scheduler but the messages.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from flowlane.core import (
+    RULES,
+    Abandoned,
+    Crashed,
+    Failed,
+    Finish,
+    Interrupt,
+    Interrupted,
+    Launch,
+    Release,
+    SetTimer,
+    Succeeded,
+    Wake,
+)
+from flowlane.testing import Simulation
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.core import Event, Lane, Plan, Step
+    from flowlane.testing import Outcome, SimulatedRun
+
+FINAL = {"succeeded", "failed", "timed_out", "crashed", "upstream_failed", "cancelled"}
+
+# Written down by hand from the documentation of the states, not from RULES.
+NEXT = {
+    "pending": {"ready", "upstream_failed", "cancelled"},
+    "ready": {"running", "retrying", "failed", "crashed", "timed_out", "cancelled"},
+    "running": {"succeeded", "failed", "timed_out", "crashed", "cancelled", "retrying"},
+    "retrying": {"ready", "timed_out", "cancelled"},
+}
+
+
+@dataclass
+class Books:
+    """What the watcher knows of one run."""
+
+    states: list[str]
+    attempts: list[int]
+    times: list[int]
+    paths: list[list[str]]
+    out: dict[int, int] = field(default_factory=dict[int, int])  # element → attempt, from its Launch to its final event
+    asked: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
+    released: set[int] = field(default_factory=set[int])
+    due: dict[int, int] = field(default_factory=dict[int, int])  # element → earliest time of its next attempt
+    finished: str | None = None
+
+
+class Watcher:
+    """Raises AssertionError at the first step that breaks a promise. `codes` collects the rules that were seen."""
+
+    def __init__(self, *, deep: bool = True) -> None:
+        self.books: dict[SimulatedRun, Books] = {}
+        self.codes: set[int] = set()
+        self.deep = deep  # also let every scheduler check itself after every step: quadratic
+        self.log: list[tuple[int, list[tuple[int, int, int, int]]]] = []
+
+    def __call__(self, run: SimulatedRun, events: Sequence[Event], step: Step, now: int) -> None:
+        plan = run.scheduler.plan
+        if run not in self.books:
+            n = plan.size
+            self.books[run] = Books(["pending"] * n, [0] * n, [0] * n, [["pending"] for _ in range(n)])
+        books = self.books[run]
+        self.log.append((run.scheduler.token, step.transitions))
+        for event in events:
+            self._hear(books, event)
+        for transition in step.transitions:
+            self._move(books, plan, *transition)
+        for command in step.commands:
+            assert books.finished is None, f"{command} after Finish"
+            match command:
+                case Launch(lane, elements):
+                    for element in elements:
+                        assert plan.lane[element] == lane
+                        assert books.states[element] == "ready"
+                        assert element not in books.out
+                        books.out[element] = books.attempts[element]
+                case Interrupt(lane, elements, _):
+                    assert elements
+                    for element in elements:
+                        assert plan.lane[element] == lane
+                        attempt = (element, books.out[element])  # only what is out may be asked
+                        assert attempt not in books.asked
+                        books.asked.add(attempt)
+                case Release(elements):
+                    self._release(books, plan, elements)
+                case Finish(state):
+                    books.finished = str(state)
+                    assert all(state in FINAL for state in books.states)
+                    assert not books.out
+                case Wake(tokens):
+                    assert tokens
+                    assert run.scheduler.token not in tokens
+                case SetTimer(at):
+                    assert at >= 0
+        for element, state in enumerate(books.states):
+            assert not (state == "running" and element not in books.out)
+            assert not (state == "retrying" and element in books.out), "a retry holds a slot"
+        self._count_slots()
+        if self.deep:
+            for other in self.books:
+                other.scheduler.check()
+
+    def _hear(self, books: Books, event: Event) -> None:
+        if (
+            isinstance(event, Succeeded | Failed | Crashed | Interrupted | Abandoned)
+            and books.out.get(event.element) == event.attempt
+        ):
+            del books.out[event.element]
+
+    def _move(self, books: Books, plan: Plan, element: int, attempt: int, code: int, at: int) -> None:
+        self.codes.add(code)
+        source, target, _ = map(str, RULES[code])
+        assert books.states[element] == source, f"element {element} is {books.states[element]}, not {source}"
+        assert target in NEXT[source], f"{source} → {target}"
+        if target == "ready":
+            books.attempts[element] += 1
+            assert all(books.states[up] == "succeeded" for up in plan.upstreams[element])
+            assert at >= books.due.pop(element, 0), "the backoff was cut short"
+        policy = plan.policies[plan.policy[element]]
+        if target == "retrying" and not policy.jitter:
+            books.due[element] = at + policy.delay(attempt, 1.0)
+        if target == "upstream_failed":
+            assert any(books.states[up] in FINAL - {"succeeded"} for up in plan.upstreams[element])
+        assert attempt == books.attempts[element] <= policy.attempts
+        assert at >= books.times[element], "an element's history goes back in time"
+        books.states[element] = target
+        books.times[element] = at
+        books.paths[element].append(target)
+
+    def _release(self, books: Books, plan: Plan, elements: Sequence[int]) -> None:
+        for element in elements:
+            assert element not in books.released, "released twice"
+            assert books.states[element] == "succeeded"
+            assert element not in plan.pinned
+            readers = [below for below in plan.dependants[element] if element in plan.inputs[below]]
+            assert all(books.states[below] in FINAL for below in readers), "released before its last reader ended"
+            books.released.add(element)
+
+    def _count_slots(self) -> None:
+        out: dict[int, int] = {}
+        for run, books in self.books.items():
+            for element in books.out:
+                lane = run.lanes[run.scheduler.plan.lane[element]]
+                out[id(lane)] = out.get(id(lane), 0) + 1
+        for lane in {id(lane): lane for run in self.books for lane in run.lanes}.values():
+            held = out.get(id(lane), 0)
+            assert held <= lane.slots, f"{held} out on {lane}"
+            assert held == lane.in_use, f"{held} out, but {lane}"
+
+    def conclude(self) -> None:
+        """After the simulation: everything has ended, and nothing was kept."""
+        for run, books in self.books.items():
+            plan = run.scheduler.plan
+            assert books.finished is not None
+            assert books.finished == run.state
+            for element, state in enumerate(books.states):
+                assert state == run.scheduler.state(element)
+                assert sum(state in FINAL for state in books.paths[element]) == 1
+                kept = state == "succeeded" and element not in plan.pinned
+                assert (element in books.released) == kept
+            for lane in run.lanes:
+                lane.check()
+                assert lane.free == lane.slots, f"slots were lost: {lane}"
+
+
+def watched(
+    *jobs: tuple[Plan, Sequence[Lane], Outcome, int],
+    seed: int | None = None,
+    latency: int = 0,
+    requests: Sequence[tuple[int, Event, int]] = (),
+) -> tuple[list[SimulatedRun], Watcher]:
+    """Run (plan, lanes, outcome, start) together under a Watcher; `requests` are (run, event, at)."""
+    watcher = Watcher()
+    world = Simulation(seed=seed, latency=latency, grace=40, on_step=watcher)
+    runs = [world.start(plan, lanes, outcome, at=at) for plan, lanes, outcome, at in jobs]
+    for index, event, at in requests:
+        runs[index].send(event, at)
+    world.run()
+    watcher.conclude()
+    return runs, watcher

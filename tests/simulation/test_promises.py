@@ -1,0 +1,97 @@
+"""Random worlds, unkind and ideal: after every step each promise holds (see driver.py), and everything ends."""
+
+from __future__ import annotations
+
+from functools import partial
+from random import Random
+from typing import TYPE_CHECKING
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+
+from flowlane.core import RULES, Abandoned, Crashed, Failed, Interrupted, Succeeded
+from flowlane.testing import SimulatedRun, Simulation
+
+from .driver import Watcher
+from .worlds import World, worlds
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.core import Event, Step
+
+quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+patient = settings(max_examples=20_000, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+def live(world: World, seed: int | None, latency: int = 0) -> tuple[list[SimulatedRun], Watcher]:
+    """Let `world` happen under a watcher. Some final news are told twice: the second time they must be late."""
+    watcher = Watcher()
+    strays = Random(world.seed)
+    echoes: set[int] = set()
+    late: dict[int, int] = {}
+
+    def watch(run: SimulatedRun, events: Sequence[Event], step: Step, now: int) -> None:
+        watcher(run, events, step, now)
+        late[run.scheduler.token] = late.get(run.scheduler.token, 0) + step.late
+        assert step.late >= sum(id(event) in echoes for event in events)
+        for event in events:
+            final = isinstance(event, Succeeded | Failed | Crashed | Interrupted | Abandoned)
+            if final and id(event) not in echoes and strays.random() < 0.2:
+                kept.append(event)
+                echoes.add(id(event))
+                run.send(event, now + strays.choice([0, 1, 30]))
+
+    kept: list[Event] = []  # keeps the ids of echoes from being used again
+    simulation = Simulation(seed=seed, latency=latency, grace=40, on_step=watch)
+    lanes = world.lanes()
+    for index, (plan, at) in enumerate(world.plans):
+        simulation.start(plan, lanes, partial(world.script, index), at=at)
+    for index, event, at in world.requests:
+        simulation.runs[index].send(event, at)
+    simulation.run()
+    watcher.conclude()
+    assert all(run.scheduler.late == late[run.scheduler.token] for run in simulation.runs)
+    return simulation.runs, watcher
+
+
+@quick
+@given(worlds())
+def test_every_promise_holds_in_an_ideal_world(world: World) -> None:
+    live(world, None)
+
+
+@quick
+@given(worlds())
+def test_every_promise_holds_in_an_unkind_world(world: World) -> None:
+    live(world, world.seed, latency=15)
+
+
+@settings(quick, max_examples=40)
+@given(worlds())
+def test_the_same_seed_gives_the_same_history(world: World) -> None:
+    _, first = live(world, world.seed, latency=15)
+    _, second = live(world, world.seed, latency=15)
+    assert first.log == second.log
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+@patient
+@given(worlds(runs=4, most=25))
+def test_every_promise_holds_in_many_unkind_worlds(world: World) -> None:
+    live(world, world.seed, latency=world.seed % 40)
+
+
+def test_random_worlds_meet_every_rule() -> None:
+    """A property test proves nothing of a rule that it never meets."""
+    seen: set[int] = set()
+
+    @settings(quick, max_examples=600)
+    @given(worlds())
+    def meet(world: World) -> None:
+        if len(seen) < len(RULES):
+            seen.update(live(world, world.seed, latency=15)[1].codes)
+
+    meet()
+    assert seen == set(range(len(RULES))), [RULES[code] for code in set(range(len(RULES))) - seen]

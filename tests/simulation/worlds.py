@@ -1,0 +1,111 @@
+"""Random worlds for property tests: DAGs, policies, lanes and scripts. Hypothesis draws the shape, a seed the details."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import TYPE_CHECKING
+
+from hypothesis import strategies as st
+
+from flowlane.core import CancelRequested, DrainRequested, Lane, Plan, Policy
+from flowlane.testing import Attempt
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.core import Event
+
+
+@dataclass
+class World:
+    """Runs to start (plan, when) on shared lanes, and requests (run, event, when). `seed` decides all outcomes."""
+
+    plans: list[tuple[Plan, int]]
+    slots: list[int]
+    enforced: list[bool]
+    requests: list[tuple[int, Event, int]]
+    seed: int
+
+    def lanes(self) -> list[Lane]:
+        return [
+            Lane(f"lane {index}", slots, enforces_timeouts=enforced)
+            for index, (slots, enforced) in enumerate(zip(self.slots, self.enforced, strict=True))
+        ]
+
+    def script(self, run: int, element: int, attempt: int) -> Attempt:
+        """A pure function of its arguments and the seed."""
+        draw = Random(f"{self.seed}/{run}/{element}/{attempt}")
+        return Attempt(
+            duration=draw.choice([0, 0, 1, 5, 10, 30, 100]),
+            ends=draw.choice(["succeeds", "succeeds", "succeeds", "fails", "crashes"]),
+            retryable=draw.random() < 0.7,
+            begins=draw.random() < 0.9,
+            told=draw.random() < 0.6,
+            stops=draw.choice([0, 0, 3, 20, 60]),
+        )
+
+
+@st.composite
+def dags(draw: st.DrawFn, most: int = 10) -> tuple[list[list[int]], list[list[int]]]:
+    """Upstreams and, of those, inputs, by node. Numbers are shuffled: an upstream may have the larger one."""
+    size = draw(st.integers(0, most))
+    place = draw(st.permutations(range(size)))
+    upstreams: list[list[int]] = [[] for _ in range(size)]
+    inputs: list[list[int]] = [[] for _ in range(size)]
+    for position in range(1, size):
+        above = draw(st.lists(st.integers(0, position - 1), max_size=3, unique=True))
+        node = place[position]
+        upstreams[node] = [place[up] for up in above]
+        inputs[node] = upstreams[node][: draw(st.integers(0, len(above)))]
+    return upstreams, inputs
+
+
+@st.composite
+def policies(draw: st.DrawFn) -> Policy:
+    return Policy(
+        attempts=draw(st.integers(1, 4)),
+        backoff=draw(st.sampled_from([0, 0, 1, 7, 50])),
+        factor=draw(st.sampled_from([1.0, 2.0])),
+        max_delay=draw(st.sampled_from([0, 60])),
+        jitter=draw(st.booleans()),
+        timeout=draw(st.sampled_from([0, 0, 1, 10, 25])),
+        total_timeout=draw(st.sampled_from([0, 0, 10, 40, 200])),
+        retry_timeouts=draw(st.booleans()),
+        retry_crashes=draw(st.booleans()),
+    )
+
+
+def plan_of(shape: tuple[list[list[int]], list[list[int]]], chosen: Sequence[Policy], lanes: int, draw: Random) -> Plan:
+    upstreams, inputs = shape
+    size = len(upstreams)
+    return Plan.build(
+        upstreams,
+        inputs=inputs,
+        lane=[draw.randrange(lanes) for _ in range(size)],
+        policy=[draw.randrange(len(chosen)) for _ in range(size)],
+        policies=chosen,
+        weight=[draw.randrange(1, 5) for _ in range(size)],
+        pinned=[node for node in range(size) if draw.random() < 0.2],
+        fail_fast=draw.random() < 0.3,
+    )
+
+
+@st.composite
+def worlds(draw: st.DrawFn, runs: int = 3, most: int = 10) -> World:
+    seed = draw(st.integers(0, 2**32))
+    details = Random(seed)
+    slots = draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
+    count = draw(st.integers(1, runs))
+    plans = [
+        (
+            plan_of(draw(dags(most)), draw(st.lists(policies(), min_size=1, max_size=3)), len(slots), details),
+            details.choice([0, 0, 5, 40]),
+        )
+        for _ in range(count)
+    ]
+    requests: list[tuple[int, Event, int]] = [
+        (draw(st.integers(0, count - 1)), draw(st.sampled_from([CancelRequested, DrainRequested]))(), at)
+        for at in draw(st.lists(st.integers(41, 300), max_size=2))
+    ]
+    return World(plans, slots, [details.random() < 0.3 for _ in slots], requests, seed)

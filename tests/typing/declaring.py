@@ -1,0 +1,222 @@
+"""Types through a declared graph. Checked by mypy and pyright, never run; see test_types.py.
+
+A line that ends in the mark must be refused by both checkers, every other line by neither.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple, assert_type
+
+from flowlane import Bound, Call, RetryPolicy, Task, Workflow, WorkflowDefinition, task, workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Coroutine
+    from typing import Any
+
+
+class Table(NamedTuple):
+    rows: list[int]
+
+
+@task.io
+async def fetch(url: str, timeout: float = 5.0) -> bytes:
+    return f"{url}{timeout}".encode()
+
+
+@task.io(retries=3, timeout=10, name="read_file")
+def read(path: str) -> bytes:
+    return path.encode()
+
+
+@task.io(retries=3)
+async def head(url: str) -> int:
+    return len(url)
+
+
+@task.cpu
+def parse(raw: bytes) -> Table:
+    return Table(list(raw))
+
+
+@task.cpu(retry=RetryPolicy(attempts=4, backoff=0.5, factor=2, max_delay=30, jitter=True, on=(OSError, TimeoutError)))
+def measure(table: Table, *, strict: bool = False) -> float:
+    return float(len(table.rows) + strict)
+
+
+@task.io
+def merge(tables: list[Table], name: str = "all") -> Table:
+    return Table([row for table in tables for row in table.rows] + [len(name)])
+
+
+# ── what a call is ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def calls() -> None:
+    assert_type(fetch("u"), bytes)  # async is unwrapped
+    assert_type(head("u"), int)
+    assert_type(read("p"), bytes)
+    assert_type(parse(fetch("u")), Table)
+    assert_type(measure(parse(read("p")), strict=True), float)
+    assert_type(merge([parse(fetch(u)) for u in "abc"], name="x"), Table)
+    assert_type(merge(tables=[], name="x"), Table)
+    fetch("u", timeout=3)  # the user's own parameter, not ours
+
+
+def wrong_calls() -> None:
+    fetch(3)  # E:
+    fetch()  # E:
+    fetch("u", "v", 3)  # E:
+    fetch("u", tiemout=3)  # E:
+    parse("text")  # E:
+    parse(measure(parse(b"")))  # E:
+    merge([fetch("u")])  # E:
+    merge(parse(b""))  # E:
+    measure(parse(b""), True)  # E:
+    measure(parse(b""), strict="yes")  # E:
+    fetch("u", retries=3)  # E:
+    len(measure(parse(b"")))  # E:
+    fetch("u").rows  # E:
+
+
+# ── options ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def options() -> None:
+    x = fetch("u")
+    assert_type(fetch.options(name="eu", after=[x, "later"], retries=5)("u"), bytes)
+    assert_type(parse.options(retry=RetryPolicy(attempts=2), timeout=None, total_timeout=9.5, executor="threads")(x), Table)
+    fetch.options(retries=5)(3)  # E:
+    fetch.options(retires=5)  # E:
+    fetch.options(retries="5")  # E:
+    fetch.options(timeout="10s")  # E:
+    fetch.options(after=x.nothing)  # E:
+    task.io(retires=3)  # E:
+    task.cpu(timeout="3")  # E:
+    task.io(after=[x])  # E:
+    RetryPolicy(attempts="3")  # E:
+    RetryPolicy(on=(3,))  # E:
+
+
+def policies() -> None:
+    policy = RetryPolicy(attempts=2)
+    policy.attempts = 3  # E:
+
+
+# ── the function itself ───────────────────────────────────────────────────────────────────────────────────────────
+
+
+async def functions() -> None:
+    assert_type(await fetch.fn("u"), bytes)
+    assert_type(read.fn("p"), bytes)
+    assert_type(parse.fn(b""), Table)
+    await parse.fn(b"")  # E:
+    fetch.fn(3)  # E:
+    await fetch("u")  # E:
+
+
+# ── kinds ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.cpu
+def square(x: int) -> int:
+    return x * x
+
+
+@task  # E:
+def untagged(x: int) -> int:
+    return x
+
+
+def passing(one: Task[[int], int, Callable[[int], int]], other: Task[..., bytes, Any]) -> None:
+    passing(square, fetch)
+    passing(parse, fetch)  # E:
+    passing(square, square)  # E:
+
+
+# ── methods ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Client:
+    def __init__(self, base: str) -> None:
+        self.base = base
+
+    @task.io
+    async def get(self, path: str) -> bytes:
+        return f"{self.base}{path}".encode()
+
+    @task.cpu(retries=1)
+    def parse(self, raw: bytes) -> Table:
+        return Table(list(raw))
+
+
+async def methods(client: Client) -> None:
+    assert_type(client.get("/x"), bytes)
+    assert_type(client.parse(client.get("/x")), Table)
+    assert_type(client.get.options(retries=3)("/x"), bytes)
+    assert_type(await client.get.fn("/x"), bytes)
+    assert_type(Client.get(client, "/x"), bytes)
+    assert_type(client.get.bind("/x"), Call[bytes])
+    client.get(3)  # E:
+    client.get("/x", "/y")  # E:
+    client.parse("text")  # E:
+
+
+# ── workflows ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@workflow
+def etl(urls: list[str], strict: bool = True) -> float:
+    return measure(merge([parse(fetch(u)) for u in urls]), strict=strict)
+
+
+@workflow(name="nightly", on_failure="fail_fast")
+def plain(check: int) -> dict[str, Table]:
+    return {"one": parse(read(str(check)))}
+
+
+@workflow
+def wrong(urls: list[str]) -> float:
+    return merge([parse(fetch(u)) for u in urls])  # E:
+
+
+def definitions() -> None:
+    assert_type(etl.bind(["u"]), Bound[float])
+    assert_type(etl.bind(urls=["u"], strict=False), Bound[float])
+    assert_type(plain.bind(check=3), Bound[dict[str, Table]])
+    assert_type(etl.fn(["u"]), float)
+    wanted: WorkflowDefinition[..., float] = etl
+    also: Bound[object] = wanted.bind(["u"])
+    print(also.name)
+    etl.bind(["u"], check=False)  # E:
+    etl.bind("u")  # E:
+    etl.bind()  # E:
+    workflow(name=3)  # E:
+    workflow(on_failure="stop")  # E:
+    workflow(nmae="x")  # E:
+
+
+# ── graphs built by programs ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def programs() -> None:
+    wf = Workflow("nightly", on_failure="fail_fast")
+    a = wf.add(fetch.bind("u"), name="fetch-a")
+    assert_type(a, bytes)
+    b = wf.add(parse.bind(a), after=[a, "fetch-b"])
+    assert_type(b, Table)
+    wf.order("x", b)
+    assert_type(wf.returns(b), Bound[Table])
+    assert_type(wf.returns([b, b]), Bound[list[Table]])
+    assert_type(parse.bind(a), Call[Table])
+    assert_type(Workflow.from_graph(object(), {"a": fetch.bind("u")}), Workflow)
+    wf.add(parse.bind("text"))  # E:
+    wf.add(parse.bind(b))  # E:
+    wf.add(parse)  # E:
+    wf.add(parse.bind(a), nmae="x")  # E:
+    fetch.bind(url=3)  # E:
+    Workflow("x", on_failure="stop")  # E:
+
+
+def variables(one: Callable[[str], Coroutine[Any, Any, bytes]]) -> None:
+    assert_type(task.io(one)("u"), bytes)
+    assert_type(task.io(retries=2)(one)("u"), bytes)

@@ -1,0 +1,107 @@
+"""A stage for one scheduler: events in at a given time, and what followed as short lines that tests can compare."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, Any, assert_never
+
+from flowlane.core import (
+    NO_RETRY,
+    RULES,
+    Failed,
+    Finish,
+    Interrupt,
+    Interrupted,
+    Lane,
+    Launch,
+    Plan,
+    Policy,
+    Release,
+    Scheduler,
+    SetTimer,
+    Started,
+    Succeeded,
+    Wake,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from flowlane.core import Command, Event, Step, Transition
+
+
+class Play:
+    """Drives a Scheduler by hand. Every step is followed by the scheduler's own check."""
+
+    def __init__(
+        self,
+        upstreams: Sequence[Iterable[int]],
+        every: Policy = NO_RETRY,
+        *,
+        slots: int = 4,
+        lanes: Sequence[Lane] | None = None,
+        token: int = 0,
+        jitter: Callable[[], float] | None = None,
+        **plan: Any,
+    ) -> None:
+        self.lanes = [Lane("lane", slots)] if lanes is None else lanes
+        plan.setdefault("policies", (every,))
+        self.plan = Plan.build(upstreams, **plan)
+        self.scheduler = Scheduler(self.plan, self.lanes, token=token, jitter=jitter)
+
+    def at(self, now: int, *events: Event) -> list[str]:
+        """Handle `events` as one batch at `now`."""
+        step = self.scheduler.handle(events, now)
+        self.scheduler.check()
+        return told(step)
+
+    def snapshot(self) -> dict[str, Any]:
+        """Everything the scheduler and its lanes know, to compare."""
+        known = {name: copy.deepcopy(value) for name, value in vars(self.scheduler).items() if name != "_lanes"}
+        for index, lane in enumerate(self.lanes):
+            known[f"lane {index}"] = {name: copy.copy(getattr(lane, name)) for name in Lane.__slots__}
+        return known
+
+
+def told(step: Step) -> list[str]:
+    return [*map(line_of, step.transitions), *map(order_of, step.commands)]
+
+
+def line_of(transition: Transition) -> str:
+    element, attempt, code, at = transition
+    _, target, reason = RULES[code]
+    return f"{element}#{attempt} {target} {reason} @{at}"
+
+
+def order_of(command: Command) -> str:
+    match command:
+        case Launch(lane, elements):
+            return f"launch {elements} on {lane}"
+        case Interrupt(lane, elements, reason):
+            return f"interrupt {elements} on {lane}: {reason}"
+        case SetTimer(at):
+            return f"timer {at}"
+        case Release(elements):
+            return f"release {sorted(elements)}"
+        case Wake(tokens):
+            return f"wake {tokens}"
+        case Finish(state):
+            return f"finish {state}"
+        case _:
+            assert_never(command)
+
+
+def began(element: int, attempt: int, at: int) -> Started:
+    return Started(element, attempt, at)
+
+
+def returned(element: int, attempt: int, started: int, ended: int) -> Succeeded:
+    return Succeeded(element, attempt, started, ended)
+
+
+def raised(element: int, attempt: int, started: int, ended: int, *, again: bool = True) -> Failed:
+    return Failed(element, attempt, started, ended, again)
+
+
+def stopped(element: int, attempt: int, started: int, ended: int) -> Interrupted:
+    return Interrupted(element, attempt, started, ended)

@@ -1,0 +1,286 @@
+"""What travels and how it fails, without any pool: `perform` is called here, with what would cross the boundary."""
+
+from __future__ import annotations
+
+import pickle
+import threading
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flowlane.errors import TransportError
+from flowlane.loader import Address
+from flowlane.runtime import context
+from flowlane.runtime.ports import Target
+from flowlane_plugins.executors import transport, worker
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+
+    from flowlane.errors import Failure
+    from flowlane.runtime.ports import Job
+
+
+def carried(job: Job) -> worker.Outcome:
+    """A job's outcome after everything has been through bytes, as over a pipe."""
+    header = transport.encode_header(job.target, job.run)
+    payload = transport.encode_arguments(job.target, job.args, job.kwargs)
+    message = pickle.dumps((header, payload, job.task, job.attempt, transport.files_in(payload)))
+    outcome: worker.Outcome = pickle.loads(pickle.dumps(worker.perform(*pickle.loads(message))))
+    return outcome
+
+
+def failed(job: Job) -> Failure:
+    outcome = carried(job)
+    assert outcome[0] in (worker.RAISED, worker.REFUSED)
+    return transport.decode_failure(outcome[-1])
+
+
+def test_a_call_there_and_its_result_back(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    what, started, ended, cpu, pid, payload = carried(job(shapes.add, 1, b=2))
+    assert what == worker.RETURNED
+    assert 0 < started <= ended and cpu >= 0 and pid > 0
+    assert transport.decode_result(payload, "add") == 3
+
+
+# ── exceptions ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_awkward_exception_arrives_as_data(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    for name in shapes.EXCEPTIONS:
+        failure = failed(job(shapes.throw, name))
+        assert failure.type, name
+        assert failure.ancestry[-1] == "BaseException", name
+        assert type(failure.message) is str, name
+        assert failure.type in failure.traceback, name
+        assert pickle.loads(pickle.dumps(failure)).message == failure.message, name
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "message"),
+    [
+        ("two arguments", "_flow_shapes.TwoArguments", "7: seven"),
+        ("keyword only", "_flow_shapes.KeywordOnly", "code 7"),
+        ("holds a lock", "_flow_shapes.HoldsALock", "locked"),
+        ("odd str", "_flow_shapes.OddStr", "odd text"),
+        ("another on load", "_flow_shapes.AnotherOnLoad", "text"),
+        ("group", "ExceptionGroup", "several (2 sub-exceptions)"),
+        ("surrogates", "ValueError", "\udce4\udcf6"),
+    ],
+)
+def test_type_and_message_are_kept(
+    shapes: ModuleType, job: Callable[..., Job], name: str, kind: str, message: str
+) -> None:
+    failure = failed(job(shapes.throw, name))
+    assert (failure.type, failure.message) == (kind, message)
+    assert failure.where is not None and failure.where.endswith("in throw")
+
+
+def test_only_an_exception_that_survives_the_trip_comes_along(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    survivors = {name for name in shapes.EXCEPTIONS if failed(job(shapes.throw, name)).exception is not None}
+    lost = {"two arguments", "keyword only", "holds a lock", "bad str", "leaving str", "bad reduce"}
+    lost |= {"explodes on load", "another on load", "no exception on load", "group"}
+    assert not survivors & lost
+    assert survivors >= {"local class", "surrogates", "base exception", "circular causes"}
+
+
+def test_an_exception_comes_back_as_what_it_was() -> None:
+    original: Any = OSError("text", 7)
+    original.add_note("a note")
+    original.extra = [1, 2]
+    failure = transport.decode_failure(transport.encode_failure(original))
+    back: Any = failure.exception
+    assert type(back) is OSError and back.args == ("text", 7)
+    assert back.__notes__ == ["a note"] and back.extra == [1, 2]
+    assert failure.notes == ("a note",)
+
+
+def test_the_chain_of_causes_travels_as_text(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    def fails() -> None:
+        try:
+            raise KeyError("below")
+        except KeyError as error:
+            raise ValueError("above") from error
+
+    text = failed(job(fails)).traceback
+    assert text.index("KeyError: 'below'") < text.index("ValueError: above")
+    assert "worker.py" not in text
+
+
+# ── arguments ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "reason"),
+    [
+        ("lock", "take(cfg)", "cannot pickle '_thread.lock' object"),
+        ("lock in a config", "take(cfg) .session._lock", "cannot pickle '_thread.lock' object"),
+        ("lock in slots", "take(cfg) .second", "cannot pickle '_thread.lock' object"),
+        ("lock in a wide list", "take(cfg) ['a'][50000]['lock']", "cannot pickle '_thread.lock' object"),
+        ("lock in a named tuple", "take(cfg) .right[0]", "cannot pickle '_thread.lock' object"),
+        ("lock in a dict subclass", "take(cfg) ['x']", "cannot pickle '_thread.lock' object"),
+        ("generator", "take(cfg)", "cannot pickle 'generator' object"),
+        ("thread local", "take(cfg)", "cannot pickle '_thread._local' object"),
+        ("refuses", "take(cfg) [0]", "KeyError: 'I stay here'"),
+        ("leaves when pickled", "take(cfg)", "SystemExit: 3"),
+        ("nested", "take(cfg)", "it is nested too deeply"),
+        ("chained", "take(cfg)", "it is nested too deeply"),
+    ],
+)
+def test_an_argument_that_cannot_be_pickled_is_named(
+    shapes: ModuleType, job: Callable[..., Job], name: str, path: str, reason: str
+) -> None:
+    awkward = job(shapes.take, shapes.make(name))
+    with pytest.raises(TransportError) as caught:
+        transport.encode_arguments(awkward.target, awkward.args, awkward.kwargs)
+    assert caught.value.message.startswith(f"{path} cannot travel to a worker process: {reason}")
+    assert caught.value.hint
+
+
+def test_the_parameter_is_named_wherever_it_stands(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    lock = threading.Lock()
+    for args, kwargs, parameter in [
+        ((1, 2, lock), {}, "more[1]"),
+        ((), {"named": lock}, "named"),
+        ((1,), {"named": [lock]}, "named"),
+    ]:
+        awkward = job(shapes.take, *args, **kwargs)
+        with pytest.raises(TransportError, match="cannot travel") as caught:
+            transport.encode_arguments(awkward.target, awkward.args, awkward.kwargs)
+        assert caught.value.message.startswith(f"take({parameter})")
+
+
+@pytest.mark.parametrize(
+    ("name", "path", "reason"),
+    [
+        ("bomb", "take(cfg) ['k'][1][0] (_flow_shapes.Bomb)", "ValueError: boom"),
+        ("leaving bomb", "take(cfg) (_flow_shapes.LeavingBomb)", "SystemExit: 3"),
+        ("bomb in reduce", "take(cfg) .parts (int)", "ValueError: invalid literal for int()"),
+    ],
+)
+def test_an_argument_that_explodes_on_load_is_named(
+    shapes: ModuleType, job: Callable[..., Job], name: str, path: str, reason: str
+) -> None:
+    refused = job(shapes.take, shapes.make(name))
+    assert carried(refused)[:2] == (worker.REFUSED, worker.NOT_MEASURED)
+    assert failed(refused).message.startswith(f"{path} cannot be unpickled: {reason}")
+    assert failed(job(shapes.take, 1, named=shapes.make(name))).message.startswith(path.replace("cfg", "named"))
+    assert failed(job(shapes.take, 1, 2, shapes.make(name))).message.startswith(path.replace("cfg", "more[1]"))
+
+
+def test_lambdas_and_local_classes_travel_as_arguments(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    class Local:
+        n = 7
+
+    _, *_, payload = carried(job(shapes.call, lambda local: local().n + 1, Local))
+    assert transport.decode_result(payload, "call") == 8
+
+
+# ── results ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("lock in a config", "make .session._lock"),
+        ("lock in a wide list", "make ['a'][50000]['lock']"),
+        ("generator", "make"),
+        ("refuses", "make [0]"),
+        ("leaves when pickled", "make"),
+        ("nested", "make"),
+        ("chained", "make"),
+    ],
+)
+def test_a_result_that_cannot_be_pickled_is_named(
+    shapes: ModuleType, job: Callable[..., Job], name: str, path: str
+) -> None:
+    awkward = job(shapes.make, name)
+    what, started, ended, *_ = carried(awkward)
+    assert what == worker.RAISED and 0 < started <= ended, "it did run"
+    assert failed(awkward).message.startswith(f"the result of {path} cannot travel back")
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("bomb", "make ['k'][1][0] (_flow_shapes.Bomb)"),
+        ("leaving bomb", "make (_flow_shapes.LeavingBomb)"),
+        ("bomb in reduce", "make .parts (int)"),
+    ],
+)
+def test_a_result_that_explodes_on_load_is_named(
+    shapes: ModuleType, job: Callable[..., Job], name: str, path: str
+) -> None:
+    what, *_, payload = carried(job(shapes.make, name))
+    assert what == worker.RETURNED
+    with pytest.raises(TransportError) as caught:
+        transport.decode_result(payload, "make")
+    assert caught.value.message.startswith(f"the result of {path} cannot be unpickled")
+
+
+# ── functions ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_function_with_an_address_travels_by_name(shapes: ModuleType, job: Callable[..., Job]) -> None:
+    header = transport.encode_header(job(shapes.add).target, "run-1")
+    assert b"cloudpickle" not in header
+    assert transport.decode_header(header) == (shapes.add, "add", "run-1")
+
+
+def test_a_closure_travels_by_value_and_keeps_its_state_for_the_run(job: Callable[..., Job]) -> None:
+    calls: list[int] = []
+
+    def counts() -> int:
+        calls.append(1)
+        return len(calls)
+
+    one = job(counts)
+    assert one.target.address is None
+    assert [transport.decode_result(carried(one)[-1], "counts") for _ in range(2)] == [1, 2]
+    assert calls == [], "what travelled is a copy"
+
+
+def test_a_closure_over_something_that_cannot_travel_names_it(job: Callable[..., Job]) -> None:
+    lock = threading.Lock()
+
+    def guarded() -> None:
+        with lock:
+            pass
+
+    with pytest.raises(TransportError, match="guarded captured lock cannot travel to a worker process"):
+        transport.encode_header(job(guarded).target, "run-1")
+
+
+def test_a_function_that_is_not_found_is_refused_with_the_reason() -> None:
+    target = Target("gone", len, False, Address("no_such_module_here", "gone", None))
+    what, *_, payload = worker.perform(
+        transport.encode_header(target, "r"), transport.encode_arguments(target, (), {}), "gone", 1
+    )
+    failure = transport.decode_failure(payload)
+    assert what == worker.REFUSED
+    assert failure.type == "flowlane.errors.TransportError" and "no_such_module_here" in failure.message
+    assert isinstance(failure.exception, TransportError)
+
+
+def test_a_payload_names_the_files_it_needs(shapes: ModuleType) -> None:
+    payload = transport.encode_result(shapes.Holder(1), "x")
+    assert transport.files_in(payload) == (("_flow_shapes", shapes.__file__),)
+    assert transport.files_in(transport.encode_result([1, "text"], "x")) == ()
+
+
+# ── the worker's side ─────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_jobs_see_their_own_log_context_and_not_each_others(job: Callable[..., Job]) -> None:
+    def who() -> tuple[str, str, int]:
+        seen = context.RUN.get(), context.TASK.get(), context.ATTEMPT.get()
+        context.TASK.set("changed")
+        return seen
+
+    import contextvars
+
+    def twice() -> list[Any]:
+        return [transport.decode_result(carried(job(who))[-1], "who") for _ in range(2)]
+
+    assert contextvars.copy_context().run(twice) == [("run-1", "who#1", 1)] * 2
