@@ -4,12 +4,13 @@
     flow run workflows/mirror_crawl.py -p root=docs/_build/html     a tree of yours
     flow run workflows/mirror_crawl.py --slots asyncio=4            at most four requests at once
 
-A real HTTP server on 127.0.0.1 plays the mirror. It answers late, it answers 503, and on some pages it takes the request
-and says nothing at all. Which URL does what, and how often, follows from `seed`; each recovers after at most `faults`
-failures, so retries always get through and the report is the same every time.
+A real HTTP server on 127.0.0.1 plays the mirror. It answers late, it answers 503, and on some pages it takes the
+request and says nothing at all. Which URL does what, and how often, follows from `seed`; each recovers after at most
+`faults` failures, so retries always get through and the report is the same every time.
 
-    serve[threads] ──▶ fetch[asyncio] ──▶ parse[processes] ──▶ check[asyncio] ──▶ report[processes] ┄┄▶ shutdown[threads]
-                         one a page          one a page                                   (order only)
+    serve ──────▶ fetch ──────▶ parse ──────▶ check ──────▶ report ┄┄┄┄┄▶ shutdown
+    threads       asyncio       processes     asyncio       processes     threads
+                  one a page    one a page                                ordered after the report
 
 The server is an effect, so a task starts it and a last task, ordered after the report, stops it. A run that fails on the
 way never gets there: the server then ends by itself after `LEASE` seconds without a request.
@@ -31,7 +32,7 @@ from collections import Counter
 from functools import partial
 from html.parser import HTMLParser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
+from pathlib import Path  # noqa: TC003 - the parameters of a workflow are validated by their annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
@@ -136,7 +137,7 @@ PATIENT: Final = RetryPolicy(attempts=8, backoff=0.02, factor=2, max_delay=0.5, 
 def serve(root: Path | None, pages: int, weather: Weather) -> Mirror:
     """Start the mirror and return where it is. Returns once it listens."""
     server = Server(Folder(root) if root else Tree(pages, weather.seed), weather)
-    _servers[server.server_port] = server
+    servers[server.server_port] = server
     server.start()
     return Mirror("127.0.0.1", server.server_port)
 
@@ -225,7 +226,7 @@ def report(outlines: Sequence[Outline], verdict: Verdict) -> str:
 @task.io(executor="threads")
 def shutdown(mirror: Mirror) -> Served:
     """Stop the mirror, wait until its threads are gone, and return what it counted."""
-    return _servers.pop(mirror.port).stop()
+    return servers.pop(mirror.port).stop()
 
 
 @workflow
@@ -274,10 +275,10 @@ def serial(
 
 
 async def _serial(mirror: Mirror, paths: Sequence[str], patience: float) -> str:
-    async def insist(ask: Callable[[], Awaitable[Any]], timeout: float | None) -> Any:
+    async def insist(ask: Callable[[], Awaitable[Any]], seconds: float | None) -> Any:
         for _ in range(PATIENT.attempts - 1):
             with contextlib.suppress(OSError):  # TimeoutError is one
-                async with asyncio.timeout(timeout):
+                async with asyncio.timeout(seconds):
                     return await ask()
         return await ask()
 
@@ -346,7 +347,7 @@ class Reader(HTMLParser):
         if href is not None:
             self.links.append(Link(self.getpos()[0], href))
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag: str) -> None:  # noqa: ARG002 - HTMLParser's signature
         self._in_title = False
 
     def handle_data(self, data: str) -> None:
@@ -401,7 +402,7 @@ async def request(mirror: Mirror, path: str) -> tuple[int, str, bytes]:
 
 # ── the mirror ────────────────────────────────────────────────────────────────────────────────────────────────────
 
-_servers: dict[int, Server] = {}  # by port: what `serve` started, until `shutdown` takes it
+servers: dict[int, Server] = {}  # by port: what `serve` started, until `shutdown` takes it
 
 
 class Answer(NamedTuple):
@@ -436,7 +437,7 @@ class Server(ThreadingHTTPServer):
         self._lock = threading.Lock()
         self._last = time.monotonic()
         self._ending = threading.Event()
-        self._thread = threading.Thread(target=self._live, name="mirror", daemon=True)
+        self.thread = threading.Thread(target=self._live, name="mirror", daemon=True)
 
     def server_bind(self) -> None:
         # Not HTTPServer's: that looks up the host's name, which may ask the network and take seconds.
@@ -444,12 +445,12 @@ class Server(ThreadingHTTPServer):
         self.server_name, self.server_port = "127.0.0.1", int(self.server_address[1])
 
     def start(self) -> None:
-        self._thread.start()
+        self.thread.start()
 
     def stop(self) -> Served:
         """End, wait for all threads, and tell the counts."""
         self._ending.set()
-        self._thread.join()
+        self.thread.join()
         return Served(self._asked.total(), self._told["503"], self._told["stalled"])
 
     def misbehave(self, path: str) -> str | None:

@@ -387,7 +387,7 @@ _parsing = threading.Lock()
 
 
 def parse(text: bytes) -> tuple[ast.Module, tuple[Finding, ...]]:
-    """The syntax tree, and what the compiler warned of. Bytes, so that the file's own coding cookie (PEP 263) counts."""
+    """The tree, and what the compiler warned of. From bytes, so that the file's own coding cookie (PEP 263) counts."""
     with _parsing, warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         tree = ast.parse(text)
@@ -721,9 +721,8 @@ def package_section(measured: Sequence[Module]) -> list[str]:
         functions = sum(module.functions for module in members)
         mean = sum(module.complexity for module in members) / functions if functions else 0.0
         worst = max((module.worst[0].complexity for module in members if module.worst), default=0)
-        lines.append(
-            f"{clip(name, 23):<24}{total:>9,}{len(members):>8,}{functions:>11,}{mean:>7.1f}{worst:>7,}  {bar(total, most)}"
-        )
+        row = f"{clip(name, 23):<24}{total:>9,}{len(members):>8,}{functions:>11,}{mean:>7.1f}{worst:>7,}"
+        lines.append(f"{row}  {bar(total, most)}")
     if len(rows) > 10:
         rest = [module for _, members in rows[10:] for module in members]
         lines.append(f"{f'{len(rows) - 10} more':<24}{sum(module.lines for module in rest):>9,}{len(rest):>8,}")
@@ -748,14 +747,12 @@ def import_section(imports: Imports) -> list[str]:
         return []
     lines = [
         heading("imports"),
-        f"{imports.edges:,} when modules load, {imports.later:,} more inside functions or for type checkers; most imported:",
+        f"{imports.edges:,} when modules load, {imports.later:,} more inside functions or for type checkers; most wanted:",
     ]
     most = imports.popular[0][1]
     half = (len(imports.popular) + 1) // 2
     cells = [f"{count:>6,}  {clip(name, 24):<24} {bar(count, most, 12):<13}" for name, count in imports.popular]
-    for index in range(half):
-        lines.append("  ".join([cells[index], *cells[index + half : index + half + 1]]).rstrip())
-    return lines
+    return [*lines, *("  ".join(cells[index::half]) for index in range(half))]
 
 
 def cycle_section(imports: Imports) -> list[str]:
@@ -775,7 +772,7 @@ def cycle_section(imports: Imports) -> list[str]:
 
 
 def load_section(modules: Sequence[Module], imports: Imports, loaded: Sequence[Loaded]) -> list[str]:
-    """Real interpreters' answers beside the graph's: `missed` are modules loaded in ways that no import statement shows."""
+    """Real interpreters' answers beside the graph's: `missed` are modules loaded in ways that no statement shows."""
     if not loaded:
         return []
     tree = {module.name for module in modules}

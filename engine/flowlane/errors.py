@@ -258,7 +258,7 @@ def qualified_name(cls: type) -> str:
 def _safe_str(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception as broken:  # a __str__ of the user's that raises must not hide the failure it describes
+    except Exception as broken:  # noqa: BLE001 - a __str__ of the user's that raises must not hide the failure it describes
         return f"<no message: {type(exception).__name__}.__str__ raised {type(broken).__name__}>"
 
 
@@ -277,6 +277,6 @@ def _user_frames(tb: TracebackType | None) -> TracebackType | None:
 def _format(exception: BaseException) -> str:
     try:
         lines = _traceback.format_exception(type(exception), exception, _user_frames(exception.__traceback__))
-    except Exception as broken:  # e.g. a __str__ that raises deeper in the chain
+    except Exception as broken:  # noqa: BLE001 - e.g. a __str__ that raises deeper in the chain
         return f"{qualified_name(type(exception))}: <traceback not printable: {type(broken).__name__}>\n"
     return "".join(lines)

@@ -127,8 +127,8 @@ def load_file(path: str | os.PathLike[str], name: str | None = None) -> ModuleTy
 def loading() -> str | None:
     """The file that this thread is executing for :func:`load_file`, as people should read it, or None.
 
-    A ``run(...)`` at the top level of a file given to ``flow run`` would run the workflow a second time, and once more in
-    each worker; it can be refused by asking here.
+    A ``run(...)`` at the top level of a file given to ``flow run`` would run the workflow a second time, and once more
+    in each worker; it can be refused by asking here.
     """
     stack: list[str] | None = _here.__dict__.get("files")
     return shown_path(stack[-1]) if stack else None

@@ -29,7 +29,7 @@ class Ref:
 class Arguments:
     """The arguments of one call, with a Ref wherever an upstream value belongs.
 
-    direct  (position, node) of each Ref that is itself a positional argument: the common case, filled without a walk
+    direct  positions of the positional arguments that are Refs themselves: the common case, filled without a walk
     nested  True when Refs also sit in keyword arguments or inside containers, so that a walk is needed
 
     A container that holds no Ref is passed by identity; one that does is rebuilt for each attempt.
@@ -41,7 +41,7 @@ class Arguments:
         self,
         args: tuple[Any, ...],
         kwargs: Mapping[str, Any],
-        direct: tuple[tuple[int, int], ...] = (),
+        direct: tuple[int, ...] = (),
         nested: bool = False,
     ) -> None:
         self.args = args

@@ -42,16 +42,21 @@ class TaskResult(NamedTuple):
 
 
 class Times(NamedTuple):
-    """Where the tasks' time went, in seconds summed over all attempts of all tasks.
+    """Where a run's time went, in seconds that add up to its duration.
 
-    work    executor → between start and end of attempts
-    slot    executor → ready, waiting for a slot
-    handover  from launch to start: queues of the executor, pickling, waking workers
-    engine  spent in the engine's own steps, on the loop
+    Followed back from the task that ended last, through the upstream that each was waiting for: the chain that decided when the
+    run was over. Hence a wide run with two slots reads as work, not as a thousand tasks waiting.
+
+    work      executor → the latest attempts of tasks on the chain
+    slot      executor → ready, waiting for a slot: more slots would have helped
+    retry     failed attempts and the backoff after them
+    handover  from launch to start: queues of the executor, pickling, starting and waking workers
+    engine    between the end of a task and the next being ready, start and end of the run included
     """
 
     work: dict[str, float]
     slot: dict[str, float]
+    retry: float
     handover: float
     engine: float
 
@@ -175,38 +180,61 @@ class RunResult(Generic[R]):
 
     @property
     def critical_path(self) -> list[tuple[str, float]]:
-        """The chain of tasks with the longest summed duration: no number of workers could have been faster.
+        """The chain of tasks with the longest summed time: with any number of slots the run would have taken this long.
 
-        (name, seconds of its latest attempt) from source to sink; tasks that did not run count 0.
+        (name, seconds) from source to sink: the latest attempt, and for a retried task what came before it. Tasks that did
+        not run count 0.
         """
-        runner = self._runner
-        started, ended = runner.scheduler.started_ns, runner.scheduler.ended_ns
-        ran = [e - s if s != NEVER and e != NEVER else 0 for s, e in zip(started, ended, strict=True)]
-        path = runner.program.plan.longest_path(ran)
-        return [(runner.program.names[node], ran[node] / 1e9) for node in path]
+        scheduler = self._runner.scheduler
+        took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in self._spans()]
+        for element, first in scheduler.first_ready_ns.items():
+            took[element] += max(0, scheduler.ready_ns[element] - first)
+        path = self._runner.program.plan.longest_path(took)
+        return [(self._runner.program.names[node], took[node] / 1e9) for node in path]
+
+    def _spans(self) -> Iterator[tuple[int, int]]:
+        scheduler = self._runner.scheduler
+        return zip(scheduler.started_ns, scheduler.ended_ns, strict=True)
 
     @property
     def times(self) -> Times:
         """Where the time went; see Times."""
         runner = self._runner
-        scheduler, lanes, lane_of = runner.scheduler, runner.program.lanes, runner.program.plan.lane
-        slot = [waited for waited, _ in scheduler.earlier_ns]
-        work = [ran for _, ran in scheduler.earlier_ns]
-        handover = 0
-        for element, launched in enumerate(scheduler.launched_ns):
-            if launched == NEVER:
-                continue
-            lane = lane_of[element]
-            slot[lane] += launched - scheduler.ready_ns[element]
-            started, ended = scheduler.started_ns[element], scheduler.ended_ns[element]
-            if started != NEVER:
-                handover += max(0, started - launched)
-                work[lane] += max(0, ended - started)
+        scheduler, plan, lanes = runner.scheduler, runner.program.plan, runner.program.lanes
+        work = dict.fromkeys(lanes, 0)
+        slot = dict.fromkeys(lanes, 0)
+        retry = handover = engine = 0
+        reached = runner.ended_ns  # everything after this moment is accounted for
+        last = max(range(plan.size), key=scheduler.ended_ns.__getitem__, default=None)
+        while last is not None and scheduler.ended_ns[last] != NEVER:
+            lane = lanes[plan.lane[last]]
+            ended = min(reached, scheduler.ended_ns[last])
+            engine += reached - ended
+            reached = ended
+            # Each moment, clamped: a worker's reading of the clock may come before the loop's by a hair.
+            for moment, book in ((scheduler.started_ns[last], "work"), (scheduler.launched_ns[last], "handover")):
+                if moment != NEVER:
+                    span = max(0, reached - moment)
+                    reached -= span
+                    if book == "work":
+                        work[lane] += span
+                    else:
+                        handover += span
+            if scheduler.ready_ns[last] != NEVER:
+                span = max(0, reached - scheduler.ready_ns[last])
+                slot[lane] += span
+                reached -= span
+                span = max(0, reached - scheduler.first_ready_ns.get(last, reached))
+                retry += span
+                reached -= span
+            last = max(plan.upstreams[last], key=scheduler.ended_ns.__getitem__, default=None)
+        engine += max(0, reached - runner.info.mono_ns)
         return Times(
-            work={name: ns / 1e9 for name, ns in zip(lanes, work, strict=True)},
-            slot={name: ns / 1e9 for name, ns in zip(lanes, slot, strict=True)},
+            work={name: ns / 1e9 for name, ns in work.items()},
+            slot={name: ns / 1e9 for name, ns in slot.items()},
+            retry=retry / 1e9,
             handover=handover / 1e9,
-            engine=runner.busy_ns / 1e9,
+            engine=engine / 1e9,
         )
 
     def upstream(self, task: str) -> list[str]:

@@ -9,8 +9,9 @@ import multiprocessing
 import threading
 import time
 from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 import pytest
@@ -62,7 +63,7 @@ class Lane:
         self._refs = itertools.count(1)
         self._news = asyncio.Event()
 
-    async def __aenter__(self) -> Lane:
+    async def __aenter__(self) -> Self:
         self._loop = asyncio.get_running_loop()
         await self.executor.open(self.deliver)
         return self
@@ -88,6 +89,9 @@ class Lane:
     def finals(self, ref: int) -> list[Report]:
         return [r for r in list(self.reports) if r.ref == ref and r.kind != STARTED]
 
+    def any_final(self, refs: Sequence[int]) -> bool:
+        return any(self.finals(ref) for ref in refs)
+
     def starts(self, ref: int) -> list[Report]:
         return [r for r in list(self.reports) if r.ref == ref and r.kind == STARTED]
 
@@ -108,7 +112,7 @@ class Lane:
             if batch:
                 self.executor.submit(batch)
                 out += [job.ref for job in batch]
-            await self.until(lambda: any(self.finals(ref) for ref in out))
+            await self.until(partial(self.any_final, tuple(out)))
             out = [ref for ref in out if not self.finals(ref)]
         return [self.finals(job.ref)[0] for job in jobs]
 

@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 async def test_is_an_executor_with_truthful_capabilities(lane: Lane) -> None:
     assert isinstance(lane.executor, Executor)
     capabilities = lane.executor.capabilities
-    assert capabilities.accepts and capabilities.accepts <= {"sync", "async"}
+    assert capabilities.accepts
+    assert capabilities.accepts <= {"sync", "async"}
     assert capabilities.default_slots >= 1
     assert not capabilities.hard_kill
     pid = await lane.one("where_am_i")
@@ -42,15 +43,20 @@ async def test_answers_every_job_of_many_exactly_once(lane: Lane) -> None:
 async def test_an_exception_is_a_failure_with_its_whole_story(lane: Lane) -> None:
     report = await lane.one("reject", "bad row 118")
     failure = report.failure
-    assert report.kind == FAILED and failure is not None
+    assert report.kind == FAILED
+    assert failure is not None
     assert failure.type == "_flow_contract_cases.Rejected"
     assert failure.message == "bad row 118"
     assert failure.notes == ("a note",)
     assert failure.ancestry[:3] == ("_flow_contract_cases.Rejected", "ValueError", "Exception")
-    assert failure.matches((ValueError,)) and not failure.matches((OSError,))
-    assert failure.where is not None and "cases.py:" in failure.where and failure.where.endswith("in reject")
+    assert failure.matches((ValueError,))
+    assert not failure.matches((OSError,))
+    assert failure.where is not None
+    assert "cases.py:" in failure.where
+    assert failure.where.endswith("in reject")
     assert "KeyError: 'the cause'" in failure.traceback
-    assert "cases.py" in failure.traceback and "flowlane_plugins" not in failure.traceback
+    assert "cases.py" in failure.traceback
+    assert "flowlane_plugins" not in failure.traceback
     assert isinstance(failure.exception, lane.cases.Rejected)
     assert 0 < report.started <= report.ended
 
@@ -58,7 +64,8 @@ async def test_an_exception_is_a_failure_with_its_whole_story(lane: Lane) -> Non
 @pytest.mark.parametrize("name", ["SystemExit", "KeyboardInterrupt", "GeneratorExit"])
 async def test_a_task_that_wants_to_leave_fails_alone(lane: Lane, name: str) -> None:
     report = await lane.one("leave", name)
-    assert report.kind == FAILED and report.failure is not None
+    assert report.kind == FAILED
+    assert report.failure is not None
     assert (report.failure.type, report.failure.message) == (name, "7")
     assert (await lane.one("add", 1)).value == 1
 
@@ -159,7 +166,8 @@ async def test_an_argument_that_cannot_travel_fails_its_own_job_only(lane: Lane)
     awkward = reports[1]
     if lane.executor.capabilities.pickles:
         assert (awkward.kind, awkward.started) == (FAILED, NEVER)
-        assert awkward.failure is not None and awkward.failure.type == "flowlane.errors.TransportError"
+        assert awkward.failure is not None
+        assert awkward.failure.type == "flowlane.errors.TransportError"
         assert "echo(value) ['deep'][0] cannot travel" in awkward.failure.message
     else:
         assert awkward.kind == SUCCEEDED
@@ -167,7 +175,7 @@ async def test_an_argument_that_cannot_travel_fails_its_own_job_only(lane: Lane)
 
 
 async def test_can_be_opened_again_after_closing(lane: Lane) -> None:
-    if lane.name in ("threads",):
+    if lane.name == "threads":
         pytest.skip("its own threads are gone; engines make their executors afresh")
     assert (await lane.one("add", 1)).value == 1
     await lane.executor.close(0.5)

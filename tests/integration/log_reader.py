@@ -227,10 +227,8 @@ def _path(task: str, events: list[dict[str, Any]]) -> list[str]:
         state = target
     if state not in FINAL:
         found.append(f"{task}: its story ends in {state}")
-    for name in ("kind", "executor"):
-        if len({str(event.get(name)) for event in events}) != 1:
-            found.append(f"{task}: its {name} changes")
-    return found
+    changing = [name for name in ("kind", "executor") if len({str(event.get(name)) for event in events}) != 1]
+    return [*found, *(f"{task}: its {name} changes" for name in changing)]
 
 
 def _order(tasks: Mapping[str, list[dict[str, Any]]], edges: Mapping[str, Collection[str]]) -> list[str]:

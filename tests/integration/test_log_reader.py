@@ -140,8 +140,8 @@ BROKEN: dict[str, tuple[Callable[[Events], object], str]] = {
     "two final states": (twice, "comes after its final state succeeded"),
     "lines in a wrong order": (swap_lines, "begins in ready, but the task is pending"),
     "an illegal step": (
-        lambda e: find(e, "parse", "ready").update(to="succeeded"), "pending → succeeded (upstream_done) is no legal step"),
-    "a wrong reason": (lambda e: find(e, "parse", "running").update(reason="returned"), "a reason that this step cannot"),
+        lambda e: find(e, "parse", "ready").update(to="succeeded"), "→ succeeded (upstream_done) is no legal step"),
+    "a wrong reason": (lambda e: find(e, "parse", "running").update(reason="returned"), "that this step cannot have"),
     "a state made up": (lambda e: find(e, "parse", "succeeded").update(to="done"), "is no legal step"),
     "time runs backwards": (lambda e: find(e, "parse", "succeeded").update(mono_ns=17), "goes back in time"),
     "a time that is no int": (lambda e: find(e, "parse", "running").update(mono_ns=1.5), "has the time 1.5"),
@@ -296,7 +296,8 @@ def test_the_log_of_a_run_in_which_all_goes_wrong_is_sound(
 ) -> None:
     file = tmp_path / "wrong.py"
     file.write_text(WRONG.replace("POLICY", repr(policy)).replace("FOR", repr(duration)), encoding="utf-8")
-    command = [sys.executable, "-m", "flowlane", "run", str(file)]
+    # One worker process: which of several tasks a dead one is charged to is not this test's business.
+    command = [sys.executable, "-m", "flowlane", "run", str(file), "--slots", "processes=1"]
     done = subprocess.run(
         command, cwd=tmp_path, capture_output=True, text=True, encoding="utf-8", timeout=50, check=False
     )

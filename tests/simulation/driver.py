@@ -95,8 +95,8 @@ class Watcher:
                         books.asked.add(attempt)
                 case Release(elements):
                     self._release(books, plan, elements)
-                case Finish(state):
-                    books.finished = str(state)
+                case Finish(end):
+                    books.finished = str(end)
                     assert all(state in FINAL for state in books.states)
                     assert not books.out
                 case Wake(tokens):

@@ -104,8 +104,8 @@ def worlds(draw: st.DrawFn, runs: int = 3, most: int = 10) -> World:
         )
         for _ in range(count)
     ]
-    requests: list[tuple[int, Event, int]] = [
-        (draw(st.integers(0, count - 1)), draw(st.sampled_from([CancelRequested, DrainRequested]))(), at)
-        for at in draw(st.lists(st.integers(41, 300), max_size=2))
-    ]
+    requests: list[tuple[int, Event, int]] = []
+    for at in draw(st.lists(st.integers(41, 300), max_size=2)):
+        stop: Event = CancelRequested() if draw(st.booleans()) else DrainRequested()
+        requests.append((draw(st.integers(0, count - 1)), stop, at))
     return World(plans, slots, [details.random() < 0.3 for _ in slots], requests, seed)

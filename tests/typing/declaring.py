@@ -19,7 +19,7 @@ class Table(NamedTuple):
 
 
 @task.io
-async def fetch(url: str, timeout: float = 5.0) -> bytes:
+async def fetch(url: str, timeout: float = 5.0) -> bytes:  # noqa: ASYNC109 - a parameter named like an option of ours
     return f"{url}{timeout}".encode()
 
 
@@ -84,7 +84,9 @@ def wrong_calls() -> None:
 def options() -> None:
     x = fetch("u")
     assert_type(fetch.options(name="eu", after=[x, "later"], retries=5)("u"), bytes)
-    assert_type(parse.options(retry=RetryPolicy(attempts=2), timeout=None, total_timeout=9.5, executor="threads")(x), Table)
+    assert_type(
+        parse.options(retry=RetryPolicy(attempts=2), timeout=None, total_timeout=9.5, executor="threads")(x), Table
+    )
     fetch.options(retries=5)(3)  # E:
     fetch.options(retires=5)  # E:
     fetch.options(retries="5")  # E:

@@ -52,7 +52,9 @@ def config(tmp_path: Path, checker: str) -> str:
         path.write_text(
             json.dumps(
                 {
-                    "include": [os.path.relpath(HERE / name, tmp_path) for name in FILES],  # absolute ones match nothing
+                    "include": [
+                        os.path.relpath(HERE / name, tmp_path) for name in FILES
+                    ],  # absolute ones match nothing
                     "extraPaths": [str(ROOT / "engine"), str(ROOT / "plugins")],
                     "pythonVersion": "3.11",
                     "typeCheckingMode": "strict",

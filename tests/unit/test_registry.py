@@ -93,10 +93,9 @@ def test_everything_in_the_tables_is_there(target: str) -> None:
     assert callable(load_attribute(target))
 
 
+@pytest.mark.usefixtures("plugins")
 @pytest.mark.parametrize("name", ["asyncio", "inline", "processes", "threads"])
-def test_built_in_executors_need_no_options_and_no_scan(
-    name: str, plugins: list[importlib.metadata.EntryPoint]
-) -> None:
+def test_built_in_executors_need_no_options_and_no_scan(name: str) -> None:
     executors = Registry()
     assert isinstance(executors.get(name), Executor)
     assert executors.capabilities(name).default_slots >= 1
@@ -150,8 +149,9 @@ def test_checking_makes_nothing(plugins: list[importlib.metadata.EntryPoint], mo
     assert Fake.made == 0
 
 
+@pytest.mark.usefixtures("plugins")
 @pytest.mark.parametrize("ask", ["get", "capabilities", "check", "origin"])
-def test_an_unknown_name_lists_what_is_installed(ask: str, plugins: list[importlib.metadata.EntryPoint]) -> None:
+def test_an_unknown_name_lists_what_is_installed(ask: str) -> None:
     with pytest.raises(RouteError) as caught:
         getattr(Registry(), ask)("thread")
     assert caught.value.message == f"there is no executor 'thread'; installed: {', '.join(BUILTIN)}"

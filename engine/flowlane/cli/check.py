@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,9 +13,8 @@ from flowlane.settings import load_settings
 if TYPE_CHECKING:
     from flowlane.cli.target import Found
     from flowlane.declare.workflow import WorkflowDefinition
-    from flowlane.program import Program
 
-__all__ = ["command", "compile_for"]
+__all__ = ["command"]
 
 
 @click.command("check", short_help="check a workflow and its routes without running it")
@@ -29,23 +27,28 @@ def command(target: str, pairs: tuple[str, ...], params_file: str | None, routes
     The body of a workflow is executed to see its graph, which needs its parameters: without them only the
     definitions are checked, and that is said.
     """
+    from flowlane.cli.plan import compile_found, describe
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.declare.compile import check_definitions
     from flowlane.runtime.registry import Registry
 
+    run_routes = options.parse_routes(routes)
+    settings = load_settings()
+    registry = Registry(options=settings.executor_options())
     texts, values = parse_parameters(pairs, params_file)
-    messages = Messages()
     with DataOutput():
+        messages = Messages()
         found = find_workflows(target)
         if texts or values:
             found = [one_of(target, found)]
         for item in found:
             definition = None if texts or values else _lacks_parameters(item)
             if definition is not None:
-                check_definitions(definition, Registry().capabilities)
+                options.check_executors(registry, settings, run_routes)
+                check_definitions(definition, registry.capabilities)
                 name, said = definition.name, "definitions only: to see its graph it needs parameters (-p name=value)"
             else:
-                program = compile_for(item, texts, values, routes)
+                program = compile_found(item, texts, values, registry=registry, settings=settings, routes=run_routes)
                 name, said = program.workflow, describe(program)
             messages.line(f"{messages.paint('✔', '1;32')} {inert(name)}  {said}")
     return 0
@@ -67,38 +70,3 @@ def _lacks_parameters(found: Found) -> WorkflowDefinition[..., Any] | None:
         ):
             return definition
     return None
-
-
-def compile_for(found: Found, texts: dict[str, str], values: dict[str, Any], routes: tuple[str, ...]) -> Program:
-    """Bind, build and compile `found` with the settings' routes and the command line's. Raises what is wrong."""
-    from flowlane.cli.target import bind, build
-    from flowlane.declare.compile import compile_workflow
-    from flowlane.runtime.registry import Registry
-
-    run_routes = options.parse_routes(routes)
-    settings = load_settings()
-    registry = Registry(options=settings.executor_options())
-    options.check_executors(registry, settings, run_routes)
-    workflow = build(bind(found, texts, values))
-    return compile_workflow(
-        workflow,
-        capabilities=registry.capabilities,
-        routes={key: setting.value for key, setting in run_routes.items()},
-        defaults=settings.route_values(),
-    )
-
-
-def describe(program: Program) -> str:
-    """``42 tasks (io 30, cpu 12) · 57 edges · asyncio 30, processes 12``."""
-    kinds = Counter(program.kinds)
-    lanes = Counter(program.lanes[lane] for lane in program.plan.lane)
-    edges = sum(len(upstreams) for upstreams in program.plan.upstreams)
-    count = len(program.names)
-    parts = [
-        f"{count} task{'' if count == 1 else 's'}"
-        + (f" ({', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items(), reverse=True))})" if kinds else ""),
-        f"{edges} edge{'' if edges == 1 else 's'}",
-    ]
-    if lanes:
-        parts.append(", ".join(f"{inert(name)} {n}" for name, n in sorted(lanes.items())))
-    return " · ".join(parts)

@@ -8,6 +8,7 @@ import click
 
 from flowlane.cli import options
 from flowlane.cli.terminal import DataOutput, inert
+from flowlane.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -28,13 +29,18 @@ _UPSTREAMS: Final = 6  # names of upstream tasks on a line of text
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="The form.")
 def command(target: str, pairs: tuple[str, ...], params_file: str | None, routes: tuple[str, ...], form: str) -> int:
     """Print the graph of the workflow in FILE. Its body is executed once, with these parameters; nothing is run."""
-    from flowlane.cli.check import compile_for
+    from flowlane.cli.plan import compile_found
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
+    from flowlane.runtime.registry import Registry
 
+    run_routes = options.parse_routes(routes)
+    settings = load_settings()
+    registry = Registry(options=settings.executor_options())
     texts, values = parse_parameters(pairs, params_file)
     with DataOutput() as data:
         found = one_of(target, find_workflows(target))
-        data.write(render(compile_for(found, texts, values, routes), form))
+        program = compile_found(found, texts, values, registry=registry, settings=settings, routes=run_routes)
+        data.write(render(program, form))
     return 0
 
 
@@ -64,7 +70,7 @@ def _executor(program: Program, node: int) -> str:
 
 def _text(program: Program) -> str:
     """Tasks by level (the longest way from a source), each with what it waits for."""
-    from flowlane.cli.check import describe
+    from flowlane.cli.plan import describe
 
     plan = program.plan
     level = [0] * len(program.names)

@@ -9,7 +9,7 @@ import click
 from flowlane.settings import Setting, parse_pair, parse_slots
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.runtime.registry import Registry
     from flowlane.settings import Settings
@@ -67,7 +67,7 @@ def parse_slot_options(pairs: Sequence[str]) -> dict[str, int]:
     return {executor: parse_slots(executor, count, "--slots") for executor, count in split}
 
 
-def check_executors(registry: Registry, settings: Settings, routes: dict[str, Setting[str]]) -> None:
+def check_executors(registry: Registry, settings: Settings, routes: Mapping[str, Setting[str]]) -> None:
     """Raise RouteError, with the origin, for the first executor named by a setting that is not installed."""
     from flowlane.errors import RouteError
 

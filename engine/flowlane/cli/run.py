@@ -18,7 +18,7 @@ from flowlane.cli.terminal import DataOutput, Messages, inert
 from flowlane.settings import LOG_FORMATS, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Generator
+    from collections.abc import Generator, Mapping
 
     from flowlane.api import Engine
     from flowlane.cli.record import EventLog
@@ -62,28 +62,27 @@ def command(
     FLOW_* variables, then these options.
     """
     from flowlane.api import Engine
+    from flowlane.cli.plan import compile_found
     from flowlane.cli.record import EventLog
-    from flowlane.cli.target import bind, build, find_workflows, one_of, parse_parameters
-    from flowlane.declare.workflow import Bound
+    from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.runtime.registry import Registry
 
     run_routes = options.parse_routes(routes)
     settings = load_settings({"slots": options.parse_slot_options(slots), "log_format": log_format})
-    options.check_executors(Registry(), settings, run_routes)
+    registry = Registry(options=settings.executor_options())
     texts, values = parse_parameters(pairs, params_file)
     with DataOutput() as data, _blank_main():
         found = one_of(target, find_workflows(target))
-        workflow = build(bind(found, texts, values))
+        program = compile_found(found, texts, values, registry=registry, settings=settings, routes=run_routes)
         messages = Messages()
         log = EventLog(settings.state_dir.value)
-        sinks = _sinks(messages, log, settings.log_format.value, quiet)
+        lanes = {name: registry.capabilities(name).default_slots for name in program.lanes} | settings.slot_values()
         engine = Engine(
             routes=settings.route_values(),
             slots=settings.slot_values(),
             options=settings.executor_options(),
-            sinks=sinks,
+            sinks=_sinks(messages, log, settings.log_format.value, quiet, lanes),
         )
-        program = engine.compile(Bound(workflow), routes={key: setting.value for key, setting in run_routes.items()})
         _enable(log, settings, messages)
         result, signum = _carry_out(engine, program, messages)
 
@@ -157,18 +156,17 @@ def _enable(log: EventLog, settings: Settings, messages: Messages) -> None:
         log.enabled = True
 
 
-def _sinks(messages: Messages, log: EventLog, log_format: str, quiet: bool) -> list[Sink]:
+def _sinks(messages: Messages, log: EventLog, log_format: str, quiet: bool, slots: Mapping[str, int]) -> list[Sink]:
+    """The event log, and what shows the run: JSON lines, a live view on a terminal, or a line a transition."""
     from flowlane.runtime.registry import make_sink
 
-    sinks: list[Sink] = [log]
+    if quiet:
+        return [log]
     if log_format == "json":
-        if not quiet:
-            sinks.append(make_sink("console", messages, format="json"))
-    elif not quiet:
-        sinks.append(
-            make_sink("console", messages, format="console") if messages.plain else make_sink("progress", messages)
-        )
-    return sinks
+        return [log, make_sink("console", messages, format="json")]
+    if messages.plain:
+        return [log, make_sink("console", messages, format="console")]
+    return [log, make_sink("progress", messages, slots=slots, prints=True)]
 
 
 @contextmanager

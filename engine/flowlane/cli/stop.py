@@ -7,8 +7,10 @@ ignored when we were started (``nohup``, a shell's background job) stays ignored
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
+import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final
 
@@ -64,7 +66,7 @@ class StopOnSignals:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
 
-    def _on_signal(self, signum: int, frame: FrameType | None) -> None:
+    def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum is None:
             self.signum = signum
         self._count += 1
@@ -76,7 +78,7 @@ class StopOnSignals:
             self._tell(f"stopping at once ({again} again ends the process)")
             self._call("cancel")
         else:
-            self._tell("ended; some tasks may not have been cleaned up")
+            self._last_words("ended; some tasks may not have been cleaned up")
             kill_children()
             os._exit(128 + self.signum)
 
@@ -88,11 +90,25 @@ class StopOnSignals:
                 return
 
     def _tell(self, text: str) -> None:
-        # Not through the stream: the signal may have interrupted a write to it, and buffers do not allow re-entry.
+        # On a thread of its own, and the bare kind: the signal may have interrupted a write of this thread to the same
+        # stream, or the start of a thread, and neither allows re-entry.
+        _thread.start_new_thread(_print, (text,))
+
+    def _last_words(self, text: str) -> None:
+        show_cursor = "" if self._messages.plain else "\x1b[?25h"  # a live view hides it
         try:
-            os.write(self._messages.fileno(), f"\n{text}\n".encode("ascii", "replace"))
+            os.write(self._messages.fileno(), f"\n{show_cursor}{text}\n".encode("ascii", "replace"))
         except (OSError, ValueError):
             return
+
+
+def _print(text: str) -> None:
+    # sys.stderr rather than our own stream: while a live view is up, it stands above the view
+    try:
+        sys.stderr.write(f"\n{text}\n")
+        sys.stderr.flush()
+    except Exception:  # noqa: BLE001 - nobody is left to be told
+        return
 
 
 def kill_children() -> None:

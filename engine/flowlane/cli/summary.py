@@ -102,7 +102,7 @@ def _shares(result: RunResult[Any]) -> str:
         waits[slot] = waits.get(slot, 0.0) + seconds
     parts = [("work", sum(times.work.values()))]
     parts += [(f"waiting for {'an' if slot[0] in 'aeiou' else 'a'} {slot} slot", s) for slot, s in waits.items()]
-    parts += [("handing over", times.handover), ("engine", times.engine)]
+    parts += [("retrying", times.retry), ("handing over", times.handover), ("engine", times.engine)]
     total = sum(seconds for _, seconds in parts)
     if total <= 0:
         return ""

@@ -1,4 +1,4 @@
-"""What reaches the terminal, and what must not: data on stdout, everything else on stderr, and never a raw control byte.
+"""What reaches the terminal, and what must not: data on stdout, everything else on stderr, never a raw control byte.
 
 stdout carries the workflow's value and nothing else. What user code prints (a ``print`` in a task, a library's
 chatter, a worker process) would corrupt that data, so while a verb works, file descriptor 1 points at stderr, and the
@@ -12,7 +12,7 @@ from __future__ import annotations
 import io
 import os
 import sys
-from typing import IO, TYPE_CHECKING, Final, Self
+from typing import IO, TYPE_CHECKING, Any, Final, Self, TextIO, cast
 
 from flowlane.errors import FlowError
 
@@ -87,6 +87,12 @@ class Messages(io.TextIOBase):
     def encoding(self) -> str:  # type: ignore[override]
         return self._encoding or "utf-8"
 
+    def __getattr__(self, name: str) -> Any:
+        # In the place of sys.stdout, user code asks for more than a text stream has: buffer, errors, reconfigure.
+        if name == "_stream":  # not made yet, or copied
+            raise AttributeError(name)
+        return getattr(self._stream, name)
+
     def writable(self) -> bool:
         return True
 
@@ -135,19 +141,21 @@ class Messages(io.TextIOBase):
 
 
 class DataOutput:
-    """Context manager that keeps stdout for data: inside it, whatever prints goes to stderr; :meth:`write` is stdout."""
+    """Context manager that keeps stdout for data: inside it, whatever prints goes to stderr; :meth:`write` is stdout.
+
+    The streams that user code prints to never raise: a reader of ours that goes away must not fail a task.
+    """
 
     def __init__(self) -> None:
         self._real: IO[str] | None = None
-        self._replaced: IO[str] | None = None
+        self._replaced: tuple[TextIO, TextIO] | None = None
         self._saved: int | None = None
 
     def __enter__(self) -> Self:
-        self._replaced = real = sys.stdout
-        sys.stdout = sys.stderr
+        self._replaced = real, err = sys.stdout, sys.stderr
         try:
             real.flush()
-            if real.fileno() == 1 and sys.stderr.fileno() == 2:  # not under a test runner that swaps the streams
+            if real.fileno() == 1 and err.fileno() == 2:  # not under a test runner that swaps the streams
                 self._saved = os.dup(1)
                 os.dup2(2, 1)
         except (OSError, ValueError, AttributeError):
@@ -158,6 +166,7 @@ class DataOutput:
             self._real = os.fdopen(
                 os.dup(self._saved), "w", encoding=real.encoding, errors="backslashreplace", newline="\n"
             )
+        sys.stdout = sys.stderr = cast("TextIO", Messages(err))
         return self
 
     def write(self, text: str) -> None:
@@ -179,7 +188,8 @@ class DataOutput:
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
         if self._replaced is not None:
-            sys.stdout = self._replaced
+            sys.stdout.flush()
+            sys.stdout, sys.stderr = self._replaced
         if self._saved is not None:
             os.dup2(self._saved, 1)
             os.close(self._saved)

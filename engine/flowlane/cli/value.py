@@ -1,7 +1,7 @@
 """A run's value, and its result, as text for stdout.
 
-JSON is pydantic-core's: dataclasses, models, dates, paths, sets and the like have a form; what has none is its ``repr``.
-NaN and the infinities become null (JSON has none), bytes that are not UTF-8 make the whole fall back to base64.
+JSON is pydantic-core's: dataclasses, models, dates, paths, sets and the like have a form; anything else becomes its
+``repr``. NaN and the infinities become null (JSON has none); bytes are text if all of them are UTF-8, else all base64.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def value_as_text(value: object) -> str:
 
 
 def result_as_json(result: RunResult[Any], value: object) -> str:
-    """One line: ``{"version", "run", "state", "value", "tasks"}``; times in seconds, `value` null unless it succeeded."""
+    """One line: ``{"version", "run", "state", "value", "tasks"}``; times in seconds, `value` null unless succeeded."""
     tasks: dict[str, object] = {}
     for name, task in result.tasks.items():
         failure = task.failure

@@ -29,10 +29,10 @@ VERBS: Final[Mapping[str, str]] = {
 class Verbs(click.Group):
     """Imports a verb's module on first use; answers a mistyped one with the nearest."""
 
-    def list_commands(self, ctx: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - click calls it by this signature
         return list(VERBS)
 
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002
         module = VERBS.get(cmd_name)
         if module is None:
             return None
@@ -46,7 +46,7 @@ class Verbs(click.Group):
             raise UsageError(f"flow has no verb '{args[0]}'", hint=_verb_hint(args[0]))
         return super().resolve_command(ctx, args)
 
-    def get_help(self, ctx: click.Context) -> str:
+    def get_help(self, ctx: click.Context) -> str:  # noqa: ARG002
         return HELP.rstrip("\n")
 
 
@@ -76,7 +76,7 @@ def dispatch(args: Sequence[str]) -> int:
         show_error(messages, error)
         return error.exit_code
     except (KeyboardInterrupt, click.Abort):
-        messages.line("interrupted; nothing was started")
+        messages.line("interrupted")
         return 130
     except BrokenPipeError:  # whoever read our data has gone; that is their business
         return 0

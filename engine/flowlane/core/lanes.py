@@ -84,7 +84,7 @@ class Lane:
         waiting = self._waiting
         if not self._granted and (not waiting or (len(waiting) == 1 and token in waiting)):  # nobody else is here
             have = self.free + back
-            taken = wanted if wanted <= have else have
+            taken = min(wanted, have)
             self.free = have - taken
             if taken < wanted:
                 waiting[token] = wanted - taken

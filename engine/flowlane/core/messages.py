@@ -42,7 +42,8 @@ __all__ = [
 
 NEVER: Final = -1
 
-#: One row of history: (element, attempt, code, t_ns). `code` indexes ``states.RULES``; attempts count from 1.
+#: One row of history: (element, attempt, code, t_ns). `code` indexes ``states.RULES``; attempts count from 1, and 0 is
+#: the attempt of a task that ended before it was ever ready.
 Transition: TypeAlias = tuple[int, int, int, int]
 
 

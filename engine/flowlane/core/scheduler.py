@@ -134,8 +134,8 @@ class Scheduler:
         self.launched_ns = never[:]
         self.started_ns = never[:]
         self.ended_ns = never
-        #: ns that earlier, failed attempts took: (waited for a slot, ran), by lane
-        self.earlier_ns = [(0, 0)] * len(lanes)
+        #: when a task was first ready, for those with more than one attempt
+        self.first_ready_ns: dict[int, int] = {}
         top = max(plan.rank, default=0)
         self._key = [(top - rank) * n + node for node, rank in enumerate(plan.rank)]
         self._queues: list[list[int]] = [[] for _ in lanes]
@@ -297,7 +297,7 @@ class Scheduler:
             case m.TimerFired():
                 self._tick(at, step, released)
             case m.SlotAvailable():
-                self._give_back_unwanted(step)
+                pass  # like any step, this one ends by taking what was set aside, or by handing it on
             case m.CancelRequested():
                 self._stop(Reason.CANCEL_REQUESTED, at, step, released)
             case m.DrainRequested():
@@ -317,12 +317,7 @@ class Scheduler:
 
     def _make_ready(self, element: int, attempt: int, code: int, at: int, step: Step) -> None:
         if attempt > 1:
-            started = self.started_ns[element]
-            waited, ran = self.earlier_ns[self.plan.lane[element]]
-            self.earlier_ns[self.plan.lane[element]] = (
-                waited + self.launched_ns[element] - self.ready_ns[element],
-                ran + (self.ended_ns[element] - started if started != NEVER else 0),
-            )
+            self.first_ready_ns.setdefault(element, self.ready_ns[element])
         self._state[element] = READY
         self._attempt[element] = attempt
         self.ready_ns[element] = at
@@ -474,12 +469,6 @@ class Scheduler:
         self._begun = True  # a run cancelled before it began still ends
         for lane in self._lanes:
             if woken := lane.leave(self.token):
-                step.commands.append(m.Wake(list(woken)))
-
-    def _give_back_unwanted(self, step: Step) -> None:
-        """A slot was set aside for us; where no work is left for it, hand it on."""
-        for queue, lane in zip(self._queues, self._lanes, strict=True):
-            if not queue and (woken := lane.leave(self.token)):
                 step.commands.append(m.Wake(list(woken)))
 
     # ── time ──────────────────────────────────────────────────────────────────────────────────────────────────────

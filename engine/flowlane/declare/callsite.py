@@ -1,7 +1,7 @@
 """Where in the user's code something was written, and the words for a near miss.
 
-Every error of declaring names ``file:line`` of the user's own line, found by walking out of our frames. That walk is only
-made for an error; what is kept for each node is a number (see `Sites`).
+Every error of declaring names ``file:line`` of the user's own line, found by walking out of our frames. That walk is
+only made for an error; what is kept for each node is a number (see `Sites`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ __all__ = ["Sites", "Spot", "caller", "did_you_mean", "frame_at", "place", "spot
 #: A place in the user's code: the code object, and the offset of the instruction in it.
 Spot: TypeAlias = "tuple[CodeType, int]"
 
-#: The frame so many calls up, 0 being the one that asks. Private in name only: logging and warnings rest on it as well.
+#: The frame so many calls up, 0 being the one that asks. Private in name only: logging rests on it as well.
 frame_at: Final[Callable[[int], FrameType]] = sys._getframe  # pyright: ignore[reportPrivateUsage]
 
 
@@ -73,8 +73,8 @@ def caller() -> str | None:
 class Sites:
     """Call sites as small numbers, one per place in the code however often it is passed.
 
-    A line number is dear to compute (the whole line table is walked), so a site is kept as code object and offset of its
-    instruction, and turned into words only for an error. Keyed by the code's id: code objects hash by content, slowly;
+    A line number is dear to compute (the whole line table is walked), so a site is kept as code object and offset of
+    its instruction, and turned into words only for an error. Keyed by the code's id: code objects hash by content, slowly;
     `_places` keeps them alive, so an id cannot come to mean another.
     """
 

@@ -8,8 +8,8 @@ microseconds a node. Which executor a task gets, the first that says something:
     3. the engine's routes                   Engine(routes={...}), settings
     4. built in                              io + async def → asyncio, io + def → threads, cpu → processes
 
-and within routes the most specific key: a node's name (``parse#2``), a task's name, ``io.async`` / ``io.sync``, ``io`` / ``cpu``,
-``*``. Each choice is then held against what the executor accepts.
+and within routes the most specific key: a node's name (``parse#2``), a task's name, ``io.async`` / ``io.sync``,
+``io`` / ``cpu``, ``*``. Each choice is then held against what the executor accepts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowlane.core.plan import NotAcyclic, Plan
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.task import Task
-from flowlane.declare.workflow import WorkflowDefinition
 from flowlane.errors import RouteError
 from flowlane.program import Program
 
@@ -27,9 +26,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.plan import Policy
+    from flowlane.declare.nodes import OnFailure, Workflow
+    from flowlane.declare.options import Settings
     from flowlane.declare.spec import TaskSpec
-    from flowlane.declare.task import Settings
-    from flowlane.declare.workflow import OnFailure, Workflow
+    from flowlane.declare.workflow import WorkflowDefinition
     from flowlane.runtime.ports import Capabilities, Target
 
 __all__ = ["BUILTIN_ROUTES", "check_definitions", "compile_workflow"]
@@ -137,7 +137,7 @@ def check_definitions(
 
 
 def _spec_of(settings: Settings, specs: dict[Any, TaskSpec]) -> TaskSpec:
-    """The checked options; one for all settings that say the same, since a loop may write ``.options`` a million times."""
+    """The checked options: one for all settings that say the same, for a loop may write ``.options`` a million times."""
     if settings.spec is None:
         key: Any = (settings.task.name, *settings.options.items())
         try:

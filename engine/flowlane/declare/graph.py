@@ -1,7 +1,7 @@
 """What people ask of a graph, answered by networkx: cycles by name, layers, critical path, ancestors, a layout.
 
 networkx is imported on first use (it takes 200 ms and 900 B a node), and never on the way to a run that compiles well.
-It comes without type information, so it is ``Any`` here. All functions are iterative, and linear unless they say otherwise.
+It comes without type information, so it is ``Any`` here. All functions are iterative, and linear in the graph.
 """
 
 from __future__ import annotations
@@ -9,17 +9,20 @@ from __future__ import annotations
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.declare.callsite import did_you_mean
-from flowlane.errors import CycleError, UnknownName
+from flowlane.declare.callsite import did_you_mean, user_frame
+from flowlane.errors import CycleError, DefinitionError, UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Hashable, Iterable, Mapping, Sequence
 
-    from flowlane.declare.workflow import Workflow
+    from flowlane.declare.nodes import Workflow
+    from flowlane.declare.task import Call
 
 __all__ = [
+    "add_graph",
     "ancestors",
     "critical_path",
+    "cycle_error",
     "descendants",
     "layers",
     "layout",
@@ -41,8 +44,8 @@ def _networkx() -> Any:
 def to_networkx(workflow: Workflow) -> Any:
     """The declared graph as a new ``networkx.DiGraph`` of names; it may have cycles.
 
-    Nodes have `kind` ("io", "cpu"), `executor` (asked for by options, or None: the route decides) and `task` (the task's
-    name); edges have `kind`, "data" or "order". Raises UnknownName for an edge by a name that no task has.
+    Nodes have `kind` ("io", "cpu"), `executor` (asked for by options, or None: the route decides) and `task` (its name);
+    edges have `kind`, "data" or "order". Raises UnknownName for an edge by a name that no task has.
     """
     graph = _networkx().DiGraph(name=workflow.name)
     names = workflow.names
@@ -60,9 +63,10 @@ def to_networkx(workflow: Workflow) -> Any:
 
 
 def name_cycle(edges: Iterable[tuple[Any, Any]]) -> list[Any]:
-    """A shortest cycle through one of the nodes of the smallest knot, the first node repeated at the end; [] when acyclic.
+    """A cycle, the first node repeated at the end; [] when there is none.
 
-    Short rather than the first that a search meets, since a person has to read it.
+    It is a shortest one through a node of the smallest knot (strongly connected component): short rather than the
+    first that a search meets, since a person has to read it.
     """
     nx = _networkx()
     graph = nx.DiGraph(list(edges))
@@ -81,11 +85,12 @@ def name_cycle(edges: Iterable[tuple[Any, Any]]) -> list[Any]:
     for node in reached:  # breadth first; grows while it is walked
         for below in sorted(within.successors(node), key=str):
             if below == start:
-                cycle: list[Any] = [start]
-                while node != start:
-                    cycle.append(node)
-                    node = came_from[node]
-                return [start, *reversed(cycle)] if len(cycle) == 1 else [start, *reversed(cycle[1:]), start]
+                cycle: list[Any] = []
+                step = node
+                while step != start:
+                    cycle.append(step)
+                    step = came_from[step]
+                return [start, *reversed(cycle), start]
             if below not in came_from:
                 came_from[below] = node
                 reached.append(below)
@@ -101,7 +106,7 @@ def show_cycle(names: Sequence[str]) -> str:
 
 
 def cycle_error(workflow: Workflow, edges: Sequence[Sequence[int]], nodes: Sequence[int]) -> CycleError:
-    """The error for a workflow whose `nodes` are on a cycle or behind one. `edges` as ``Workflow.edges()`` gives them."""
+    """The error for a workflow whose `nodes` are on a cycle or behind one; `edges` as ``Workflow.edges()`` gives them."""
     suspects = set(nodes)
     cycle: list[int] = name_cycle((up, node) for node in nodes for up in edges[node] if up in suspects)
     names = [workflow.name_of(node) for node in cycle]
@@ -109,13 +114,48 @@ def cycle_error(workflow: Workflow, edges: Sequence[Sequence[int]], nodes: Seque
     for before, after in pairwise(cycle):
         where = workflow.site_of_edge(before, after)
         if where is not None:
-            hint = f"{names[cycle.index(before)]!r} is put before {names[cycle.index(after)]!r} here: is it the wrong way round?"
+            first, second = workflow.name_of(before), workflow.name_of(after)
+            hint = f"{first!r} is put before {second!r} here: is it the wrong way round?"
             break
     else:
         hint = "take out one of these edges"
     return CycleError(
         f"workflow {workflow.name!r} has a cycle: {show_cycle(names)}", cycle=names, where=where, hint=hint
     )
+
+
+# ── from networkx ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def add_graph(flow: Workflow, graph: Any, calls: Mapping[Any, Call[Any]]) -> None:
+    """Give `flow` a node for each of `graph`, named ``str(node)``, and its edges as order-only edges."""
+    if not (hasattr(graph, "successors") and hasattr(graph, "is_directed") and graph.is_directed()):
+        raise DefinitionError(
+            f"workflow {flow.name!r} is made from {type(graph).__name__}, which is not a directed graph",
+            where=flow.where,
+            hint="pass a networkx.DiGraph",
+        )
+    frame = user_frame()
+    numbers: dict[Hashable, int] = {}
+    for node in graph:
+        call = calls.get(node)
+        if call is None:
+            raise DefinitionError(
+                f"node {node!r} of the graph has no call",
+                where=flow.where,
+                hint="calls maps each node to a Call: {node: some_task.bind(...)}",
+            )
+        numbers[node] = len(flow)
+        flow.add_at(call, str(node), (), frame)
+    for node in calls:
+        if node not in numbers:
+            close = did_you_mean(str(node), map(str, numbers))
+            raise UnknownName(
+                f"calls has {node!r}, which is no node of the graph",
+                where=flow.where,
+                hint=f"did you mean {close!r}?" if close else None,
+            )
+    flow.order_all([(numbers[before], numbers[after]) for before, after in graph.edges()], frame)
 
 
 # ── questions ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -129,7 +169,10 @@ def layers(workflow: Workflow) -> list[list[str]]:
 
 
 def critical_path(graph: Any, weight: Mapping[str, float] | None = None) -> list[str]:
-    """The names on a heaviest path through `graph` (acyclic); a node weighs ``weight[name]``, 0 where missing, 1 without weights."""
+    """The names on a heaviest path through `graph`, which has no cycle.
+
+    A node weighs ``weight[name]``, 0 where missing; 1 when no weights are given.
+    """
     nx = _networkx()
     best: dict[str, float] = {}
     via: dict[str, str | None] = {}

@@ -23,7 +23,7 @@ from flowlane.program import Ref
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["PLAIN", "Handle", "HandleHome", "Template", "kind_of", "make_handle"]
+__all__ = ["PLAIN", "Handle", "HandleHome", "Template", "home_of", "kind_of", "make_handle", "ref_of"]
 
 
 #: ``type`` of one argument, typed so that checkers do not infer a type that is half unknown.
@@ -55,6 +55,10 @@ _bind_home: Final = cast("Callable[[Handle, HandleHome], None]", Handle.__dict__
 _bind_ref: Final = cast("Callable[[Handle, Ref], None]", Handle.__dict__["_ref"].__set__)
 _new_handle: Final = object.__new__
 
+# A handle has no public attributes, so that none can be taken for one of the value's. These two read its slots.
+home_of: Final = cast("Callable[[Handle], HandleHome]", Handle.__dict__["_home"].__get__)
+ref_of: Final = cast("Callable[[Handle], Ref]", Handle.__dict__["_ref"].__get__)
+
 
 def make_handle(home: HandleHome, node: int) -> Handle:
     """A handle for `node` of `home`. Goes through the slots themselves, because a handle refuses ``handle.x = y``."""
@@ -76,12 +80,12 @@ _MISUSES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "used as a condition (if, while, and, or, not, bool)",
         "__bool__",
-        "a body cannot branch on a value that a task has yet to make; branch on the workflow's parameters, or inside a task",
+        "a body cannot branch on a value yet to be made; branch on the workflow's parameters, or inside a task",
     ),
     (
         "iterated or unpacked",
         "__iter__ __next__ __reversed__ __aiter__ __anext__",
-        "how many elements there are is known only when the task has run; pass the whole handle to a task that loops over it",
+        "how many elements there are is known only when the task has run; let a task loop over it",
     ),
     ("asked for its length", "__len__ __length_hint__", _IN_TASK),
     ("searched with `in`", "__contains__", _IN_TASK),
@@ -118,15 +122,15 @@ _MISUSES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "pickled or copied",
         "__reduce__ __reduce_ex__ __copy__ __deepcopy__ __getstate__",
-        "a handle lives in the body that made it; pass it to a task directly, or inside list, tuple, NamedTuple, dict values",
+        "a handle lives in the body that made it; pass it to a task, or inside list, tuple, NamedTuple, dict values",
     ),
 )
 
 
 def refuse(handle: Handle, misuse: str, hint: str) -> HandleError:
     """The error for `misuse` of `handle`."""
-    home = handle._home  # pyright: ignore[reportPrivateUsage]  # one module owns handles
-    name = home.name_of(handle._ref.node)  # pyright: ignore[reportPrivateUsage]
+    home = home_of(handle)
+    name = home.name_of(ref_of(handle).node)
     return HandleError(
         f"the result of task {name!r} was {misuse} in workflow {home.name!r}, before the task has run",
         where=caller(),

@@ -1,8 +1,8 @@
 """A workflow's parameters: read from the body's signature, coerced and checked by pydantic before the body runs.
 
 A parameter is checked on its own, through a TypeAdapter of its annotation: so a parameter may have any name, and each
-problem is told by parameter. Values given from Python are coerced as pydantic does by default ("5" is an int); texts from
-a command line follow three rules: for a ``str`` the text as it is, JSON when it begins with ``[`` or ``{``, otherwise
+problem is told by parameter. Values given from Python are coerced as pydantic does by default ("5" is an int); texts
+from a command line follow three rules: for a ``str`` the text as it is, JSON when it begins with ``[`` or ``{``, otherwise
 pydantic's reading of strings. Defaults are the author's own and pass unchecked.
 """
 
@@ -70,7 +70,7 @@ class Parameters:
         return self._complete(values, {}, command_line=False)
 
     def parse(self, texts: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
-        """The same from a command line's `texts` and from decoded JSON `values`; where both name one, the text counts."""
+        """The same from a command line's `texts` and from decoded JSON `values`; a text counts over a value."""
         given = {name: value for name, value in values.items() if name not in texts}
         if self._extra is not None:
             known = {name for name in self._all if name != self._extra}
@@ -128,11 +128,12 @@ class Parameters:
             # asked for one at a time, so that the error can name the parameter
             holder = types.SimpleNamespace(__annotations__={name: annotation})
             resolved = typing.get_type_hints(holder, module, dict(scope), include_extras=True)[name]
-        except Exception as error:  # noqa: BLE001 - evaluating an annotation runs code of the user's, which may raise anything
+        except Exception as error:  # noqa: BLE001 - it runs code of the user's
             raise DefinitionError(
-                f"parameter {name!r} of workflow {self.workflow!r} is annotated {written}, which cannot be evaluated: {error}",
+                f"parameter {name!r} of workflow {self.workflow!r} is annotated {written}, "
+                f"which cannot be evaluated: {error}",
                 where=self.where,
-                hint="annotations of workflow parameters are used when it runs: import them outside `if TYPE_CHECKING:`",
+                hint="annotations of parameters are used when it runs: import them outside `if TYPE_CHECKING:`",
             ) from None
         required = parameter.default is parameter.empty
         default = parameter.default

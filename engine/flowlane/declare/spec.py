@@ -1,6 +1,6 @@
 """Options as checked data: RetryPolicy, which users write, and TaskSpec, one per distinct set of options.
 
-These are the only pydantic models that options pass through; a graph of a million nodes with one task makes one TaskSpec.
+These are the only pydantic models that options pass through; a million nodes of one task make one TaskSpec.
 Times are in seconds here and in nanoseconds in ``flowlane.core``; this is where they change.
 """
 
@@ -79,7 +79,7 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
         classes = tuple(value) if isinstance(value, (list, tuple, set, frozenset)) else (value,)  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
         for given in classes:  # pyright: ignore[reportUnknownVariableType]
             if not (isinstance(given, type) and issubclass(given, BaseException)):
-                raise ValueError(f"{given!r} is not an exception class")  # noqa: TRY004 - what pydantic collects
+                raise ValueError(f"{given!r} is not an exception class")
             if given is BaseException or issubclass(given, (SystemExit, KeyboardInterrupt, GeneratorExit)):
                 raise ValueError(f"{given.__name__} is never retried; the widest is Exception")
         return classes  # pyright: ignore[reportUnknownVariableType]

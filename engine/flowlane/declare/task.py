@@ -10,35 +10,22 @@ No call into the user's parameters carries an option of ours: so a task may have
 
 from __future__ import annotations
 
-import sys
 from contextvars import ContextVar
-from typing import (
-    TYPE_CHECKING,
-    Any,
-    Concatenate,
-    Final,
-    Generic,
-    Literal,
-    ParamSpec,
-    TypedDict,
-    TypeVar,
-    cast,
-    overload,
-)
+from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
 
-from flowlane.declare.callsite import caller, did_you_mean, frame_at, place, spot, words
-from flowlane.declare.handle import Handle, kind_of
+from flowlane.declare.callsite import caller, frame_at, spot
+from flowlane.declare.function import check_function, place_of
+from flowlane.declare.handle import Handle
+from flowlane.declare.options import CALL_OPTIONS, TASK_OPTIONS, Settings, check_name, unknown_option
 from flowlane.errors import ArgumentError, DefinitionError
 
 if TYPE_CHECKING:
-    import inspect
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
     from types import FrameType
     from typing import Protocol, Self, Unpack
 
-    from flowlane.declare.callsite import Spot
-    from flowlane.declare.spec import RetryPolicy, TaskSpec
-    from flowlane.loader import Address
+    from flowlane.declare.options import CallOptions, TaskOptions
+    from flowlane.declare.shape import Shape
 
     class Recorder(Protocol):
         """A graph being built, as far as a task needs to know it."""
@@ -54,12 +41,10 @@ if TYPE_CHECKING:
         ) -> Any: ...
 
 
-__all__ = ["BODY", "Call", "CallOptions", "Settings", "Shape", "Task", "TaskOptions", "check_name", "task"]
+__all__ = ["BODY", "Call", "Task", "raise_misfit", "task"]
 
 #: The graph that calls of tasks are recorded in: set while a body runs, and only then.
 BODY: Final[ContextVar[Recorder | None]] = ContextVar("flowlane body", default=None)
-#: Tasks whose functions are being pickled by value just now, outermost first.
-_DUMPING: Final[ContextVar[tuple[Task[Any, Any, Any], ...]]] = ContextVar("flowlane dumping", default=())
 
 P = ParamSpec("P")
 P2 = ParamSpec("P2")
@@ -68,174 +53,6 @@ R_co = TypeVar("R_co", covariant=True)
 F_co = TypeVar("F_co", covariant=True)
 S = TypeVar("S")
 V = TypeVar("V")
-
-
-class TaskOptions(TypedDict, total=False):
-    """What @task.io(...) and @task.cpu(...) take. Times are in seconds.
-
-    name           the task's name, instead of the function's
-    retries        how often to try again after a failed attempt: short for ``retry=RetryPolicy(attempts=retries + 1)``
-    retry          a RetryPolicy: attempts, backoff, and which errors
-    timeout        for each attempt, from the moment a worker starts it; None for none
-    total_timeout  for all attempts together with the waiting between them, from when the task is first ready
-    executor       the executor to run on, whatever its kind says
-    """
-
-    name: str
-    retries: int
-    retry: RetryPolicy
-    timeout: float | None
-    total_timeout: float | None
-    executor: str | None
-
-
-class CallOptions(TaskOptions, total=False):
-    """What ``task.options(...)`` takes: all of TaskOptions for one call, where `name` names the node, and
-
-    after   tasks to wait for without reading their values: handles, or names that may come later
-    """
-
-    after: Sequence[object]
-
-
-_TASK_OPTIONS: Final = ("name", "retries", "retry", "timeout", "total_timeout", "executor")
-_CALL_OPTIONS: Final = (*_TASK_OPTIONS, "after")
-
-_CO_GENERATOR: Final = 0x20  # inspect.CO_GENERATOR and so on; importing inspect costs a fifth of our own import
-_CO_COROUTINE: Final = 0x80
-_CO_ASYNC_GENERATOR: Final = 0x200
-_INFINITE: Final = sys.maxsize
-
-
-def check_name(name: object, what: str, where: str | None = None) -> str:
-    """`name` if it may name a task, node or workflow; DefinitionError otherwise. `what` opens the message."""
-    if not isinstance(name, str):
-        raise DefinitionError(
-            f"{what} is named {name!r}, which is a {type(name).__name__}",
-            where=where or caller(),
-            hint="a name is a str",
-        )
-    if not name or not name.isprintable() or any(c in name for c in "/#[]"):
-        raise DefinitionError(
-            f"{what} cannot be named {name!r}",
-            where=where or caller(),
-            hint="names hold printable characters, and none of / # [ ], which mark sub-workflows, repeats and elements",
-        )
-    return name
-
-
-class Shape:
-    """What a function's signature accepts, reduced to what one needs to say yes quickly.
-
-    least, most  how many positional arguments fit (`least` is out of reach when a keyword-only one is required)
-    """
-
-    __slots__ = ("index", "keywords", "least", "most", "required", "signature")
-
-    def __init__(self, signature: inspect.Signature | None) -> None:
-        self.signature = signature
-        self.least = 0
-        self.most = _INFINITE
-        self.keywords = True  # takes any keyword
-        self.index: dict[str, int] = {}  # name → position, of what can be given by name; -1 for keyword-only
-        self.required: tuple[tuple[str, int], ...] = ()
-        if signature is not None:
-            self._read(signature)
-
-    def _read(self, signature: inspect.Signature) -> None:
-        positional = least = 0
-        self.keywords = unbounded = False
-        required: list[tuple[str, int]] = []
-        keyword_only_required = False
-        for parameter in signature.parameters.values():
-            needed = parameter.default is parameter.empty
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                unbounded = True
-            elif parameter.kind is parameter.VAR_KEYWORD:
-                self.keywords = True
-            elif parameter.kind is parameter.KEYWORD_ONLY:
-                self.index[parameter.name] = -1
-                keyword_only_required |= needed
-                if needed:
-                    required.append((parameter.name, _INFINITE))
-            else:
-                if parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-                    self.index[parameter.name] = positional
-                if needed:
-                    required.append((parameter.name, positional))
-                    least = positional + 1
-                positional += 1
-        self.least = _INFINITE if keyword_only_required else least
-        self.most = _INFINITE if unbounded else positional
-        self.required = tuple(required)
-
-    def fits(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
-        """Whether the function can be called so."""
-        given = len(args)
-        if not kwargs:
-            return self.least <= given <= self.most
-        if given > self.most:
-            return False
-        index = self.index
-        for name in kwargs:
-            position = index.get(name)
-            if position is None:
-                if not self.keywords:
-                    return False
-            elif 0 <= position < given:
-                return False
-        return all(given > position or (name in kwargs and name in index) for name, position in self.required)
-
-
-    def misfit(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> tuple[str | None, str | None]:
-        """Why the function cannot be called so (None: it can after all), and the parameter that was probably meant.
-
-        A name that no parameter has is told first: with it, whatever is missing is usually explained too.
-        """
-        for key in kwargs if not self.keywords else ():
-            if key not in self.index:
-                return f"got an unexpected keyword argument {key!r}", did_you_mean(key, self.index)
-        try:
-            if self.signature is not None:
-                self.signature.bind(*args, **kwargs)
-        except TypeError as error:
-            return str(error), None
-        return None, None
-
-
-class Settings:
-    """The options of a task, shared by all its nodes; those of one call when it has its own.
-
-    options  raw, as written, `name` and `after` left out
-    task     the task as it was decorated
-    where    ``file:line`` of where they were written
-    spec     their checked form, made when a workflow is first compiled
-    shape    what arguments fit the function, read at the first call
-    """
-
-    __slots__ = ("options", "shape", "spec", "spot", "task")
-
-    def __init__(self, task: Task[Any, Any, Any], options: dict[str, Any], spot: Spot | None) -> None:
-        self.task = task
-        self.options = options
-        self.spot = spot
-        self.spec: TaskSpec | None = None
-        self.shape: Shape | None = None
-
-    @property
-    def where(self) -> str | None:
-        """``file:line`` of where they were written."""
-        return words(self.spot)
-
-    def measure(self) -> Shape:
-        """The shape, read now if this is the first call."""
-        shape = self.shape
-        if shape is None:
-            own = self.task.settings
-            if own.shape is None:
-                own.shape = Shape(_signature(self.task.fn))
-            shape = self.shape = own.shape
-        return shape
 
 
 class Task(Generic[P, R_co, F_co]):
@@ -255,9 +72,12 @@ class Task(Generic[P, R_co, F_co]):
     def __init__(self, fn: F_co, kind: Literal["io", "cpu"], options: Mapping[str, Any]) -> None:
         function: Any = fn
         where = caller()
+        if isinstance(function, Task):
+            name = function.name  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+            raise DefinitionError(f"{name!r} is a task already", where=where, hint="use @task.io or @task.cpu, once")
         self.fn = fn
         self.kind = kind
-        self.is_async = _check_function(function, kind, where)
+        self.is_async = check_function(function, kind, where)
         raw = dict(options)
         given = raw.pop("name", None)
         if given is None:
@@ -278,7 +98,7 @@ class Task(Generic[P, R_co, F_co]):
     @property
     def where(self) -> str | None:
         """``file:line`` of the function, decorators included; None for one without Python code."""
-        return _place_of(self.settings.task.fn)
+        return place_of(self.settings.task.fn)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R_co:
         """In a workflow body: record a node that will make this call, and return its handle, typed as the result.
@@ -329,19 +149,9 @@ class Task(Generic[P, R_co, F_co]):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travels as where it can be found; by value when that is nowhere (``__main__``, closures)."""
-        from flowlane.loader import address_of
+        from flowlane.declare.travel import reduce_task
 
-        origin = self.settings.task
-        function: Any = origin.fn
-        derived = None
-        if self is not origin:
-            derived = {key: value for key, value in self.settings.options.items()}
-            if self.label is not None:
-                derived["name"] = self.label
-        address = address_of(function, origin)
-        if address is not None:
-            return _found_again, (address, origin.name, origin.kind, derived, self.prefix)
-        return _by_value(origin, derived, self.prefix)
+        return reduce_task(self)
 
     # ── within the package ────────────────────────────────────────────────────────────────────────────────────────
 
@@ -355,8 +165,8 @@ class Task(Generic[P, R_co, F_co]):
 
     def _with(self, options: Mapping[str, Any]) -> Self:
         for key in options:
-            if key not in _CALL_OPTIONS:
-                raise _unknown_option(f"{self.name}.options()", key, _CALL_OPTIONS)
+            if key not in CALL_OPTIONS:
+                raise unknown_option(f"{self.name}.options()", key, CALL_OPTIONS)
         new = self._copy()
         changed = False
         for key, value in options.items():
@@ -416,84 +226,6 @@ class Call(Generic[R_co]):
         return f"<call of task {self.task.name!r}, not in a workflow yet>"
 
 
-# ── checking ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _check_function(fn: Any, kind: str, where: str | None) -> bool:
-    """Refuse what cannot be a task; tell whether `fn` is async."""
-    if isinstance(fn, Task):
-        raise DefinitionError(
-            f"{fn.name!r} is a task already", where=where, hint="use one of @task.io and @task.cpu, once"
-        )
-    made_of = kind_of(fn)
-    if issubclass(made_of, (staticmethod, classmethod)):
-        raise DefinitionError(
-            f"@task.{kind} stands above @{made_of.__name__}", where=where, hint=f"swap them: @{made_of.__name__} above"
-        )
-    if isinstance(fn, type):
-        raise DefinitionError(
-            f"class {fn.__name__!r} cannot be a task", where=where, hint="decorate a function that makes the object"
-        )
-    if not callable(fn):
-        raise DefinitionError(f"@task.{kind} takes a function, not {fn!r}", where=where)
-    name = getattr(fn, "__name__", None)
-    if not isinstance(name, str):
-        raise DefinitionError(
-            f"{type(fn).__name__} objects cannot be tasks: they have no name",
-            where=where,
-            hint="write a function (def) that calls it",
-        )
-    flags = _code_flags(fn)
-    here = _place_of(fn) or where
-    if flags & (_CO_GENERATOR | _CO_ASYNC_GENERATOR):
-        raise DefinitionError(
-            f"task {name!r} is a generator function (it has yield)", where=here, hint="return a list instead"
-        )
-    is_async = bool(flags & _CO_COROUTINE)
-    if is_async and kind == "cpu":
-        raise DefinitionError(
-            f"cpu task {name!r} is an async def, and cpu tasks run in worker processes without an event loop",
-            where=here,
-            hint="write it as def, or tag it @task.io if it waits rather than computes",
-        )
-    return is_async
-
-
-def _code_flags(fn: Any) -> int:
-    function = getattr(fn, "__func__", fn)  # of a bound method
-    code = getattr(function, "__code__", None)
-    flags: int = getattr(code, "co_flags", 0)
-    if not flags & _CO_COROUTINE and hasattr(function, "_is_coroutine_marker"):
-        import inspect
-
-        if inspect.iscoroutinefunction(fn):  # 3.12's markcoroutinefunction
-            flags |= _CO_COROUTINE
-    return flags
-
-
-def _place_of(fn: Any) -> str | None:
-    code = getattr(getattr(fn, "__func__", fn), "__code__", None)
-    return None if code is None else place(code.co_filename, code.co_firstlineno)
-
-
-def _signature(fn: Any) -> inspect.Signature | None:
-    import inspect
-
-    try:
-        return inspect.signature(fn)
-    except (TypeError, ValueError):  # some functions written in C do not tell
-        return None
-
-
-def _unknown_option(subject: str, key: str, known: Sequence[str]) -> DefinitionError:
-    close = did_you_mean(key, known)
-    return DefinitionError(
-        f"{subject} has no option {key!r}; its options: {', '.join(known)}",
-        where=caller(),
-        hint=f"did you mean {close!r}?" if close else None,
-    )
-
-
 def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
     """Word why the arguments do not fit, with the function's own signature at hand."""
     reason, close = shape.misfit(args, kwargs)
@@ -503,7 +235,7 @@ def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...],
     if task.prefix:  # people do not write the instance of a method
         signature = signature.replace(parameters=list(signature.parameters.values())[1:])
     hint = f"the signature is {task.name}{signature}"
-    option = next((key for key in kwargs if key in _CALL_OPTIONS and key not in shape.index), None)
+    option = next((key for key in kwargs if key in CALL_OPTIONS and key not in shape.index), None)
     if option is not None and not shape.keywords:
         hint = f"options go into {task.name}.options({option}=...)(...)"
     elif close:
@@ -511,62 +243,7 @@ def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...],
     raise ArgumentError(f"task {task.name!r}: {reason}", where=caller(), hint=hint)
 
 
-# ── travelling ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _found_again(
-    address: Address, name: str, kind: Literal["io", "cpu"], derived: dict[str, Any] | None, prefix: tuple[Any, ...]
-) -> Task[Any, Any, Any]:
-    from flowlane.loader import resolve
-
-    fn = resolve(address)
-    found: Any = sys.modules[address.module]
-    for part in address.qualname.split("."):
-        found = getattr(found, part)
-    if isinstance(found, Task):
-        return _derive(cast("Any", found), derived, prefix)
-    # the function kept its own name: fetch_task = task.io(fetch)
-    return _derive(Task(fn, kind, {"name": name}), derived, prefix)
-
-
-def _derive(base: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: tuple[Any, ...]) -> Task[Any, Any, Any]:
-    found = base._with(derived) if derived is not None else base  # pyright: ignore[reportPrivateUsage]
-    return found.__get__(prefix[0]) if prefix else found
-
-
-def _by_value(origin: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: tuple[Any, ...]) -> tuple[Any, ...]:
-    """How to pickle a task that cannot be found again.
-
-    The function travels as cloudpickle's bytes. A recursive one reaches its own task through its globals, which would come
-    back here for ever: inside such a dump the function is handed to the pickler at work, which remembers it.
-    """
-    import importlib
-
-    dumping = _DUMPING.get()
-    options = {**origin.settings.options, "name": origin.name}
-    if origin in dumping:
-        return _revived, (origin.fn, origin.kind, options, derived, prefix)
-    cloudpickle: Any = importlib.import_module("cloudpickle")  # it comes without type information
-
-    token = _DUMPING.set((*dumping, origin))
-    try:
-        payload: bytes = cloudpickle.dumps(origin.fn)
-    finally:
-        _DUMPING.reset(token)
-    return _revived, (payload, origin.kind, options, derived, prefix)
-
-
-def _revived(
-    function: Any, kind: Literal["io", "cpu"], options: dict[str, Any], derived: dict[str, Any] | None, prefix: Any
-) -> Task[Any, Any, Any]:
-    if isinstance(function, bytes):
-        import pickle
-
-        function = pickle.loads(function)  # bytes that _by_value made, on their way to a worker
-    return _derive(Task(function, kind, options), derived, prefix)
-
-
-# ── the decorators ────────────────────────────────────────────────────────────────────────────────────────────────
+# ── the decorators ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
 class _IoWithOptions:
@@ -621,14 +298,14 @@ class _Cpu:
 
 def _check_decoration(kind: str, fn: Any, more: tuple[Any, ...], options: dict[str, Any]) -> dict[str, Any]:
     for key in options:
-        if key not in _TASK_OPTIONS:
+        if key not in TASK_OPTIONS:
             if key == "after":
                 raise DefinitionError(
                     f"@task.{kind} has no option 'after': it belongs to a call, not to the task",
                     where=caller(),
                     hint="the_task.options(after=[...])(...)",
                 )
-            raise _unknown_option(f"@task.{kind}", key, _TASK_OPTIONS)
+            raise unknown_option(f"@task.{kind}", key, TASK_OPTIONS)
     if fn is None:
         return options
     if more or options or not (callable(fn) or isinstance(fn, classmethod)):
@@ -652,7 +329,7 @@ class _Tasks:
 
     if not TYPE_CHECKING:  # to a checker, `@task` alone is simply not callable
 
-        def __call__(self, *args: Any, **options: Any) -> Any:
+        def __call__(self, *_args: Any, **_options: Any) -> Any:
             raise DefinitionError(
                 "@task alone does not say what kind of task it is",
                 where=caller(),

@@ -1,510 +1,35 @@
-"""@workflow and Workflow: calls of tasks become the nodes of a declared graph.
+"""@workflow: a function whose body declares a graph, and what run() accepts.
 
-A Workflow is a table: one entry a node in each of a few lists, nodes numbered in the order of their declaration, edges as
-ints. Names, sites and options are shared wherever they can be, because a graph may have a million nodes. Two ways lead to
-one: a body under ``@workflow``, in which calling a task records a node, and a program that calls ``Workflow.add``. A
-WorkflowDefinition is a body; ``bind`` adds its parameters; ``Bound.build`` checks those, runs the body once and gives the
-Workflow, which ``compile_workflow`` turns into a Program.
-
-Edges to earlier nodes are ints at once; edges by name wait until the graph is complete (``edges``), since a name may come
-later. Nothing here is for use from several threads at a time.
+A WorkflowDefinition is the function; ``bind`` adds its parameters; ``Bound.build`` checks those, runs the body once and
+gives the Workflow (nodes.py) that the body declared. A Workflow made by a program is bound as it is.
 """
 
 from __future__ import annotations
 
-from array import array
-from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
 
-from flowlane.declare.callsite import Sites, caller, did_you_mean, frame_at, place
-from flowlane.declare.handle import PLAIN, Handle, Template, kind_of, make_handle
-from flowlane.declare.task import BODY, Call, Shape, Task, check_name, raise_misfit
-from flowlane.errors import (
-    ArgumentError,
-    DefinitionError,
-    FlowError,
-    HandleError,
-    NameTaken,
-    UnknownName,
-    UsageError,
-)
-from flowlane.program import Arguments, Ref
+from flowlane.declare.callsite import caller, did_you_mean, place, user_frame
+from flowlane.declare.function import ASYNC, GENERATOR, code_flags
+from flowlane.declare.handle import Handle
+from flowlane.declare.nodes import OnFailure, Workflow, check_on_failure
+from flowlane.declare.options import check_name
+from flowlane.declare.shape import Shape
+from flowlane.declare.task import BODY, Call, Task
+from flowlane.errors import ArgumentError, DefinitionError, FlowError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-    from types import FrameType
+    from collections.abc import Callable, Mapping
 
     from flowlane.declare.parameters import Parameters
-    from flowlane.declare.task import Settings
 
 __all__ = ["Bound", "OnFailure", "Workflow", "WorkflowDefinition", "as_bound", "workflow"]
-
-OnFailure = Literal["continue", "fail_fast"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
-_NOTHING: Final[dict[str, Any]] = {}  # the keywords of every call without keywords; nobody changes it
-_NO_ARGUMENTS: Final = Arguments((), _NOTHING)
-_NO_NODES: Final[tuple[int, ...]] = ()
-_SINKS: Final = object()  # the result of a Workflow without returns(): the values of its sinks
-
 #: Options of run() and friends, which a workflow's parameters may collide with.
 RUN_OPTIONS: Final = ("check", "routes", "slots", "executors", "sinks", "on_failure", "store")
-
-
-class Workflow:
-    """A declared graph, made by a program: ``wf = Workflow("nightly"); a = wf.add(fetch.bind(url)); run(wf.returns(a))``.
-
-    name        the workflow's name
-    on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
-    where       ``file:line`` of its making
-    params      the validated parameters, for a graph that a body under @workflow made; else empty
-    """
-
-    __slots__ = (
-        "_after",
-        "_arguments",
-        "_counts",
-        "_inputs",
-        "_labels",
-        "_names",
-        "_open",
-        "_orders",
-        "_result",
-        "_settings",
-        "_site_of",
-        "_sites",
-        "name",
-        "on_failure",
-        "params",
-        "where",
-    )
-
-    def __init__(self, name: str, *, on_failure: OnFailure = "continue") -> None:
-        self.where = caller()
-        self.name = check_name(name, "a workflow", self.where)
-        self.on_failure: OnFailure = _check_on_failure(on_failure, name, self.where)
-        self.params: Mapping[str, Any] = {}
-        self._open = True
-        self._result: Any = _SINKS
-        # by node
-        self._settings: list[Settings] = []
-        self._arguments: list[Arguments] = []
-        self._inputs: list[tuple[int, ...]] = []
-        self._names: list[str] = []
-        self._site_of = array("I")
-        # sparse
-        self._after: dict[int, tuple[int, ...]] = {}  # order-only edges to earlier nodes
-        self._orders: list[tuple[int | str, int | str, int]] = []  # (before, after, site) of all others
-        self._labels: dict[str, int] = {}  # names that users gave
-        self._counts: dict[str, int] = {}  # how often a task's own name was used
-        self._sites = Sites()
-
-    # ── adding ────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def add(self, call: Call[R], *, name: str | None = None, after: Sequence[object] = ()) -> R:
-        """Add a node that will make `call`; returns its handle, typed as the task's result.
-
-        `name` must be new (else NameTaken); without one it is the task's, with ``#2`` and on from the second. `after`
-        holds tasks to wait for: handles, or names that may come later.
-        """
-        if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise self._no_call(call)
-        task = call.task
-        if name is None:
-            name = task.label
-        else:
-            check_name(name, f"a node of workflow {self.name!r}")
-        if task.after:
-            after = (*task.after, *_as_sequence(after))
-        handle = self.record(task, call.args, cast("dict[str, Any]", call.kwargs), name, after, frame_at(1))
-        return cast("R", handle)
-
-    def order(self, before: object, after: object) -> None:
-        """`after` waits for `before`, without reading its value. Handles of this workflow, or names, existing or not."""
-        site = self._sites.number(frame_at(1))
-        self._orders.append((self._endpoint(before), self._endpoint(after), site))
-
-    def returns(self, value: R) -> Bound[R]:
-        """This workflow with `value` as its result: a handle, or anything that holds handles. Run what it returns.
-
-        Without it, the result is ``{name: value}`` of all tasks that nothing waits for.
-        """
-        template = Template(self._accept, f"the result of workflow {self.name!r}")
-        return Bound(self, template.of(value), has_result=True)
-
-    @classmethod
-    def from_graph(
-        cls,
-        graph: Any,
-        calls: Mapping[Any, Call[Any]],
-        *,
-        name: str = "graph",
-        on_failure: OnFailure = "continue",
-    ) -> Workflow:
-        """A workflow from a ``networkx.DiGraph``: a node each, its edges as order-only edges; ``calls[node]`` is what it does.
-
-        Nodes are named ``str(node)``. Raises DefinitionError when `graph` is undirected or calls and nodes do not match.
-        """
-        flow = cls(name, on_failure=on_failure)
-        flow._add_graph(graph, calls)
-        return flow
-
-    def _add_graph(self, graph: Any, calls: Mapping[Any, Call[Any]]) -> None:
-        if not (hasattr(graph, "successors") and hasattr(graph, "is_directed") and graph.is_directed()):
-            raise DefinitionError(
-                f"workflow {self.name!r} is made from {type(graph).__name__}, which is not a directed graph",
-                where=self.where,
-                hint="pass a networkx.DiGraph",
-            )
-        nodes: dict[Hashable, int] = {}
-        frame = frame_at(2)
-        for node in graph:
-            call = calls.get(node)
-            if call is None:
-                raise DefinitionError(
-                    f"node {node!r} of the graph has no call",
-                    where=self.where,
-                    hint="calls maps each node to a Call: {node: some_task.bind(...)}",
-                )
-            if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance]
-                raise self._no_call(call)
-            label = check_name(str(node), f"a node of workflow {self.name!r}")
-            nodes[node] = len(self._names)
-            self.record(call.task, call.args, cast("dict[str, Any]", call.kwargs), label, call.task.after, frame)
-        for node in calls:
-            if node not in nodes:
-                close = did_you_mean(str(node), map(str, nodes))
-                raise UnknownName(
-                    f"calls has {node!r}, which is no node of the graph",
-                    where=self.where,
-                    hint=f"did you mean {close!r}?" if close else None,
-                )
-        site = self._sites.number(frame)
-        self._orders.extend([(nodes[before], nodes[after], site) for before, after in graph.edges()])
-
-    # ── looking ───────────────────────────────────────────────────────────────────────────────────────────────────
-
-    @property
-    def graph(self) -> Any:
-        """The graph as a new ``networkx.DiGraph`` of names, with `kind`, `executor` and `task` on each node."""
-        from flowlane.declare.graph import to_networkx
-
-        return to_networkx(self)
-
-    def __len__(self) -> int:
-        """How many nodes there are."""
-        return len(self._names)
-
-    def __repr__(self) -> str:
-        return f"<Workflow {self.name!r} with {len(self._names)} tasks>"
-
-    @property
-    def names(self) -> Sequence[str]:
-        """The name of each node."""
-        return self._names
-
-    @property
-    def settings(self) -> Sequence[Settings]:
-        """The options of each node."""
-        return self._settings
-
-    @property
-    def arguments(self) -> Sequence[Arguments]:
-        """The arguments of each node, Refs for upstream values."""
-        return self._arguments
-
-    @property
-    def inputs(self) -> Sequence[tuple[int, ...]]:
-        """For each node the nodes whose values it reads, each once."""
-        return self._inputs
-
-    def name_of(self, node: int) -> str:
-        """The name of `node`."""
-        return self._names[node]
-
-    def site_of(self, node: int) -> str:
-        """``file:line`` of the call that made `node`."""
-        return self._sites.text(self._site_of[node])
-
-    def edges(self) -> Sequence[tuple[int, ...]]:
-        """For each node all nodes it waits for (a node may be repeated). Raises UnknownName for a name that no task has."""
-        if not self._after and not self._orders:
-            return self._inputs
-        edges = list(self._inputs)
-        for node, befores in self._after.items():
-            edges[node] += befores
-        if self._orders:
-            extra: dict[int, list[int]] = {}
-            numbers: dict[str, int] = {}
-            for before, after, site in self._orders:
-                if not numbers and (isinstance(before, str) or isinstance(after, str)):
-                    numbers = {name: node for node, name in enumerate(self._names)}
-                first, second = self._resolve(before, numbers, site), self._resolve(after, numbers, site)
-                extra.setdefault(second, []).append(first)
-            for node, more in extra.items():
-                edges[node] += tuple(more)
-        return edges
-
-    def site_of_edge(self, before: int, after: int) -> str | None:
-        """``file:line`` of the order-only edge from `before` to `after`, or None when no ``order`` or name made it."""
-        wanted = ({before, self._names[before]}, {after, self._names[after]})
-        for first, second, site in self._orders:
-            if first in wanted[0] and second in wanted[1]:
-                return self._sites.text(site)
-        return None
-
-    def result(self, edges: Sequence[tuple[int, ...]]) -> tuple[Any, list[int]]:
-        """The template of the run's value, and the nodes whose values it holds. `edges` as ``edges()`` gave them."""
-        if self._result is not _SINKS:
-            return self._result, refs_in(self._result)
-        waited_for: set[int] = set()
-        for ups in edges:
-            waited_for.update(ups)
-        sinks = [node for node in range(len(edges)) if node not in waited_for]
-        return {self._names[node]: Ref(node) for node in sinks}, sinks
-
-    # ── recording ─────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def record(
-        self,
-        task: Task[Any, Any, Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        label: str | None,
-        after: Sequence[object],
-        frame: FrameType,
-    ) -> Handle:
-        """Add a node for this call, made at `frame`; its handle. Called by Task and `add`; must stay fast."""
-        if task.prefix:
-            args = (*task.prefix, *args)
-        settings = task.settings
-        shape = settings.shape or settings.measure()
-        if not ((shape.least <= len(args) <= shape.most) if not kwargs else shape.fits(args, kwargs)):
-            raise_misfit(task, shape, args, kwargs)
-        if not self._open:
-            raise DefinitionError(
-                f"task {task.name!r} was called in the body of workflow {self.name!r} after the body had ended",
-                where=caller(),
-                hint="call tasks in the body itself, not in threads or callbacks that outlive it",
-            )
-        inputs = _NO_NODES
-        if kwargs or not PLAIN.issuperset(map(type, args)):
-            arguments, inputs = self._scan(task, args, kwargs)
-        else:
-            arguments = Arguments(args, _NOTHING) if args else _NO_ARGUMENTS
-        waits_for = [self._endpoint(item) for item in _as_sequence(after)] if after else None
-        node = len(self._names)
-        if label is None:
-            name = base = task.name
-            counts = self._counts
-            count = counts.get(base, 0) + 1
-            if count == 1 and base in self._labels:
-                count = 2
-            counts[base] = count
-            if count > 1:
-                name = f"{base}#{count}"
-        else:
-            name = label
-            if name in self._labels or name in self._counts:
-                raise self._taken(name, task)
-            self._labels[name] = node
-        # nothing was refused: from here on the node exists
-        if waits_for:
-            self._record_after(node, waits_for, frame)
-        self._settings.append(settings)
-        self._arguments.append(arguments)
-        self._inputs.append(inputs)
-        self._names.append(name)
-        self._site_of.append(self._sites.number(frame))
-        return make_handle(self, node)
-
-    def _scan(
-        self, task: Task[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[Arguments, tuple[int, ...]]:
-        """The arguments with Refs for handles, and the nodes they stand for."""
-        if not kwargs and len(args) == 1 and type(args[0]) is Handle:  # f(g(x)): the usual link of a chain
-            ref = self._accept(args[0])
-            node = ref.node
-            return Arguments((ref,), _NOTHING, ((0, node),)), (node,)
-        template = Template(self._accept, f"task {task.name!r}")
-        direct: list[tuple[int, int]] = []
-        found = template.found
-        filled: list[Any] = []
-        for position, value in enumerate(args):
-            kind = kind_of(value)
-            if kind is Handle:
-                ref = self._accept(value)
-                found.append(ref.node)
-                direct.append((position, ref.node))
-                filled.append(ref)
-            elif kind in PLAIN:
-                filled.append(value)
-            else:
-                if issubclass(kind, Call):
-                    raise self._bound_argument(task, value)
-                filled.append(template.of(value))
-        named = kwargs
-        for key, value in kwargs.items():
-            if type(value) not in PLAIN:
-                if issubclass(kind_of(value), Call):
-                    raise self._bound_argument(task, value)
-                new = template.of(value)
-                if new is not value:
-                    if named is kwargs:
-                        named = dict(kwargs)
-                    named[key] = new
-        inputs = tuple(dict.fromkeys(found)) if len(found) > 1 else tuple(found)
-        return Arguments(tuple(filled), named or _NOTHING, tuple(direct), len(found) > len(direct)), inputs
-
-    def _accept(self, handle: Handle) -> Ref:
-        home = handle._home  # pyright: ignore[reportPrivateUsage]  # a handle has no public attributes by design
-        if home is not self:
-            raise self._foreign(handle)
-        return handle._ref  # pyright: ignore[reportPrivateUsage]
-
-    def _record_after(self, node: int, waits_for: list[int | str], frame: FrameType) -> None:
-        nodes = [end for end in waits_for if isinstance(end, int)]
-        if nodes:
-            self._after[node] = tuple(nodes)
-        if len(nodes) < len(waits_for):
-            site = self._sites.number(frame)
-            self._orders.extend([(end, node, site) for end in waits_for if isinstance(end, str)])
-
-    def _endpoint(self, item: object) -> int | str:
-        if type(item) is Handle:
-            return self._accept(item).node
-        if isinstance(item, str):
-            return item
-        raise DefinitionError(
-            f"workflow {self.name!r} cannot order {item!r}",
-            where=caller(),
-            hint="what comes before or after is a handle (what a call of a task returned) or a task's name",
-        )
-
-    def _resolve(self, end: int | str, numbers: Mapping[str, int], site: int) -> int:
-        if isinstance(end, int):
-            return end
-        node = numbers.get(end)
-        if node is None:
-            close = did_you_mean(end, numbers)
-            raise UnknownName(
-                f"workflow {self.name!r} has no task named {end!r}",
-                where=self._sites.text(site),
-                hint=f"did you mean {close!r}?" if close else None,
-            )
-        return node
-
-    def _taken(self, name: str, task: Task[Any, Any, Any]) -> NameTaken:
-        first = self._labels.get(name)
-        if first is None:
-            first = self._names.index(name)
-        return NameTaken(
-            f"workflow {self.name!r} already has a task named {name!r}, made at {self.site_of(first)}",
-            where=caller(),
-            hint=f"give this call of {task.name!r} another name, or none: it is then numbered",
-        )
-
-    def _foreign(self, handle: Handle) -> HandleError:
-        home = cast("Workflow", handle._home)  # pyright: ignore[reportPrivateUsage]
-        ref = handle._ref  # pyright: ignore[reportPrivateUsage]
-        ended = "" if home._open else ", whose body has ended"
-        same = " of an earlier run of its body" if home.name == self.name else ""
-        return HandleError(
-            f"workflow {self.name!r} is given the result of task {home.name_of(ref.node)!r}{same} "
-            f"of workflow {home.name!r}{ended}",
-            where=caller(),
-            hint=f"a handle counts only in the workflow that made it (at {home.site_of(ref.node)}); "
-            "call the task in this one",
-        )
-
-    def _bound_argument(self, task: Task[Any, Any, Any], call: Call[Any]) -> HandleError:
-        return HandleError(
-            f"task {task.name!r} is given {call.task.name}.bind(...), which is a call but no node yet",
-            where=caller(),
-            hint=f"in a body write {call.task.name}(...); in a program pass what Workflow.add returns",
-        )
-
-    def _no_call(self, value: object) -> DefinitionError:
-        if isinstance(value, Task):
-            hint = f"bind its arguments: {value.name}.bind(...)"  # pyright: ignore[reportUnknownMemberType]
-        elif type(value) is Handle:
-            hint = "this call is in a workflow already"
-        else:
-            hint = "pass some_task.bind(...)"
-        return DefinitionError(f"workflow {self.name!r} cannot add {value!r}", where=caller(), hint=hint)
-
-    # ── within the package ────────────────────────────────────────────────────────────────────────────────────────
-
-    def end_body(self, value: Any) -> None:
-        """The body returned `value`: nothing more is recorded."""
-        if issubclass(kind_of(value), Call):
-            raise self._bound_result(value)
-        template = Template(self._accept, f"the result of workflow {self.name!r}")
-        self._result = template.of(value)
-
-    def shut(self) -> None:
-        """Refuse further nodes: the body has ended, well or not."""
-        self._open = False
-
-    def with_result(self, template: Any) -> Workflow:
-        """The same graph, shared, with this result."""
-        twin = object.__new__(Workflow)
-        for slot in Workflow.__slots__:
-            setattr(twin, slot, getattr(self, slot))
-        twin._result = template
-        return twin
-
-    def _bound_result(self, call: Call[Any]) -> HandleError:
-        return HandleError(
-            f"workflow {self.name!r} returns {call.task.name}.bind(...), which is a call but no node",
-            where=self.where,
-            hint=f"return {call.task.name}(...)",
-        )
-
-
-def refs_in(value: Any) -> list[int]:
-    """The nodes of all Refs in a template. Iterative; containers of plain values are passed over."""
-    found: list[int] = []
-    seen: set[int] = set()
-    stack: list[Any] = [value]
-    while stack:
-        item = stack.pop()
-        kind = kind_of(item)
-        if kind is Ref:
-            found.append(item.node)
-        elif issubclass(kind, (list, tuple, dict)) and id(item) not in seen:
-            seen.add(id(item))
-            elements: Iterable[Any] = item.values() if issubclass(kind, dict) else item
-            if not PLAIN.issuperset(map(type, elements)):
-                stack.extend(elements)
-    return found
-
-
-def _as_sequence(after: object) -> Sequence[object]:
-    """`after` as several: one name or one handle stands for a list of it."""
-    if isinstance(after, (list, tuple)):
-        return cast("Sequence[object]", after)
-    if isinstance(after, str) or type(after) is Handle:
-        return (after,)
-    if isinstance(after, (set, frozenset)) or hasattr(after, "__iter__"):
-        return tuple(cast("Iterable[object]", after))
-    return (after,)
-
-
-def _check_on_failure(value: str, name: str, where: str | None) -> OnFailure:
-    if value not in ("continue", "fail_fast"):
-        close = did_you_mean(str(value), ("continue", "fail_fast"))
-        raise DefinitionError(
-            f"workflow {name!r} has on_failure={value!r}; it is 'continue' or 'fail_fast'",
-            where=where,
-            hint=f"did you mean {close!r}?" if close else None,
-        )
-    return value  # type: ignore[return-value]  # mypy does not narrow str by `in`
-
-
-# ── workflows written as functions ────────────────────────────────────────────────────────────────────────────────
 
 
 class Bound(Generic[R_co]):
@@ -519,7 +44,7 @@ class Bound(Generic[R_co]):
         self._result = result
         self._has_result = has_result
         self._args: tuple[Any, ...] = ()
-        self._kwargs: Mapping[str, Any] = _NOTHING
+        self._kwargs: Mapping[str, Any] = {}
         self._valid = False
 
     @classmethod
@@ -582,7 +107,7 @@ class WorkflowDefinition(Generic[P, R]):
         self.fn = fn
         self.where = place(code.co_filename, code.co_firstlineno) if code is not None else here
         self.name = check_name(own if name is None else name, f"workflow {own!r}", self.where)
-        self.on_failure = _check_on_failure(on_failure, self.name, self.where)
+        self.on_failure = check_on_failure(on_failure, self.name, self.where)
         self._scope = _scope_of_annotations(fn)
         self._parameters: Parameters | None = None
         self.__name__ = own
@@ -670,7 +195,7 @@ class WorkflowDefinition(Generic[P, R]):
             raise DefinitionError(
                 f"workflow {self.name!r} was called like a function",
                 where=caller(),
-                hint=f"run({self.name}, ...) runs it and gives a RunResult; {self.name}.bind(...) adds the parameters only",
+                hint=f"run({self.name}, ...) runs it and gives a RunResult; {self.name}.bind(...) only adds parameters",
             )
         raise DefinitionError(
             f"workflow {self.name!r} was called in the body of another workflow, and workflows do not nest",
@@ -700,11 +225,11 @@ def _check_body(fn: Any, where: str | None) -> str:
             hint='@workflow or @workflow(name="nightly", on_failure="fail_fast") above a def',
         )
     where = place(code.co_filename, code.co_firstlineno)
-    if code.co_flags & 0x200 or code.co_flags & 0x20:
+    if code_flags(fn) & GENERATOR:
         raise DefinitionError(
             f"the body of workflow {name!r} has yield", where=where, hint="return the result, or a list of results"
         )
-    if code.co_flags & 0x80:
+    if code_flags(fn) & ASYNC:
         raise DefinitionError(
             f"the body of workflow {name!r} is an async def",
             where=where,
@@ -721,13 +246,11 @@ def _scope_of_annotations(fn: Any) -> dict[str, Any]:
     import re
 
     words = set(re.findall(r"\w+", " ".join(texts)))
-    frame: FrameType | None = frame_at(1)
+    frame = user_frame()
     scope: dict[str, Any] = {}
-    while frame is not None and frame.f_globals.get("__name__", "").partition(".")[0] == "flowlane":
-        frame = frame.f_back
     while frame is not None and frame.f_globals is fn.__globals__ and frame.f_locals is not frame.f_globals:
-        for word in words & frame.f_locals.keys():
-            scope.setdefault(word, frame.f_locals[word])
+        here = frame.f_locals
+        scope.update({word: here[word] for word in words if word in here and word not in scope})
         frame = frame.f_back
     return scope
 
@@ -767,7 +290,7 @@ def workflow(fn: Any = None, /, **options: Any) -> Any:
         where = caller()
         if name is not None:
             check_name(name, "a workflow", where)
-        return _WorkflowOptions(name, _check_on_failure(on_failure, name or "?", where))
+        return _WorkflowOptions(name, check_on_failure(on_failure, name or "?", where))
     return WorkflowDefinition(fn, name, on_failure)
 
 

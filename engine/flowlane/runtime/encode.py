@@ -141,7 +141,7 @@ class _Walk:
         for base in _SEQUENCES:
             if isinstance(value, base):
                 return self._inside(value, depth, base.__iter__, self._sequence)
-        if type(value).__module__ in _STR_MODULES:
+        if type(value).__module__.partition(".")[0] in _STR_MODULES:
             return _text(str(value))
         return _described(value)
 

@@ -93,7 +93,7 @@ class Clock:
 
     def __init__(self, run: RunInfo) -> None:
         self.offset = run.wall_ns - run.mono_ns
-        self._second = -1
+        self._second: int | None = None
         self._prefix = ""
 
     def text(self, t: int) -> str:

@@ -170,13 +170,11 @@ class Runner:
         if kind is STARTED:
             return m.Started(element, attempt, started)
         asked = self.scheduler.asked(element) if self.scheduler.awaits(element, attempt) else None
-        if asked in (Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT):
+        if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self._overdue(element, asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
             report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, None)
-        elif kind is CRASHED and report.failure is None:
-            report.failure = _worker_died()
-        elif kind is ABANDONED and asked is None:
+        elif (kind is CRASHED and report.failure is None) or (kind is ABANDONED and asked is None):
             report.failure = _worker_died()
         if report.failure is not None:
             self.failures[element] = report.failure
@@ -220,7 +218,7 @@ class Runner:
             self._fail_soon(error)
             if error.unhandled:
                 self._step(error.unhandled, reports)
-        except Exception as error:  # a fault of ours, or of a plug-in that raises where it must not: never a silent hang
+        except Exception as error:  # noqa: BLE001 - a fault of ours, or of a plug-in that raises where it must not: never a silent hang
             self._fail_soon(error)
         self.busy_ns += monotonic_ns() - at
 

@@ -25,8 +25,8 @@ def fill_arguments(arguments: Arguments, values: Sequence[Any]) -> tuple[Sequenc
         return [fill(value, values) for value in arguments.args], kwargs
     if arguments.direct:
         args = list(arguments.args)
-        for position, node in arguments.direct:
-            args[position] = values[node]
+        for position in arguments.direct:
+            args[position] = values[args[position].node]
         return args, arguments.kwargs  # type: ignore[return-value]  # a Mapping that callers only unpack
     return arguments.args, arguments.kwargs  # type: ignore[return-value]
 
@@ -41,6 +41,7 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
     # One frame per open container: [the container, its children, the filled ones so far, whether any differs].
     stack: list[tuple[Any, Sequence[Any], list[Any]]] = [(template, children, [])]
     inside = {id(template)}  # a container inside itself is left as it is
+    done: dict[int, Any] = {}  # by id: what is shared in the template is shared in the result, and walked once
     while True:
         container, children, filled = stack[-1]
         while len(filled) < len(children):
@@ -49,6 +50,9 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
                 filled.append(values[child.node])
                 continue
             below = _children(child)
+            if id(child) in done:
+                filled.append(done[id(child)])
+                continue
             if below is None or id(child) in inside:
                 filled.append(child)
                 continue
@@ -59,7 +63,7 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
             stack.pop()
             inside.discard(id(container))
             same = all(new is old for new, old in zip(filled, children, strict=True))
-            result = container if same else _rebuilt(container, filled)
+            result = done[id(container)] = container if same else _rebuilt(container, filled)
             if not stack:
                 return result
             stack[-1][2].append(result)
@@ -67,16 +71,17 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
 
 def _children(value: Any) -> Sequence[Any] | None:
     """What is searched for Refs: the items of lists, tuples and named tuples, the values of dicts."""
-    kind = type(value)
-    if kind is list or kind is tuple or (isinstance(value, tuple) and hasattr(kind, "_make")):
-        return value  # type: ignore[no-any-return]
+    kind: Any = type(value)
+    if kind is list or kind is tuple or (issubclass(kind, tuple) and hasattr(kind, "_make")):
+        items: Sequence[Any] = value
+        return items
     if kind is dict:
         return tuple(value.values())
     return None
 
 
 def _rebuilt(container: Any, children: list[Any]) -> Any:
-    kind = type(container)
+    kind: Any = type(container)
     if kind is list:
         return children
     if kind is dict:

@@ -78,7 +78,7 @@ class AsyncioExecutor:
                 report = Report(ref, INTERRUPTED, started, monotonic_ns(), worker=_WORKER)
             else:  # somebody else's cancel is an error like any other
                 report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), _WORKER)
-        except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task must not end the engine
+        except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too: a task must not end the engine
             report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), _WORKER)
         del self._since[ref]
         if self._tasks.pop(ref, None) is not None:  # else: given up meanwhile

@@ -22,6 +22,7 @@ __all__ = ["DEPTH", "key_shown", "one_line", "parameter_name", "unpicklable", "w
 # Seconds. Enough to halve a list of 100,000 (37 ms); and one failure may not hold the loop for much longer.
 _BUDGET: Final = 0.25
 DEPTH: Final = 64  # a path that long helps nobody
+_NEW_OBJECT: Final = getattr(copyreg, "__newobj__")  # noqa: B009 - the stubs do not have it; its first argument is the class
 _SHOWN: Final = 6  # segments of a path that are written out
 
 
@@ -117,12 +118,11 @@ def _failing_part(
 def _parts(value: Any) -> Iterator[tuple[str, Any]]:
     """What pickling `value` would pickle, each with its segment of the path."""
     kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] - truly anything
-    if kind in (list, tuple):
+    fields: tuple[str, ...] = getattr(kind, "_fields", ()) if tuple in kind.__mro__ else ()  # a named tuple's
+    if fields:
+        yield from ((f".{name}", item) for name, item in zip(fields, value, strict=False))
+    elif kind in (list, tuple):
         yield from ((f"[{index}]", item) for index, item in enumerate(value))
-    elif isinstance(value, tuple) and hasattr(kind, "_fields"):
-        names: tuple[str, ...] = getattr(kind, "_fields")  # noqa: B009 - a named tuple, of whatever class
-        for name, item in zip(names, value, strict=False):  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-            yield (f".{name}", item)
     elif kind is dict:
         for key, item in value.items():
             yield (" a key", key)
@@ -171,7 +171,7 @@ def _reduced(value: Any) -> Iterator[tuple[str, Any]]:
     for key, item in pairs or ():
         yield (f"[{key_shown(key)}]", item)
     arguments: tuple[Any, ...] = args or ()
-    for index, item in enumerate(arguments[1:] if maker is copyreg.__newobj__ else arguments):
+    for index, item in enumerate(arguments[1:] if maker is _NEW_OBJECT else arguments):
         yield (f" constructor argument {index}", item)
 
 

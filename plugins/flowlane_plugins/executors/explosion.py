@@ -1,8 +1,8 @@
 """Finds the object in a pickle that explodes while it loads. Imported only after that happened.
 
-Only bytes are at hand where a value is loaded. They are loaded once more, by the pure-Python unpickler, which counts its
-steps; then they are read symbolically, without running anything of the user's, to see which object the last step was
-about and where in the value that object belongs.
+Only bytes are at hand where a value is loaded. They are loaded once more, by the pure-Python unpickler, which counts
+its steps; then they are read symbolically, without running anything of the user's, to see which object the last step
+was about and where in the value that object belongs.
 """
 
 from __future__ import annotations

@@ -6,12 +6,13 @@ Rules:
 - Where the pool's workers are other processes, `transport` encodes the job here and its outcome there, and the pool
   carries bytes only. contextvars do not get there, except ``run``, ``task`` and ``attempt`` for logs.
 - `_flights` holds what is out: ref → flight. Whoever pops a flight owns its final report: the completion, in any
-  thread, or the loop when it gives a job up. A dict's pop is atomic, so there is no lock, and a late outcome finds
-  nothing and is dropped.
+  thread, or the loop when it gives a job up. A dict's pop is atomic, and a late outcome finds nothing and is dropped.
+- `_telling` is held while a final report or a STARTED is handed over, and for nothing else: without it, a job that
+  ends in another thread just while the loop looks at it could be told as started after its end.
 - Everything else is touched on the loop thread only.
 
-A pool cannot be asked when a job began. Short jobs need no STARTED (their outcome carries the time the worker measured);
-for longer ones one timer looks at ``future.running()``, which may be early by what the pool queues ahead.
+A pool cannot be asked when a job began. Short jobs need no STARTED (their outcome carries the time that the worker
+measured); for longer ones one timer looks at ``future.running()``, which may be early by what the pool queues ahead.
 
 `processes` is built on this class; the methods it replaces are listed under "what a pool of our own does otherwise".
 """
@@ -111,9 +112,9 @@ class FuturesExecutor:
         self.capabilities = Capabilities(accepts=frozenset({"sync"}), default_slots=slots, pickles=pickles)
         self._flights: dict[int, Flight] = {}
         self._headers: dict[tuple[int, str], tuple[Target, bytes]] = {}
-        self._unannounced: dict[int, Flight] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._pace = _FIRST_LOOK
+        self._telling = threading.RLock()  # reentrant: a pool may complete a job inside `submit`
         self._deliver: Callable[[Sequence[Report]], None] | None = None
         self._pool: Executor | None = None
         self._answered: set[Executor] = set()  # pools of which a worker has answered
@@ -145,9 +146,8 @@ class FuturesExecutor:
                 self._deliver((Report(job.ref, FAILED, NEVER, monotonic_ns(), failure=failure),))
                 continue
             self._flights[job.ref] = flight
-            self._unannounced[job.ref] = flight
             self._send(flight, call)
-        if self._unannounced and (self._timer is None or self._pace > _FIRST_LOOK):
+        if self._timer is None or self._pace > _FIRST_LOOK:
             self._look_in(_FIRST_LOOK)
 
     def interrupt(self, refs: Sequence[int], grace: float) -> None:
@@ -200,7 +200,7 @@ class FuturesExecutor:
     def _unsend(self, flight: Flight) -> None:
         """Forget a job that still waits for a pool; here none ever does. Loop thread."""
 
-    def _rejected(self, flight: Flight, call: Sequence[Any], error: Exception) -> None:
+    def _rejected(self, flight: Flight, call: Sequence[Any], error: Exception) -> None:  # noqa: ARG002 - for `processes`
         """The pool would not take a job. Loop thread."""
         self._land(flight, self._crashed(flight, error))
 
@@ -250,17 +250,17 @@ class FuturesExecutor:
             report = self._crashed(flight, error)
         else:
             report = outcome if isinstance(outcome, Report) else _report(flight, outcome)
-            if flight.began > report.ended > 0:  # told while its outcome was on the way
-                report.ended = flight.began
         self._land(flight, report)
 
     def _land(self, flight: Flight, report: Report) -> None:
-        if self._flights.pop(flight.ref, None) is None:
-            return
-        self._unannounced.pop(flight.ref, None)
-        deliver = self._deliver
-        if deliver is not None:
-            deliver((report,))
+        with self._telling:
+            if self._flights.pop(flight.ref, None) is None:
+                return
+            if flight.began > report.ended:  # its start was told while its outcome was on the way
+                report.ended = flight.began
+            deliver = self._deliver
+            if deliver is not None:
+                deliver((report,))
         self._landed(flight)
         drained = self._drained
         if drained is not None and not self._flights:
@@ -285,7 +285,7 @@ class FuturesExecutor:
         if began == NEVER and broken and flight.future is not None and pool in self._answered:
             began = flight.submitted  # it may have begun at any time since: to say "never" might be wrong
         crash = WorkerCrashed(f"{flight.task} was lost: {what}", hint=hint)
-        return Report(flight.ref, CRASHED, began, max(monotonic_ns(), began), failure=Failure.of(crash))
+        return Report(flight.ref, CRASHED, began, monotonic_ns(), failure=Failure.of(crash))
 
     def _inquest(self, pool: Executor | None, error: BaseException) -> tuple[str, str | None]:
         """What is known of the end of `pool`, as a clause, and a hint."""
@@ -301,7 +301,11 @@ class FuturesExecutor:
             hint = "a SIGKILL that nobody sent comes from the kernel, out of memory: use less at a time, or fewer slots"
         elif not answered and not any(code is not None and code < 0 for _, code in ended):
             hint = self.hint_for_start
-        return sentence(ended, answered=answered), hint
+        what = sentence(ended, answered=answered)
+        inside = [flight.task for flight in list(self._flights.values()) if flight.pool is pool]
+        if answered and len(inside) > 1:  # the pool cannot tell which of them did it, and loses them all
+            what += f" (in its pool: {', '.join(inside[:4])}{', …' if len(inside) > 4 else ''})"
+        return what, hint
 
     # ── what a loop's timer does ──────────────────────────────────────────────────────────────────────────────────
 
@@ -313,23 +317,24 @@ class FuturesExecutor:
 
     def _look(self) -> None:
         self._timer = None
-        if not self._unannounced or self._deliver is None:
+        untold = [flight for flight in list(self._flights.values()) if flight.began == NEVER]
+        if not untold or self._deliver is None:
             return
-        now = monotonic_ns()
-        reports: list[Report] = []
-        for ref, flight in list(self._unannounced.items()):
-            if ref not in self._flights:  # it ended while it was being added
-                self._unannounced.pop(ref, None)
-                continue
+        begun: list[Flight] = []
+        for flight in untold:
             future = flight.future
-            if future is None or flight.pool not in self._answered or not future.running():
-                continue
-            flight.began = now
-            self._unannounced.pop(ref, None)
-            reports.append(Report(ref, STARTED, now))
-        if reports:
-            self._deliver(reports)
-        if self._unannounced:
+            if future is not None and flight.pool in self._answered and future.running():
+                begun.append(flight)
+        if begun:
+            with self._telling:
+                now = monotonic_ns()
+                reports: list[Report] = []
+                for flight in begun:
+                    if flight.ref in self._flights:
+                        flight.began = now
+                        reports.append(Report(flight.ref, STARTED, now))
+                self._deliver(reports)
+        if len(begun) < len(untold):
             self._look_in(min(self._pace * 2, _LAST_PACE))
 
     def _take_back(self, refs: Sequence[int]) -> list[int]:
@@ -352,7 +357,6 @@ class FuturesExecutor:
         for ref in refs:
             flight = self._flights.pop(ref, None)
             if flight is not None:
-                self._unannounced.pop(ref, None)
                 lost.append(flight)
         if lost and self._deliver is not None:
             self._deliver([Report(flight.ref, ABANDONED, flight.began, now) for flight in lost])

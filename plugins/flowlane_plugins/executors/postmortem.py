@@ -33,7 +33,8 @@ def deaths(pool: Any) -> list[tuple[int, int | None]]:
         except Exception:  # noqa: BLE001 - private parts of somebody else's pool
             return []
         if ended or not workers or time.monotonic() > deadline:
-            return ended
+            # A pool that breaks ends its other workers with SIGTERM: they are no cause where there is another.
+            return [(pid, code) for pid, code in ended if code != -signal.SIGTERM] or ended
         time.sleep(0.002)
 
 

@@ -103,8 +103,11 @@ class ProcessesExecutor(FuturesExecutor):
         except Exception as error:  # noqa: BLE001 - no memory, no descriptors, no processes: told with the jobs
             if pool is None or not isinstance(broken_or(error, pool), BrokenExecutor):
                 problem = error  # broken already: the first job to be handed to it will say how
-        with contextlib.suppress(RuntimeError):  # the loop is gone
+        try:
             self._loop.call_soon_threadsafe(self._built, pool, spawner, problem)
+        except RuntimeError:  # the loop is gone, and with it everybody who might end this pool later
+            if pool is not None and spawner is not None:
+                _end(pool, spawner, 0.0)
 
     def _built(self, pool: Executor | None, spawner: Spawner | None, problem: Exception | None) -> None:
         self._building = False
@@ -188,7 +191,7 @@ class ProcessesExecutor(FuturesExecutor):
 
     async def _stop(self) -> None:
         deadline = self._loop.time() + _POLITELY
-        while self._building and self._loop.time() < deadline:
+        while self._building and self._loop.time() < deadline:  # noqa: ASYNC110 - once in a life, and rarely then
             await asyncio.sleep(0.005)  # a pool that comes later still is ended by `_built`
         for pool, spawner in self._spawners.items():
             self._end(pool, spawner, 0.0 if pool in self._retired else _POLITELY)

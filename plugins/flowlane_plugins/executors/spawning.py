@@ -37,7 +37,7 @@ else:
         def _launch(self, process: Any) -> None:
             tracker = resource_tracker.getfd()
             self._fds.append(tracker)
-            preparation: dict[str, Any] = spawn.get_preparation_data(process._name)
+            preparation: dict[str, Any] = spawn.get_preparation_data(process.name)
             preparation.pop("init_main_from_name", None)  # <-
             preparation.pop("init_main_from_path", None)  # <-
             message = io.BytesIO()
@@ -66,7 +66,7 @@ else:
 
     class _FreshProcess(mp_context.SpawnProcess):
         @staticmethod
-        def _Popen(process_obj: BaseProcess) -> Any:
+        def _Popen(process_obj: BaseProcess) -> Any:  # noqa: N802 - multiprocessing's name for it
             return _FreshPopen(process_obj)
 
 
@@ -80,7 +80,7 @@ class Spawner:
         self._context = multiprocessing.get_context(method)
         self.processes: list[BaseProcess] = []
 
-    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:
+    def Process(self, *args: Any, **kwargs: Any) -> BaseProcess:  # noqa: N802 - the context's own name for it
         """Make a process, not started yet. Any thread."""
         spawning = self._context.get_start_method() == "spawn"
         made = _FreshProcess(*args, **kwargs) if spawning else cast("Any", self._context).Process(*args, **kwargs)

@@ -95,24 +95,20 @@ class ThreadsExecutor:
             except IndexError:
                 self._hand_over()
                 asleep.add(number)
-                if not jobs:
-                    if not self._wake.get():
-                        asleep.discard(number)
-                        break
+                told_to_end = not jobs and not self._wake.get()
                 asleep.discard(number)
+                if told_to_end:
+                    break
                 continue
             ref = job.ref
             before = thread_time_ns()
             started = monotonic_ns()
             running[ref] = (started, worker)
             try:
-                if job.context is not None:
-                    value = job.context.run(_call, job)
-                else:
-                    value = _call(job)
+                value = _call(job) if job.context is None else job.context.run(_call, job)
                 report = Report(ref, SUCCEEDED, started, monotonic_ns(), value, None, worker)
                 value = None
-            except BaseException as error:  # SystemExit and KeyboardInterrupt too: a task must not end a worker
+            except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too: a task must not end a worker
                 report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), worker)
             report.cpu = thread_time_ns() - before
             del job  # while this thread sleeps, it must not keep the arguments alive
@@ -161,9 +157,17 @@ class ThreadsExecutor:
         else:
             self._ticking = False
 
-    def interrupt(self, refs: Sequence[int], grace: float) -> None:
+    def interrupt(self, refs: Sequence[int], grace: float) -> None:  # noqa: ARG002 - nothing makes a thread listen
+        """Take back what is queued; give up what runs, at once: no grace period would make a thread listen."""
+        unseen = self._stop(refs)
+        if unseen:  # answered already, or just between the queue and `_running`
+            self._loop.call_later(_TICK, self._stop, unseen)
+
+    def _stop(self, refs: Sequence[int]) -> list[int]:
+        """Answer for each of `refs` that is queued or running; returns the others."""
         now = monotonic_ns()
         answers: list[Report] = []
+        unseen: list[int] = []
         queued = {job.ref: job for job in self._jobs.copy()}
         for ref in refs:
             job = queued.get(ref)
@@ -177,19 +181,21 @@ class ThreadsExecutor:
                     continue
             since = self._running.pop(ref, None)
             if since is None:
-                continue  # its report is on the way
+                unseen.append(ref)
+                continue
             started, worker = since
             self._lost.add(int(worker.removeprefix("thread-")))
             answers.append(Report(ref, ABANDONED, started, now, worker=worker))
         if answers:
             self._deliver(answers)
+        return unseen
 
     async def close(self, grace: float) -> None:
-        self.interrupt([job.ref for job in self._jobs.copy()], 0)
+        self._stop([job.ref for job in self._jobs.copy()])
         deadline = self._loop.time() + grace
-        while self._running and self._loop.time() < deadline:
+        while self._running and self._loop.time() < deadline:  # noqa: ASYNC110 - threads end without telling the loop
             await asyncio.sleep(_LATER_TICK)
-        self.interrupt(list(self._running), 0)
+        self._stop(list(self._running))
         for _ in range(len(self._threads)):
             self._wake.put(False)
         # What is idle ends at once; what was given up may never end, and daemon threads do not hold up the exit.

@@ -85,7 +85,7 @@ def decode_header(header: bytes) -> tuple[Callable[..., Any], str, str]:
 
     Raises TransportError; what the user's module raised is its cause.
     """
-    function, files, name, run = pickle.loads(header)
+    function, files, name, run = pickle.loads(header)  # noqa: S301 - made by us, see the module's text
     if isinstance(function, bytes):
         load_files(files)
         fn: Callable[..., Any] = _decode(function, lambda segments: f"{name}{_written(segments)}")
@@ -194,7 +194,7 @@ def _by_value(value: Any) -> bytes:
 
 def _decode(payload: bytes, subject: Callable[[list[str]], str]) -> Any:
     try:
-        return pickle.loads(payload)
+        return pickle.loads(payload)  # noqa: S301 - made by us
     except BaseException as error:
         if isinstance(error, TransportError):  # a task among the values whose module does not load: it says it better
             raise
@@ -276,11 +276,11 @@ def encode_failure(error: BaseException) -> bytes:
 
 def decode_failure(payload: bytes) -> Failure:
     """The failure from what `encode_failure` made, with its exception object if that survives here too."""
-    (kind, message, traceback, where, notes, ancestry), survivor = pickle.loads(payload)
+    (kind, message, traceback, where, notes, ancestry), survivor = pickle.loads(payload)  # noqa: S301 - made by us
     exception: BaseException | None = None
     if survivor is not None:
         try:
-            exception = pickle.loads(survivor)
+            exception = pickle.loads(survivor)  # noqa: S301 - made by us
         except BaseException:  # noqa: BLE001 - it survived in the worker but not here (a module that is not installed)
             exception = None
         if not isinstance(exception, BaseException):
@@ -292,7 +292,7 @@ def _surviving(error: BaseException, message: str) -> bytes | None:
     """`error` pickled, if it comes back as the same class with the same message; otherwise None."""
     try:
         payload = _encode(error)
-        back: Any = pickle.loads(payload)
+        back: Any = pickle.loads(payload)  # noqa: S301 - made by us
         same = type(back) is type(error) and str(back) == message
     except BaseException:  # noqa: BLE001 - two-argument __init__, a lock as attribute, an exploding __reduce__, …
         return None

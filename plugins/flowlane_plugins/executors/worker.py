@@ -5,7 +5,7 @@ carries the tuple home. What kills the process itself does: that is the parent's
 
 Imported in every worker, so it must stay light: no asyncio, networkx, pydantic, click or rich, and cloudpickle only
 where something travels by value. The contextvars of the process that submitted do not reach a worker; it sees only
-``run``, ``task`` and ``attempt``, which `flowlane.runtime.context` binds for logs. Each job runs in a context of its own.
+``run``, ``task`` and ``attempt``, which `flowlane.runtime.context` binds for logs. Each job has a context of its own.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ def ready() -> int:
 
 
 def initialize() -> None:
-    """Settle in, as the first thing in a worker of our own. Never raises (a pool whose initializer raises is broken)."""
+    """Settle in, as the first thing in a worker of our own. Never raises: a pool whose initializer does is broken."""
     with contextlib.suppress(ValueError, OSError):
         # Ctrl-C goes to the whole foreground group; only the engine decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -37,8 +37,7 @@ __all__ = ["ProgressSink"]
 FRAME: Final = 0.25  # seconds between frames; more often costs more than anybody sees
 _PATIENCE: Final = 1.0  # seconds to wait at the end for a frame that is being drawn
 _SHOWN: Final = 4  # running tasks listed per run
-_RUNS_PATIENCE: Final = 1.0  # seconds to wait at the end for a frame that is being drawn
-_SHOWN: Final = 4  # a screen has so many lines
+_RUNS_SHOWN: Final = 4  # a screen has so many lines
 _DUMB: Final = ("dumb", "unknown")
 _NAME_WIDTH: Final = 40
 _BAR_WIDTH: Final = 34
@@ -169,7 +168,7 @@ class ProgressSink:
             if figures is not None:
                 figures.follow(chunk)
 
-    def close(self, run: RunInfo, outcome: RunOutcome) -> None:
+    def close(self, run: RunInfo, outcome: RunOutcome) -> None:  # noqa: ARG002 - the protocol has it
         with self._lock:
             self._runs.pop(run.id, None)
             last = not self._runs
@@ -221,6 +220,7 @@ class ProgressSink:
             if self._drawer.is_alive():  # a terminal stopped with Ctrl-S: the run must not wait for it
                 self._terminal.error = self._terminal.error or "it takes no output"
                 self._drawer = self._live = None
+                _give_back()
                 return
             self._drawer = None
         live, self._live = self._live, None
@@ -286,6 +286,14 @@ def _clock_time(seconds: float) -> str:
     minutes, rest = divmod(int(min(seconds, 359_999)), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _give_back() -> None:
+    """Take rich's proxies away by hand: ``Live.stop`` would wait for the lock that the stuck frame holds."""
+    for name in ("stdout", "stderr"):
+        inner = getattr(getattr(sys, name), "rich_proxied_file", None)
+        if inner is not None:
+            setattr(sys, name, inner)
 
 
 def _is_terminal(stream: Any) -> bool:

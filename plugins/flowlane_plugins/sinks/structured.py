@@ -36,10 +36,11 @@ class _Lines:
     def __init__(self) -> None:
         self.lines: list[str] = []
 
-    def isEnabledFor(self, level: int) -> bool:  # structlog's filter_by_level calls one or the other, by version
+    # structlog's filter_by_level calls one of these two, by version:
+    def isEnabledFor(self, level: int) -> bool:  # noqa: N802 - logging's name
         return level >= self.level
 
-    def getEffectiveLevel(self) -> int:
+    def getEffectiveLevel(self) -> int:  # noqa: N802 - logging's name
         return self.level
 
     def info(self, line: str) -> None:
@@ -188,9 +189,9 @@ class LoggingSink:
     """Hands every event to the stdlib logger "flowlane": a readable message, all fields as ``extra``.
 
     Nothing is configured but a NullHandler on that logger, so a host that set up no logging sees nothing. Handlers,
-    levels and filters are the host's. A host that formats with structlog's ``ProcessorFormatter`` and ``ExtraAdder`` gets the event with
-    its fields, under its schema name (``event="task.transition"``). Fields that a user's processor adds under a name
-    that records use themselves ("name", "process") arrive with an underscore behind.
+    levels and filters are the host's. A host that formats with structlog's ``ProcessorFormatter`` and ``ExtraAdder``
+    gets the event with its fields, under its schema name (``event="task.transition"``). Fields that a user's processor
+    adds under a name that records use themselves ("name", "process") arrive with an underscore behind.
 
     Records are emitted on the journal's thread.
     """

@@ -20,7 +20,7 @@ from flowlane.core import (
 from flowlane.core.lanes import Lane
 from flowlane.testing import Attempt, Simulation
 
-from .play import Play, raised, returned
+from .play import Play, apart, raised, returned
 
 # ── the lane alone ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -91,6 +91,46 @@ def test_a_wish_that_shrank_leaves_the_line() -> None:
     assert lane.give(1, 1) == (3,)
 
 
+def test_one_who_wants_nothing_any_more_is_not_served_later() -> None:
+    lane = Lane("cpu", 1)
+    lane.take(1, 1)
+    lane.take(2, 2)
+    lane.take(3, 1)
+    assert lane.give(1, 1) == (2,)  # and 2 still waits for its second
+    assert lane.take(2, 0) == (0, (3,))
+    assert lane.take(3, 1) == (1, ())
+    assert lane.give(3, 1) == ()
+    assert lane.free == 1
+
+
+def test_a_wish_that_grew_takes_what_was_set_aside_and_what_is_free() -> None:
+    lane = Lane("cpu", 4)
+    lane.take(1, 4)
+    lane.take(2, 1)
+    assert lane.give(1, 4) == (2,)
+    assert lane.take(2, 2) == (2, ())
+    assert (lane.free, lane.in_use) == (2, 2)
+
+
+def test_a_wish_that_shrank_keeps_what_it_still_wants() -> None:
+    lane = Lane("cpu", 4)
+    lane.take(1, 4)
+    lane.take(2, 3)
+    assert lane.give(1, 3) == (2,)
+    assert lane.take(2, 1) == (1, ())
+    assert (lane.free, lane.in_use) == (2, 2)
+
+
+def test_only_what_is_missing_is_waited_for() -> None:
+    lane = Lane("cpu", 4)
+    lane.take(1, 4)
+    lane.take(2, 2)
+    lane.give(1, 1)
+    assert lane.take(2, 2) == (1, ())
+    assert lane.give(1, 3) == (2,)  # one is set aside, the others are free
+    assert lane.free == 2
+
+
 def test_leaving_hands_on_what_was_set_aside() -> None:
     lane = Lane("cpu", 2)
     lane.take(1, 2)
@@ -156,7 +196,10 @@ def test_check_finds_slots_that_came_from_nowhere() -> None:
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     st.integers(1, 4),
-    st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["want", "end", "leave"]), st.integers(0, 4)), max_size=40),
+    st.lists(
+        st.tuples(st.integers(0, 3), st.sampled_from(["want", "end", "shrink", "leave"]), st.integers(0, 4)),
+        max_size=40,
+    ),
 )
 def test_whatever_runs_do_no_slot_is_lost_and_nobody_sleeps_beside_a_free_one(
     slots: int, moves: list[tuple[int, str, int]]
@@ -184,6 +227,9 @@ def test_whatever_runs_do_no_slot_is_lost_and_nobody_sleeps_beside_a_free_one(
             back = min(count, held[token])
             held[token] -= back
             serve(token, back)
+        elif move == "shrink":
+            wish[token] = max(0, wish[token] - count)
+            serve(token, 0)
         else:
             wish[token] = 0
             woken.update(lane.leave(token))
@@ -210,7 +256,7 @@ def launches(runs: int, tasks: int, slots: int, starts: list[int] | None = None)
     lanes = [Lane("shared", slots)]
     for index in range(runs):
         at = starts[index] if starts else 0
-        world.start(Plan.build([[]] * tasks), lanes, lambda element, attempt: Attempt(duration=10), at=at)
+        world.start(Plan.build(apart(tasks)), lanes, lambda element, attempt: Attempt(duration=10), at=at)
     world.run()
     return order
 
@@ -234,7 +280,7 @@ def test_three_runs_share_two_slots_evenly() -> None:
 def pair(slots: int, first: int, second: int, policy: Policy | None = None) -> tuple[Lane, Play, Play]:
     lane = Lane("shared", slots)
     every = policy or Policy()
-    return lane, Play([[]] * first, every, lanes=[lane], token=1), Play([[]] * second, every, lanes=[lane], token=2)
+    return lane, Play(apart(first), every, lanes=[lane], token=1), Play(apart(second), every, lanes=[lane], token=2)
 
 
 def test_a_slot_given_back_wakes_the_run_that_waits() -> None:
@@ -274,7 +320,9 @@ def test_a_run_whose_waiting_task_expired_hands_on_what_was_set_aside_for_it() -
     #   run 1: 0      run 2: 0 (total timeout 5)      run 3: 0      1 slot
     lane = Lane("shared", 1)
     one = Play([[]], lanes=[lane], token=1)
-    two = Play([[], []], policies=[Policy(total_timeout=5), Policy(total_timeout=99)], policy=[0, 1], lanes=[lane], token=2)
+    two = Play(
+        [[], []], policies=[Policy(total_timeout=5), Policy(total_timeout=99)], policy=[0, 1], lanes=[lane], token=2
+    )
     three = Play([[]], lanes=[lane], token=3)
     for play in (one, two, three):
         play.at(0, RunStarted())

@@ -114,7 +114,9 @@ def test_the_story_says_what_is_known() -> None:
     assert str(caught.value) == (
         "Started(element=1, attempt=1, started=7): this attempt has started already\n  " + caught.value.story
     )
-    with pytest.raises(InvalidTransition, match=r"element 8: running, attempt 1, out, asked to stop \(attempt_timeout\)"):
+    with pytest.raises(
+        InvalidTransition, match=r"element 8: running, attempt 1, out, asked to stop \(attempt_timeout\)"
+    ):
         play.scheduler.handle([began(8, 1, 7)], 2000)
     with pytest.raises(InvalidTransition, match=r"element 5: pending, attempt 0, not out, waits for 1 upstreams"):
         play.scheduler.handle([began(5, 1, 7)], 2000)
@@ -126,7 +128,7 @@ def test_what_came_before_in_the_batch_stays_done_and_travels_with_the_error() -
     #   0 ─▶ 1      2
     play = Play([[], [0], []])
     play.at(0, RunStarted())
-    batch = [returned(0, 1, 0, 5), returned(2, 7, 0, 5), raised(2, 1, 0, 5)]
+    batch: list[Event] = [returned(0, 1, 0, 5), returned(2, 7, 0, 5), raised(2, 1, 0, 5)]
     with pytest.raises(InvalidTransition) as caught:
         play.scheduler.handle(batch, 6)
     assert told(caught.value.step) == [
@@ -163,7 +165,8 @@ def test_a_run_cannot_begin_after_it_was_cancelled() -> None:
 
 
 def test_events_before_the_run_has_begun_are_refused() -> None:
-    for event in (began(0, 1, 0), began(0, 0, 0), returned(0, 1, 0, 0), returned(0, 0, 0, 0)):
+    early: list[Event] = [began(0, 1, 0), began(0, 0, 0), returned(0, 1, 0, 0), returned(0, 0, 0, 0)]
+    for event in early:
         play = Play([[]])
         before = play.snapshot()
         with pytest.raises(InvalidTransition, match="no such attempt is out"):

@@ -17,7 +17,7 @@ from flowlane.core import (
     TimerFired,
 )
 
-from .play import Play, began, raised, returned, stopped
+from .play import Play, apart, began, raised, returned, stopped
 
 # ── retries ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -113,30 +113,19 @@ def test_ends_that_nobody_asked_for() -> None:
     assert play.at(5, stopped(1, 1, 0, 5))[-2:] == ["1#1 failed raised @5", "finish failed"]
 
 
-def test_what_earlier_attempts_took_is_kept_by_lane() -> None:
-    #   lane 1: 0 (two failed attempts)      lane 0: 1
-    lanes = [Lane("io", 1), Lane("cpu", 1)]
-    play = Play([[], []], Policy(attempts=3, backoff=10), lanes=lanes, lane=[1, 0])
-    play.at(0, RunStarted())
-    play.at(8, raised(0, 1, 2, 7))  # ran 5
+def test_the_columns_tell_of_the_latest_attempt_and_when_the_first_was_ready_is_kept() -> None:
+    #   0 (two failed attempts)   1
+    play = Play([[], []], Policy(attempts=3, backoff=10))
+    play.at(1, RunStarted())
+    play.at(8, raised(0, 1, 2, 7), returned(1, 1, 2, 7))
     play.at(18, TimerFired())
-    assert play.scheduler.earlier_ns == [(0, 0), (0, 5)]
-    play.at(20, Failed(0, 2, NEVER, 19, retryable=True))  # never ran
-    assert play.scheduler.earlier_ns == [(0, 0), (0, 5)]
+    play.at(20, Failed(0, 2, NEVER, 19, retryable=True))
     play.at(40, TimerFired())
-    assert play.scheduler.earlier_ns == [(0, 0), (0, 5)]
     play.at(50, raised(0, 3, 41, 49))
-    assert play.scheduler.earlier_ns == [(0, 0), (0, 5)]  # the latest attempt is in the columns, not here
-    assert (play.scheduler.started_ns[0], play.scheduler.ended_ns[0]) == (41, 49)
-
-
-def test_the_wait_for_a_slot_of_earlier_attempts_is_kept() -> None:
-    #   0   1        1 slot: 1 waits 10 for it, then fails
-    play = Play([[], []], Policy(attempts=2), slots=1)
-    play.at(0, RunStarted())
-    play.at(10, returned(0, 1, 0, 10))
-    play.at(30, raised(1, 1, 11, 30))
-    assert play.scheduler.earlier_ns == [(10, 19)]
+    scheduler = play.scheduler
+    columns = (scheduler.ready_ns[0], scheduler.launched_ns[0], scheduler.started_ns[0], scheduler.ended_ns[0])
+    assert columns == (40, 40, 41, 49)
+    assert scheduler.first_ready_ns == {0: 1}
 
 
 # ── the timeout of an attempt ─────────────────────────────────────────────────────────────────────────────────────
@@ -275,7 +264,7 @@ def test_the_total_timeout_ends_a_task_that_waits_for_a_slot() -> None:
 def test_stale_entries_of_the_queue_are_skipped_between_live_ones() -> None:
     #   0 (weight 9)   1 (8, expires)   2 (7)   3 (6, expires)   4 (5)        1 slot, then 3
     play = Play(
-        [[]] * 5,
+        apart(5),
         policies=(Policy(), Policy(total_timeout=10)),
         policy=[0, 1, 0, 1, 0],
         weight=[9, 8, 7, 6, 5],
@@ -380,7 +369,7 @@ def test_a_deadline_whose_attempt_has_gone_is_dropped() -> None:
 def test_a_stale_deadline_below_the_top_is_met_and_does_nothing() -> None:
     #   0 (deadline 50)   1 (deadline 100, ends, is retried and is out again by then)   2 (deadline 300)
     limits = [Policy(attempts=2, timeout=ns) for ns in (50, 100, 300)]
-    play = Play([[]] * 3, policies=limits, policy=[0, 1, 2])
+    play = Play(apart(3), policies=limits, policy=[0, 1, 2])
     play.at(0, RunStarted())
     play.at(0, began(0, 1, 0), began(1, 1, 0), began(2, 1, 0))
     play.at(10, raised(1, 1, 0, 10))
@@ -399,7 +388,9 @@ def test_the_backoff_of_a_task_that_ended_meanwhile_does_not_bring_it_back() -> 
 
 def test_two_timers_of_one_instant_where_the_first_ends_the_task() -> None:
     #   0: backoff and total timeout both end at 100; 1 keeps the run going
-    play = Play([[], []], policies=(Policy(attempts=2, backoff=100, total_timeout=100), Policy()), policy=[0, 1], slots=2)
+    play = Play(
+        [[], []], policies=(Policy(attempts=2, backoff=100, total_timeout=100), Policy()), policy=[0, 1], slots=2
+    )
     play.at(0, RunStarted())
     play.at(0, raised(0, 1, 0, 0))
     # the retry comes first and is launched in the same step, but its time is over: it may not begin

@@ -14,7 +14,7 @@ from flowlane.core import (
     TaskState,
 )
 
-from .play import Play, began, raised, returned
+from .play import Play, apart, began, raised, returned
 
 
 def test_a_diamond_runs_in_order() -> None:
@@ -96,7 +96,7 @@ def test_a_weight_changes_the_order() -> None:
 def test_slots_of_each_lane_are_kept() -> None:
     #   lane 0 (1 slot):  0  1        lane 1 (2 slots):  2  3  4
     lanes = [Lane("io", 1), Lane("cpu", 2)]
-    play = Play([[]] * 5, lanes=lanes, lane=[0, 0, 1, 1, 1])
+    play = Play(apart(5), lanes=lanes, lane=[0, 0, 1, 1, 1])
     assert play.at(0, RunStarted())[-2:] == ["launch [0] on 0", "launch [2, 3] on 1"]
     assert [lane.in_use for lane in lanes] == [1, 2]
     assert play.at(1, returned(0, 1, 0, 1))[-1] == "launch [1] on 0"

@@ -80,7 +80,9 @@ def test_a_timeout_and_a_crash_stop_their_downstream_too() -> None:
 def test_fail_fast_interrupts_what_runs_and_cancels_the_rest() -> None:
     #   0 ✗ ─▶ 3      1 (runs)      2 (waits for a slot)      4 (between attempts)
     limits = [Policy(), Policy(attempts=2, backoff=100)]
-    play = Play([[], [], [], [0], []], policies=limits, policy=[0, 0, 0, 0, 1], weight=[9, 8, 1, 1, 7], slots=2, fail_fast=True)
+    play = Play(
+        [[], [], [], [0], []], policies=limits, policy=[0, 0, 0, 0, 1], weight=[9, 8, 1, 1, 7], slots=2, fail_fast=True
+    )
     assert play.at(0, RunStarted())[-1] == "launch [0, 1] on 0"
     play.at(1, returned(1, 1, 0, 1))
     assert play.at(2, raised(4, 1, 1, 2))[-2:] == ["launch [2] on 0", "timer 102"]
@@ -162,9 +164,7 @@ def test_a_crash_or_a_timeout_of_an_attempt_fails_fast_as_well() -> None:
 
 def test_cancel_interrupts_what_is_out_and_cancels_the_rest() -> None:
     #   0 (running)   1 (launched, not begun)   2 (waits for a slot)   3 (behind 0)   4 (between attempts)
-    play = Play(
-        [[], [], [], [0], []], Policy(attempts=2, backoff=100), weight=[5, 4, 1, 1, 9], slots=2
-    )
+    play = Play([[], [], [], [0], []], Policy(attempts=2, backoff=100), weight=[5, 4, 1, 1, 9], slots=2)
     play.at(0, RunStarted())
     play.at(1, raised(4, 1, 0, 1), began(0, 1, 0))
     assert play.at(3, CancelRequested()) == [

@@ -18,7 +18,7 @@ def test_every_public_name_is_there() -> None:
 
 def test_unknown_names_are_attribute_errors() -> None:
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        flowlane.nothing  # noqa: B018  # pyright: ignore
+        flowlane.nothing  # pyright: ignore
 
 
 def test_all_errors_are_public() -> None:
@@ -30,4 +30,4 @@ def test_all_errors_are_public() -> None:
 def test_importing_is_light() -> None:
     code = "import sys, typing; before = set(sys.modules); import flowlane; print(len(set(sys.modules) - before))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
-    assert int(done.stdout) <= 1
+    assert int(done.stdout) <= 2  # itself and __future__

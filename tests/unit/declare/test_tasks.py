@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from flowlane.declare.shape import Shape
 from flowlane.declare.spec import RetryPolicy
-from flowlane.declare.task import Call, Shape, Task, task
+from flowlane.declare.task import Call, Task, task
 from flowlane.declare.workflow import Workflow, workflow
 from flowlane.errors import ArgumentError, DefinitionError
 

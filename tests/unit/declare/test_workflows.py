@@ -148,6 +148,11 @@ def test_order_only_edges_in_a_body() -> None:
         read.options(name="last", after="second")("d")
         read.options(after=b)("e")
 
+    wf = Workflow("w")
+    a = wf.add(fetch.bind("a"))
+    wf.add(fetch.options(after=a).bind("b"), after=a)
+    wf.add(read.options(after=[a]).bind("b"), after="fetch#2")
+    assert edges(compiled(wf)) == {"fetch": set(), "fetch#2": {"fetch"}, "read": {"fetch", "fetch#2"}}
     program = compiled(w.bind())
     assert edges(program) == {
         "fetch": set(),
@@ -197,7 +202,9 @@ def test_errors_in_a_body_name_the_line() -> None:
     def w(n: int) -> float:
         return 1 / n
 
-    with pytest.raises(DefinitionError, match="the body of workflow 'w' raised ZeroDivisionError: division by") as caught:
+    with pytest.raises(
+        DefinitionError, match="the body of workflow 'w' raised ZeroDivisionError: division by"
+    ) as caught:
         w.bind(0).build()
     assert isinstance(caught.value.__cause__, ZeroDivisionError)
     assert caught.value.where is not None
@@ -403,8 +410,9 @@ def test_graphs_that_cannot_be() -> None:
         Workflow.from_graph(graph, {**calls, "c": fetch.bind("u")})
     with pytest.raises(DefinitionError, match="cannot add"):
         Workflow.from_graph(graph, {**calls, "b": fetch})  # type: ignore[dict-item]  # pyright: ignore[reportArgumentType]
-    with pytest.raises(NameTaken):
+    with pytest.raises(NameTaken, match=rf"made at .*{HERE}") as caught:
         Workflow.from_graph(nx.DiGraph([(1, "1")]), {1: fetch.bind("u"), "1": fetch.bind("u")})
+    assert HERE in (caught.value.where or "")
 
 
 # ── parameters ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -576,7 +584,7 @@ def test_annotations_that_cannot_be_used() -> None:
     def later(x: Decimal) -> None: ...
 
     @workflow
-    def nowhere(x: Nowhere) -> None: ...  # type: ignore[name-defined]  # noqa: F821  # pyright: ignore[reportUndefinedVariable, reportUnknownParameterType]
+    def nowhere(x: Nowhere) -> None: ...  # type: ignore[name-defined]  # pyright: ignore[reportUndefinedVariable, reportUnknownParameterType]
 
     @workflow
     def field(x: int = Field(ge=1)) -> None: ...

@@ -1,5 +1,7 @@
 """Awkward exceptions, arguments and results. Loaded by path, as a workflow file is, here and in worker processes."""
 
+# ruff: noqa: PYI024 - named for what is wrong with them, and made as users make them
+
 from __future__ import annotations
 
 import ctypes

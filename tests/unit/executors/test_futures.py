@@ -32,6 +32,7 @@ class PuppetPool(Executor):
         self.closed = False
 
     def submit(self, fn: Any, /, *args: Any, **kwargs: Any) -> Future[Any]:
+        assert not kwargs
         if self.error is not None:
             raise self.error
         future: Future[Any] = Future()
@@ -52,7 +53,7 @@ class PuppetPool(Executor):
         self.calls.clear()
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        self.closed = True
+        self.closed = wait and cancel_futures
 
 
 async def opened(inbox: Inbox, *, pickles: bool = False, **options: Any) -> tuple[PuppetPool, FuturesExecutor]:
@@ -86,7 +87,8 @@ async def test_a_running_job_is_given_up_after_the_grace_and_its_late_outcome_dr
     executor.interrupt([one.ref], 0.01)
     assert inbox.final(one.ref) is None
     (report,) = await inbox.finals(one)
-    assert report.kind == ABANDONED and 0 < report.started <= report.ended
+    assert report.kind == ABANDONED
+    assert 0 < report.started <= report.ended
     pool.end()
     await asyncio.sleep(0.02)
     assert [r.kind for r in inbox.reports] == [STARTED, ABANDONED]
@@ -153,7 +155,8 @@ async def test_a_broken_pool_crashes_what_is_in_it_and_whatever_comes_later(
     assert [r.kind for r in reports] == [CRASHED] * 3
     assert [r.started == NEVER for r in reports] == [False, False, True]
     for report in reports:
-        assert report.failure is not None and report.failure.type == "flowlane.errors.WorkerCrashed"
+        assert report.failure is not None
+        assert report.failure.type == "flowlane.errors.WorkerCrashed"
         assert report.failure.message.startswith("add#1 was lost: a worker process of its pool died")
     await executor.close(0)
 
@@ -168,7 +171,8 @@ async def test_a_pool_that_never_answered_hints_at_the_guard(
     (report,) = await inbox.finals(one)
     assert (report.kind, report.started) == (CRASHED, NEVER)
     assert report.failure is not None
-    assert '`if __name__ == "__main__":`' in report.failure.message and "`flow run" in report.failure.message
+    assert '`if __name__ == "__main__":`' in report.failure.message
+    assert "`flow run" in report.failure.message
     assert "before any answered" in report.failure.message
     await executor.close(0)
 
@@ -183,8 +187,10 @@ async def test_a_pool_that_was_shut_down_under_us_says_so(
     one = job(shapes.add, 1, 2)
     executor.submit([one])
     (report,) = await inbox.finals(one)
-    assert report.kind == CRASHED and report.failure is not None
-    assert "after shutdown" in report.failure.message and "must stay open" in report.failure.message
+    assert report.kind == CRASHED
+    assert report.failure is not None
+    assert "after shutdown" in report.failure.message
+    assert "must stay open" in report.failure.message
     await executor.close(0)
 
 
@@ -196,7 +202,8 @@ async def test_an_outcome_that_is_not_ours_is_the_pools_failure(
     executor.submit([one])
     pool.calls[1][0].set_exception(OSError("the carrier lost it"))
     (report,) = await inbox.finals(one)
-    assert report.kind == CRASHED and report.failure is not None
+    assert report.kind == CRASHED
+    assert report.failure is not None
     assert "OSError: the carrier lost it" in report.failure.message
     await executor.close(0)
 
@@ -216,7 +223,7 @@ async def test_a_closed_executor_takes_nothing(inbox: Inbox, job: Callable[..., 
         executor.submit([job(shapes.add, 1, 2)])
 
 
-async def test_slots_come_from_the_pool_unless_given(inbox: Inbox) -> None:
+def test_slots_come_from_the_pool_unless_given() -> None:
     with ThreadPoolExecutor(3) as pool:
         assert FuturesExecutor(pool).capabilities.default_slots == 3
         assert FuturesExecutor(pool, slots=2).capabilities.default_slots == 2
@@ -231,7 +238,7 @@ def test_a_pool_of_an_unknown_kind_must_say_what_it_is() -> None:
         FuturesExecutor(PuppetPool())
     assert FuturesExecutor(PuppetPool(), pickles=True).capabilities.pickles
     assert not FuturesExecutor(PuppetPool(), pickles=False).capabilities.pickles
-    with pytest.raises(SettingsError, match="takes a concurrent.futures.Executor, not str"):
+    with pytest.raises(SettingsError, match=r"takes a concurrent\.futures\.Executor, not str"):
         FuturesExecutor("threads")  # type: ignore[arg-type]
 
 
@@ -254,7 +261,9 @@ async def test_threads_share_values_and_measure_their_own_time(
     one = job(shapes.call, lambda x: x, lock)
     executor.submit([one])
     (report,) = await inbox.finals(one)
-    assert report.value is lock and report.worker.startswith("mine") and report.cpu >= 0
+    assert report.value is lock
+    assert report.worker.startswith("mine")
+    assert report.cpu >= 0
     await executor.close(1)
 
 

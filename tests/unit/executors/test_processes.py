@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psutil
@@ -22,6 +21,7 @@ from flowlane_plugins.executors.processes import ProcessesExecutor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
+    from pathlib import Path
     from types import ModuleType
 
     from flowlane.runtime.ports import Job
@@ -67,7 +67,8 @@ async def test_the_corpus_of_awkward_tasks_harms_no_neighbour(
         assert {r.kind for r in await inbox.finals(*awkward)} == {FAILED}
         (report,) = await inbox.finals(first)
         seen = {int(r.worker.removeprefix("pid ")) for r in inbox.reports if r.worker.startswith("pid ")}
-        assert report.value in seen and workers <= seen and len(seen) == 2, "no worker was ever replaced"
+        assert workers | {report.value} <= seen
+        assert len(seen) == 2, "no worker was ever replaced"
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -138,7 +139,8 @@ async def test_a_dead_worker_is_told_with_how_it_ended_and_replaced(
             fatal, after = job(getattr(shapes, case), argument), job(shapes.add, 1, 2)
             executor.submit([fatal])
             (report,) = await inbox.finals(fatal)
-            assert report.kind == CRASHED and report.failure is not None
+            assert report.kind == CRASHED
+            assert report.failure is not None
             assert report.failure.type == "flowlane.errors.WorkerCrashed"
             assert report.failure.message.startswith(f"{case}#1 was lost: worker process ")
             assert words in report.failure.message
@@ -147,24 +149,34 @@ async def test_a_dead_worker_is_told_with_how_it_ended_and_replaced(
 
 
 @pytest.mark.usefixtures("nothing_left")
+async def test_whoever_is_lost_with_a_worker_is_told_who_was_there(
+    inbox: Inbox, job: Callable[..., Job], shapes: ModuleType
+) -> None:
+    async with opened(inbox) as executor:
+        neighbour, fatal = job(shapes.nap, 30), job(shapes.leave_for_good, 3)
+        executor.submit([neighbour])
+        await inbox.begun(neighbour)
+        executor.submit([fatal])
+        for report in await inbox.finals(neighbour, fatal):
+            assert report.kind == CRASHED
+            assert report.started > 0
+            assert report.failure is not None
+            assert "exited with code 3 (in its pool: nap#1, leave_for_good#1)" in report.failure.message
+
+
+@pytest.mark.usefixtures("nothing_left")
 async def test_jobs_submitted_while_the_pool_is_replaced_are_run(
     inbox: Inbox, job: Callable[..., Job], shapes: ModuleType
 ) -> None:
     async with opened(inbox) as executor:
-        fatal = job(shapes.be_killed, signal.SIGKILL)
-        executor.submit([fatal])
-        later = [job(shapes.add, n, n) for n in range(50)]
-        for one in later:
-            executor.submit([one])
-            await asyncio.sleep(0.002)
-        reports = await inbox.finals(fatal, *later)
-        assert reports[0].kind == CRASHED
-        lost = [r for r in reports[1:] if r.kind == CRASHED]  # in the same pool at that moment: it cannot tell
-        assert [r.value for r in reports[1:] if r.kind == SUCCEEDED] == [
-            2 * n for n, r in enumerate(reports[1:]) if r.kind == SUCCEEDED
-        ]
-        assert len(lost) < len(later)
-        assert reports[-1].kind == SUCCEEDED
+        for _ in range(3):
+            fatal = job(shapes.be_killed, signal.SIGKILL)
+            executor.submit([fatal])
+            (report,) = await inbox.finals(fatal)
+            assert report.kind == CRASHED
+            later = [job(shapes.add, n, n) for n in range(4)]  # at this moment the pool may refuse, or there is none
+            executor.submit(later)
+            assert [r.value for r in await inbox.finals(*later)] == [0, 2, 4, 6]
 
 
 @pytest.mark.usefixtures("nothing_left")
@@ -179,7 +191,8 @@ async def test_workers_that_cannot_start_are_told_and_not_started_for_ever(
         executor.submit([one])
         (report,) = await inbox.finals(one)
         assert (report.kind, report.started) == (CRASHED, NEVER)
-        assert report.failure is not None and "before any answered" in report.failure.message
+        assert report.failure is not None
+        assert "before any answered" in report.failure.message
         monkeypatch.undo()
         executor.submit([two])
         reports = await inbox.finals(two)
@@ -207,9 +220,12 @@ async def test_an_abandoned_job_keeps_no_slot_and_its_process_is_ended(
         after = job(shapes.pid)
         executor.submit([after])
         (report,) = await inbox.finals(after)
-        assert report.kind == SUCCEEDED and report.value not in old
+        assert report.kind == SUCCEEDED
+        assert report.value not in old
         async with asyncio.timeout(10):
-            while any(child.pid in old and "spawn_main" in str(child.cmdline()) for child in psutil.Process().children()):
+            while any(  # noqa: ASYNC110 - other processes set no event of ours
+                child.pid in old and "spawn_main" in str(child.cmdline()) for child in psutil.Process().children()
+            ):
                 await asyncio.sleep(0.02)
 
 
@@ -307,7 +323,11 @@ THEIRS = {
 
 def test_a_plain_script_needs_no_guard_and_is_not_run_again_in_workers(tmp_path: Path) -> None:
     ran = subprocess.run(
-        program(tmp_path, **OURS, fn="double", start="asyncio.run(main())"), capture_output=True, text=True, timeout=50
+        program(tmp_path, **OURS, fn="double", start="asyncio.run(main())"),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=50,
     )
     assert (ran.returncode, ran.stdout.split("\n")) == (0, ["script", "SUCCEEDED 42 None", ""]), ran.stderr
     assert ran.stderr == ""
@@ -316,11 +336,14 @@ def test_a_plain_script_needs_no_guard_and_is_not_run_again_in_workers(tmp_path:
 def test_an_unguarded_script_over_a_pool_of_its_own_is_told_about_the_guard(tmp_path: Path) -> None:
     ran = subprocess.run(
         program(tmp_path, **THEIRS, fn="double", start="asyncio.run(main())"),
+        check=False,
         capture_output=True,
         text=True,
         timeout=50,
     )
-    assert "CRASHED" in ran.stdout and '`if __name__ == "__main__":`' in ran.stdout and "`flow run" in ran.stdout
+    assert "CRASHED" in ran.stdout
+    assert '`if __name__ == "__main__":`' in ran.stdout
+    assert "`flow run" in ran.stdout
     assert "CRASHED" not in ran.stdout.split("script")[1], "only the script itself went on, not its copies in workers"
 
 
@@ -337,7 +360,7 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         finally:
             parent.kill()
             parent.wait()
-        gone, alive = psutil.wait_procs([worker], timeout=10)
+        _, alive = psutil.wait_procs([worker], timeout=10)
         assert alive == []
 
 
@@ -347,8 +370,10 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 def test_capabilities_and_settings() -> None:
     capabilities = ProcessesExecutor().capabilities
     assert capabilities.default_slots == usable_cores() >= 1
-    assert capabilities.accepts == {"sync"} and capabilities.pickles
-    assert not capabilities.hard_kill and not capabilities.remote_values
+    assert capabilities.accepts == {"sync"}
+    assert capabilities.pickles
+    assert not capabilities.hard_kill
+    assert not capabilities.remote_values
     with pytest.raises(SettingsError, match="slots must be at least 1, not 0"):
         ProcessesExecutor(0)
     with pytest.raises(SettingsError, match="must be spawn, forkserver or fork, not 'thread'"):

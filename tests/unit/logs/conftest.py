@@ -6,11 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from hypothesis import strategies as st
+
 from flowlane.core.states import RULES, TERMINAL, TaskState, code_of
 from flowlane.errors import Failure
 from flowlane.runtime.events import SHAPES, History
 from flowlane.runtime.ports import CRASHED, FAILED, NEVER, SUCCEEDED, Report, RunInfo
-from hypothesis import strategies as st
 
 WALL = 1_795_366_800_000_000_000  # 2026-11-22T17:00:00Z
 MONO = 5_000_000_000_000
@@ -56,9 +57,11 @@ def info(
 
 
 def code(change: str) -> int:
-    """"running failed raised" → its code."""
+    """ "running failed raised" → its code."""
     source, target, reason = change.split()
-    return next(n for n, rule in enumerate(RULES) if (rule.source, rule.target, rule.reason) == (source, target, reason))
+    return next(
+        n for n, rule in enumerate(RULES) if (rule.source, rule.target, rule.reason) == (source, target, reason)
+    )
 
 
 READY, STARTED, RETURNED = (
@@ -129,7 +132,9 @@ def _stories(draw: st.DrawFn) -> Story:
             element = draw(st.sampled_from(alive))
             rule = draw(st.sampled_from([rule for rule in RULES if rule.source is state[element]]))
             number = code_of(*rule)
-            t += draw(st.sampled_from([0, 1, 999, 40_000, 99_999, 100_000, 123_456, 10**9 - 1, 10**9, 3_700_000_123, -70]))
+            t += draw(
+                st.sampled_from([0, 1, 999, 40_000, 99_999, 100_000, 123_456, 10**9 - 1, 10**9, 3_700_000_123, -70])
+            )
             rows.append((element, attempts[element], number, t))
             if SHAPES[number].reported and draw(st.booleans()):
                 failure = draw(st.none() | _failures())

@@ -8,6 +8,7 @@ import threading
 from typing import Any
 
 import structlog
+
 from flowlane.runtime import context
 
 
@@ -76,14 +77,15 @@ def test_in_a_thread_with_a_copied_context() -> None:
 
 
 def test_a_real_logger_of_the_tasks_own_shows_them() -> None:
-    with structlog.testing.capture_logs(processors=[structlog.contextvars.merge_contextvars]) as entries:
+    entries = structlog.testing.LogCapture()
+    logger = structlog.wrap_logger(None, processors=[structlog.contextvars.merge_contextvars, entries])
 
-        def in_task() -> None:
-            context.bind("r", "t", 1)
-            structlog.get_logger().info("hello", n=1)
+    def in_task() -> None:
+        context.bind("r", "t", 1)
+        logger.info("hello", n=1)
 
-        contextvars.copy_context().run(in_task)
-    assert entries == [{"event": "hello", "n": 1, "log_level": "info", "run": "r", "task": "t", "attempt": 1}]
+    contextvars.copy_context().run(in_task)
+    assert entries.entries == [{"event": "hello", "n": 1, "log_level": "info", "run": "r", "task": "t", "attempt": 1}]
 
 
 def test_binding_imports_no_structlog() -> None:

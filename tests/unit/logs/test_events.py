@@ -7,13 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from flowlane.core.states import RULES, TERMINAL, TaskState
 from flowlane.errors import Failure
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import Clock, History, events_of, run_finished, run_started
 from flowlane.runtime.ports import CRASHED, FAILED, NEVER, Report, RunOutcome
-from hypothesis import given
-from hypothesis import strategies as st
+
+# Seeded; a slow machine is no failure.
+CALM = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 
 def test_an_ordinary_task(kit: Any) -> None:
@@ -188,6 +192,7 @@ def test_after_a_loss_nothing_is_guessed(kit: Any) -> None:
 # ── clock, run events ─────────────────────────────────────────────────────────────────────────────────────────────
 
 
+@CALM
 @given(wall=st.integers(0, 253_402_300_799_999_999_999), step=st.integers(-(10**12), 10**12))
 def test_dates_are_utc_microseconds_rounded_down(kit: Any, wall: int, step: int) -> None:
     clock = Clock(kit.info(wall_ns=wall, mono_ns=10**13))
@@ -215,6 +220,7 @@ def test_run_events(kit: Any) -> None:
     assert finished["timestamp"] == "2026-11-22T17:00:01.500000Z"
 
 
+@CALM
 @given(data=st.data())
 def test_every_legal_history_renders(kit: Any, data: st.DataObject) -> None:
     story = data.draw(kit.stories())
@@ -227,7 +233,9 @@ def test_every_legal_history_renders(kit: Any, data: st.DataObject) -> None:
             assert event["elapsed_s"] is None or event["elapsed_s"] >= 0
         codes = {row[2] for row in chunk.transitions if RULES[row[2]].target in TERMINAL}
         if chunk.transitions:
-            assert list(events_of(chunk, codes)) == [e for e, r in zip(events, chunk.transitions, strict=True) if r[2] in codes]
+            assert list(events_of(chunk, codes)) == [
+                e for e, r in zip(events, chunk.transitions, strict=True) if r[2] in codes
+            ]
 
 
 def test_events_of_a_foreign_chunk(kit: Any) -> None:
@@ -242,7 +250,7 @@ def test_events_of_a_foreign_chunk(kit: Any) -> None:
 
 def test_every_field_is_documented(kit: Any) -> None:
     page = (Path(__file__).parents[3] / "docs" / "events.md").read_text(encoding="utf-8")
-    documented = set(re.findall(r"^\| `(\w+)`", page, re.M))
+    documented = set(re.findall(r"^\| `(\w+)`", page, re.MULTILINE))
     failure = Failure("ValueError", "no", traceback="", where="x")
     run = kit.info(upstreams=[(), (0,), ()])
     history = History(run)

@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 import structlog
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from flowlane.core.states import RULES
 from flowlane.errors import Failure
 from flowlane.runtime.encode import encode
@@ -22,8 +25,9 @@ from flowlane.runtime.ports import FAILED, Report, RunOutcome, Sink
 from flowlane_plugins.sinks import structured
 from flowlane_plugins.sinks.lines import LineRenderer
 from flowlane_plugins.sinks.structured import JsonLinesSink
-from hypothesis import given
-from hypothesis import strategies as st
+
+# Seeded; a slow machine is no failure.
+CALM = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 
 DONE = RunOutcome("succeeded", 5_000_100_000_000, {"succeeded": 1})
 
@@ -46,6 +50,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 # ── fast and slow are one ─────────────────────────────────────────────────────────────────────────────────────────
 
 
+@CALM
 @given(data=st.data())
 def test_the_fast_path_writes_the_bytes_of_the_events(kit: Any, data: st.DataObject) -> None:
     story = data.draw(kit.stories())
@@ -54,6 +59,7 @@ def test_the_fast_path_writes_the_bytes_of_the_events(kit: Any, data: st.DataObj
         assert renderer.render(chunk) == "".join([encode(event) + "\n" for event in chunk.events()])
 
 
+@CALM
 @given(data=st.data())
 def test_the_fast_path_writes_the_bytes_of_structlog(
     kit: Any, data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
@@ -74,13 +80,19 @@ def test_each_kind_of_transition(kit: Any, code: int, shape: str) -> None:
     failure = Failure("ValueError", "no", traceback="", where=None) if "failure" in shape else None
     report = Report(1, FAILED, failure=failure, worker="loop", cpu=1_500 if "cpu" in shape else -1)
     reports = {} if shape == "no report" else {(0, attempt): report for attempt in (1, 2, 255)}
-    rows = [(0, 1, kit.READY, kit.MONO - 77), (0, 1, code, kit.MONO), (0, 2, code, kit.MONO + 1), (0, 255, code, kit.MONO)]
+    rows = [
+        (0, 1, kit.READY, kit.MONO - 77),
+        (0, 1, code, kit.MONO),
+        (0, 2, code, kit.MONO + 1),
+        (0, 255, code, kit.MONO),
+    ]
     chunk = History(kit.info()).chunk(rows, reports)
     text = LineRenderer(kit.info()).render(chunk)
     assert text == "".join([encode(event) + "\n" for event in chunk.events()])
     assert ("ValueError" in text) == (failure is not None and SHAPES[code].blamed)
 
 
+@CALM
 @given(ns=st.integers(0, 10**12) | st.integers(0, 10**6))
 def test_seconds_are_written_as_repr_writes_them(kit: Any, ns: int) -> None:
     rows = [(0, 1, kit.READY, kit.MONO), (0, 1, kit.STARTED, kit.MONO + ns)]
@@ -269,6 +281,7 @@ def test_a_full_device_drops_counts_and_is_told_once(kit: Any) -> None:
     assert last == "11 events are missing in /dev/full"
 
 
+@CALM
 @given(room=st.lists(st.integers(0, 2_500), min_size=1, max_size=5))
 def test_a_disk_that_fills_up_and_empties_again(
     kit: Any, room: list[int], tmp_path_factory: pytest.TempPathFactory
@@ -304,7 +317,9 @@ def test_a_disk_that_fills_up_and_empties_again(
     assert bool(sink.take_faults()) == bool(sink.lost)
 
 
-def test_what_cannot_be_taken_back_costs_one_torn_line(kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_taken_back_costs_one_torn_line(
+    kit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     real, calls = os.write, iter(["part", "full"])
 
     def write(fd: int, data: Any) -> int:

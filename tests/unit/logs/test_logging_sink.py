@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import structlog
+
 from flowlane.errors import Failure
 from flowlane.runtime.events import History
 from flowlane.runtime.ports import FAILED, Report, RunOutcome, Sink
@@ -56,7 +57,9 @@ def test_it_is_a_sink() -> None:
 
 
 def test_a_plain_host_reads_sentences(kit: Any, stream: io.StringIO) -> None:
-    handler_of(stream).setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s [%(task)s]", defaults={"task": ""}))
+    handler_of(stream).setFormatter(
+        logging.Formatter("%(levelname)s %(name)s: %(message)s [%(task)s]", defaults={"task": ""})
+    )
     play(LoggingSink(), kit, failing(kit))
     assert stream.getvalue().splitlines() == [
         "INFO flowlane: etl brisk-otter started: 3 tasks []",
@@ -72,7 +75,10 @@ def test_a_plain_host_reads_sentences(kit: Any, stream: io.StringIO) -> None:
 def test_other_sentences(kit: Any, stream: io.StringIO) -> None:
     run = kit.info(upstreams=[(), (0,), ()])
     history = History(run)
-    rows = [(0, 1, kit.code("running failed raised"), 1), (1, 1, kit.code("pending upstream_failed upstream_failed"), 2)]
+    rows = [
+        (0, 1, kit.code("running failed raised"), 1),
+        (1, 1, kit.code("pending upstream_failed upstream_failed"), 2),
+    ]
     sink = LoggingSink()
     sink.write(history.chunk(rows, {}))
     sink.write(history.lost(7, 3))

@@ -1,0 +1,116 @@
+"""The options of a task: what may be written, and what is kept of it until a workflow is compiled.
+
+Names of options are checked where they are written, values when compiled (spec.py): so that decorating costs next to nothing
+and pydantic is not imported for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+from flowlane.declare.callsite import caller, did_you_mean, words
+from flowlane.declare.shape import Shape, signature_of
+from flowlane.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.declare.callsite import Spot
+    from flowlane.declare.spec import RetryPolicy, TaskSpec
+    from flowlane.declare.task import Task
+
+__all__ = ["CALL_OPTIONS", "TASK_OPTIONS", "CallOptions", "Settings", "TaskOptions", "check_name", "unknown_option"]
+
+
+class TaskOptions(TypedDict, total=False):
+    """What @task.io(...) and @task.cpu(...) take. Times are in seconds.
+
+    name           the task's name, instead of the function's
+    retries        how often to try again after a failed attempt: short for ``retry=RetryPolicy(attempts=retries + 1)``
+    retry          a RetryPolicy: attempts, backoff, and which errors
+    timeout        for each attempt, from the moment a worker starts it; None for none
+    total_timeout  for all attempts together with the waiting between them, from when the task is first ready
+    executor       the executor to run on, whatever its kind says
+    """
+
+    name: str
+    retries: int
+    retry: RetryPolicy
+    timeout: float | None
+    total_timeout: float | None
+    executor: str | None
+
+
+class CallOptions(TaskOptions, total=False):
+    """What ``task.options(...)`` takes: all of TaskOptions for one call, where `name` names the node, and
+
+    after   tasks to wait for without reading their values: handles, or names that may come later
+    """
+
+    after: Sequence[object]
+
+
+TASK_OPTIONS: Final = ("name", "retries", "retry", "timeout", "total_timeout", "executor")
+CALL_OPTIONS: Final = (*TASK_OPTIONS, "after")
+
+
+class Settings:
+    """The options of a task, shared by all its nodes; those of one call when it has its own.
+
+    options  raw, as written, `name` and `after` left out
+    task     the task as it was decorated
+    where    ``file:line`` of where they were written
+    spec     their checked form, made when a workflow is first compiled
+    shape    what arguments fit the function, read at the first call
+    """
+
+    __slots__ = ("options", "shape", "spec", "spot", "task")
+
+    def __init__(self, task: Task[Any, Any, Any], options: dict[str, Any], spot: Spot | None) -> None:
+        self.task = task
+        self.options = options
+        self.spot = spot
+        self.spec: TaskSpec | None = None
+        self.shape: Shape | None = None
+
+    @property
+    def where(self) -> str | None:
+        """``file:line`` of where they were written."""
+        return words(self.spot)
+
+    def measure(self) -> Shape:
+        """The shape, read now if this is the first call."""
+        shape = self.shape
+        if shape is None:
+            own = self.task.settings
+            if own.shape is None:
+                own.shape = Shape(signature_of(self.task.fn))
+            shape = self.shape = own.shape
+        return shape
+
+
+def check_name(name: object, what: str, where: str | None = None) -> str:
+    """`name` if it may name a task, node or workflow; DefinitionError otherwise. `what` opens the message."""
+    if not isinstance(name, str):
+        raise DefinitionError(
+            f"{what} is named {name!r}, which is a {type(name).__name__}",
+            where=where or caller(),
+            hint="a name is a str",
+        )
+    if not name or not name.isprintable() or any(c in name for c in "/#[]"):
+        raise DefinitionError(
+            f"{what} cannot be named {name!r}",
+            where=where or caller(),
+            hint="names hold printable characters, and none of / # [ ], which mark sub-workflows, repeats and elements",
+        )
+    return name
+
+
+def unknown_option(subject: str, key: str, known: Sequence[str]) -> DefinitionError:
+    """The error for option `key`, which `subject` does not have."""
+    close = did_you_mean(key, known)
+    return DefinitionError(
+        f"{subject} has no option {key!r}; its options: {', '.join(known)}",
+        where=caller(),
+        hint=f"did you mean {close!r}?" if close else None,
+    )

@@ -1,0 +1,88 @@
+"""How tasks are pickled: as the place where they can be found; by value where that is nowhere (``__main__``, closures).
+
+Called by ``Task.__reduce__``, and by unpickling in workers.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
+
+from flowlane.declare.task import Task
+
+if TYPE_CHECKING:
+    from flowlane.loader import Address
+
+__all__ = ["reduce_task"]
+
+#: Tasks whose functions are being pickled by value just now, outermost first.
+_DUMPING: Final[ContextVar[tuple[Task[Any, Any, Any], ...]]] = ContextVar("flowlane dumping", default=())
+
+
+def reduce_task(task: Task[Any, Any, Any]) -> tuple[Any, ...]:
+    """What ``__reduce__`` returns for `task`."""
+    from flowlane.loader import address_of
+
+    origin = task.settings.task
+    derived: dict[str, Any] | None = None
+    if task is not origin:
+        derived = dict(task.settings.options)
+        if task.label is not None:
+            derived["name"] = task.label
+    address = address_of(origin.fn, origin)
+    if address is not None:
+        return _found_again, (address, origin.name, origin.kind, derived, task.prefix)
+    return _by_value(origin, derived, task.prefix)
+
+
+def _found_again(
+    address: Address, name: str, kind: Literal["io", "cpu"], derived: dict[str, Any] | None, prefix: tuple[Any, ...]
+) -> Task[Any, Any, Any]:
+    from flowlane.loader import resolve
+
+    fn = resolve(address)
+    found: Any = sys.modules[address.module]
+    for part in address.qualname.split("."):
+        found = getattr(found, part)
+    if isinstance(found, Task):
+        return _derive(cast("Any", found), derived, prefix)
+    # the function kept its own name: fetch_task = task.io(fetch)
+    return _derive(Task(fn, kind, {"name": name}), derived, prefix)
+
+
+def _derive(base: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: tuple[Any, ...]) -> Task[Any, Any, Any]:
+    found: Task[Any, Any, Any] = base.options(**cast("Any", derived)) if derived is not None else base
+    return found.__get__(prefix[0]) if prefix else found
+
+
+def _by_value(origin: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: tuple[Any, ...]) -> tuple[Any, ...]:
+    """How to pickle a task that cannot be found again.
+
+    The function travels as cloudpickle's bytes. A recursive one reaches its own task through its globals, which would
+    come back here for ever: inside such a dump the function is handed to the pickler at work, which remembers it.
+    """
+    import importlib
+
+    dumping = _DUMPING.get()
+    options = {**origin.settings.options, "name": origin.name}
+    if origin in dumping:
+        return _revived, (origin.fn, origin.kind, options, derived, prefix)
+    cloudpickle: Any = importlib.import_module("cloudpickle")  # it comes without type information
+
+    token = _DUMPING.set((*dumping, origin))
+    try:
+        payload: bytes = cloudpickle.dumps(origin.fn)
+    finally:
+        _DUMPING.reset(token)
+    return _revived, (payload, origin.kind, options, derived, prefix)
+
+
+def _revived(
+    function: Any, kind: Literal["io", "cpu"], options: dict[str, Any], derived: dict[str, Any] | None, prefix: Any
+) -> Task[Any, Any, Any]:
+    if isinstance(function, bytes):
+        import pickle
+
+        function = pickle.loads(function)  # noqa: S301 - bytes that _by_value made, on their way to a worker
+    return _derive(Task(function, kind, options), derived, prefix)

@@ -1,0 +1,325 @@
+"""The Engine: lanes, executors and sinks, and the runs that share them.
+
+It lives on one event loop: the host's (``async with``), or one of its own in a daemon thread (``with``). Nothing here installs
+a signal handler, configures logging or prints. A host hears of runs through sinks it gives, through the stdlib logger
+"flowlane", and through ``handle.events()``.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import sys
+import threading
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
+
+from flowlane.declare.compile import compile_workflow
+from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
+from flowlane.errors import EngineClosed, UsageError
+from flowlane.handle import LiveRun, RunHandle
+from flowlane.loader import loading
+from flowlane.results import RunResult
+from flowlane.runtime.dispatcher import Dispatcher
+from flowlane.runtime.journal import Journal
+from flowlane.runtime.registry import Registry, make_sink
+from flowlane.runtime.runner import Runner
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+    from types import TracebackType
+    from typing import Self
+
+    from flowlane.declare.workflow import OnFailure
+    from flowlane.program import Program
+    from flowlane.runtime.ports import Executor, Sink
+
+__all__ = ["GRACE", "Engine", "StartOptions", "own_options", "refuse_while_importing"]
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# Executors that size themselves by an option `slots`; for any other the lane alone keeps to the number.
+_SIZED: Final = ("asyncio", "processes", "threads")
+
+#: Seconds that a task told to stop has before it is given up: long enough to close a connection, short enough to wait.
+GRACE: Final = 5.0
+
+
+class StartOptions(TypedDict, total=False):
+    """Options of one run on an engine: `routes` win over the engine's and the tasks' own, `on_failure` over the workflow's."""
+
+    routes: Mapping[str, str] | None
+    on_failure: OnFailure | None
+
+
+class Engine:
+    """Runs workflows. Use it as ``async with Engine(...)`` on your loop, or as ``with Engine(...)`` with a loop of its own.
+
+    routes     what runs where: keys ``io``, ``io.async``, ``io.sync``, ``cpu``, ``*`` or a task's name → executor name
+    executors  name → instance of an Executor (docs/writing-an-executor.md), beside those installed
+    slots      executor name → how many jobs at a time
+    sinks      who hears every transition (docs/events.md)
+    options    executor name → keywords for its constructor
+    grace      seconds that a task told to stop has before it is given up
+
+    Leaving the block waits for its runs; leaving it by an exception cancels them first. Wrong names and numbers are told
+    by `start`, before anything begins: RouteError, SettingsError.
+    """
+
+    def __init__(
+        self,
+        *,
+        routes: Mapping[str, str] | None = None,
+        executors: Mapping[str, Executor] | None = None,
+        slots: Mapping[str, int] | None = None,
+        sinks: Sequence[Sink] = (),
+        options: Mapping[str, Mapping[str, Any]] | None = None,
+        grace: float = GRACE,
+    ) -> None:
+        given = dict(executors or {})
+        keywords = {name: dict(own) for name, own in (options or {}).items()}
+        for name, number in (slots or {}).items():
+            if name in _SIZED and name not in given:
+                keywords.setdefault(name, {})["slots"] = number
+        self._routes = dict(routes or {})
+        self._slots = dict(slots or {})
+        self._registry = Registry(given, keywords)
+        self._dispatcher = Dispatcher(self._registry, self._slots, grace)
+        self._journal = Journal([*sinks, make_sink("logging")])
+        self._compiling = threading.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._loop_thread = 0
+        self._thread: threading.Thread | None = None
+        self._running: set[LiveRun] = set()
+        self._openings: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    # ── life ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    async def __aenter__(self) -> Self:
+        self._attach()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        await self._close(cancel=error is not None)
+
+    def __enter__(self) -> Self:
+        if self._loop is not None:
+            raise UsageError("this engine has been entered already", hint="make a new Engine for each `with` block")
+        ready = threading.Event()
+        self._thread = threading.Thread(target=self._serve, args=(ready,), name="flowlane-engine", daemon=True)
+        self._thread.start()
+        ready.wait()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        assert self._loop is not None
+        assert self._thread is not None
+        closing = asyncio.run_coroutine_threadsafe(self._close(cancel=error is not None), self._loop)
+        try:
+            try:
+                closing.result()
+            except KeyboardInterrupt:  # somebody at the terminal will not wait for the runs
+                asyncio.run_coroutine_threadsafe(self._cancel_all(), self._loop).result()
+                closing.result()
+                raise
+        finally:
+            self._loop.call_soon_threadsafe(self._loop.stop)
+            self._thread.join()
+
+    def _serve(self, ready: threading.Event) -> None:
+        """The engine's own thread, when it was entered by plain ``with``."""
+        loop = asyncio.new_event_loop()
+        asyncio.set_event_loop(loop)
+        try:
+            loop.call_soon(self._attach)
+            loop.call_soon(ready.set)
+            loop.run_forever()
+        finally:
+            asyncio.set_event_loop(None)
+            loop.close()
+
+    def _attach(self) -> None:
+        if self._loop is not None:
+            raise UsageError("this engine has been entered already", hint="make a new Engine for each `with` block")
+        self._loop = asyncio.get_running_loop()
+        self._loop_thread = threading.get_ident()
+        self._dispatcher.attach()
+
+    async def _close(self, *, cancel: bool) -> None:
+        try:
+            if cancel:
+                await self._cancel_all()
+            while self._running:
+                await asyncio.wait([asyncio.wrap_future(run.future) for run in self._running])
+        except asyncio.CancelledError:
+            await self._cancel_all()
+            while self._running:
+                await asyncio.wait([asyncio.wrap_future(run.future) for run in self._running])
+            raise
+        finally:
+            self._closed = True
+            try:
+                await self._dispatcher.close()
+            finally:
+                self._journal.close()
+
+    async def _cancel_all(self) -> None:
+        for run in list(self._running):
+            run.cancel()
+
+    # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    @overload
+    def start(self, target: WorkflowDefinition[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
+    @overload
+    def start(self, target: Bound[R], /, **options: Unpack[StartOptions]) -> RunHandle[R]: ...
+    @overload
+    def start(self, target: Workflow, /, **options: Unpack[StartOptions]) -> RunHandle[dict[str, Any]]: ...
+    def start(self, target: Any, /, *args: Any, **kwargs: Any) -> RunHandle[Any]:
+        """Check, compile and start a workflow; returns at once. Raises DefinitionError before anything starts.
+
+        The workflow's body runs here, in the caller's thread. Give either a definition and its parameters, or one that is
+        bound (or a Workflow) and the run's options. Any thread, while the engine is open.
+        """
+        options: dict[str, Any] = {}
+        if isinstance(target, (Bound, Workflow)):
+            options, kwargs = own_options(kwargs, StartOptions)
+        program = self.compile(as_bound(target, args, kwargs), **options)
+        return self.launch(program, keep_history=True)
+
+    def compile(
+        self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
+    ) -> Program:
+        """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
+        workflow = bound.build()
+        with self._compiling:
+            for name in self._slots:
+                self._registry.capabilities(name)
+            return compile_workflow(
+                workflow,
+                capabilities=self._registry.capabilities,
+                routes=routes or {},
+                defaults=self._routes,
+                on_failure=on_failure,
+            )
+
+    def launch(self, program: Program, *, keep_history: bool) -> RunHandle[Any]:
+        """Start a compiled workflow. Its events can be read only with `keep_history`, which costs about 0.5 kB a task."""
+        refuse_while_importing("a run")
+        if self._loop is None:
+            raise EngineClosed("the engine is not open", hint="use it as `with Engine() as engine:` or `async with`")
+        if self._closed:
+            raise EngineClosed("the engine is closed", hint="start runs inside its `with` block")
+        run = LiveRun(program.workflow, keep_history=keep_history)
+        context = contextvars.copy_context()
+        self._running.add(run)
+        self.call(self._launch, run, program, context)
+        return RunHandle(run, self.call, self.on_loop)
+
+    def _launch(self, run: LiveRun, program: Program, context: contextvars.Context) -> None:
+        try:
+            runner = run.runner = Runner(
+                program,
+                id=run.id,
+                name=run.name,
+                dispatcher=self._dispatcher,
+                journal=self._journal,
+                context=context,
+                on_step=run.record if run.steps is not None else None,
+                on_finish=lambda: self._ended(run),
+            )
+        except BaseException as error:
+            self._running.discard(run)
+            run.future.set_exception(error)
+            run.wake_readers()
+            raise
+        run.wake_readers()
+        if self._dispatcher.is_open(program.lanes):
+            runner.begin()
+        else:
+            assert self._loop is not None
+            opening = self._loop.create_task(self._open(runner, program.lanes))
+            self._openings.add(opening)
+            opening.add_done_callback(self._openings.discard)
+
+    async def _open(self, runner: Runner, lanes: Sequence[str]) -> None:
+        try:
+            await self._dispatcher.open(lanes)
+        except BaseException as error:
+            runner.fail(error)
+            if isinstance(error, asyncio.CancelledError):
+                raise
+        else:
+            if runner.scheduler.finished is None:
+                runner.begin()
+
+    def _ended(self, run: LiveRun) -> None:
+        """A run's last task has ended: let the sinks have everything, then tell who waits."""
+        runner = run.runner
+        assert runner is not None
+        outcome = runner.outcome()
+        delivered = self._journal.finish(run.id, outcome)
+
+        def tell() -> None:
+            notes = self._journal.notes(run.id)
+            if runner.abandoned:
+                notes.insert(0, f"{runner.abandoned} attempts did not stop when told to and were abandoned")
+            if runner.scheduler.late:
+                notes.append(f"{runner.scheduler.late} late reports were ignored")
+            run.outcome = outcome
+            self._running.discard(run)
+            run.future.set_result(RunResult(runner, notes))
+            run.wake_readers()
+
+        if delivered.done():
+            tell()
+        else:
+            delivered.add_done_callback(lambda _: self.call(tell))
+
+    def on_loop(self) -> bool:
+        """Whether the caller is on the thread of the engine's loop."""
+        return threading.get_ident() == self._loop_thread
+
+    def call(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` on the loop's thread: now when there, soon otherwise. Nothing happens once the loop is closed."""
+        if self._loop is None:
+            return
+        if self.on_loop():
+            function(*args)
+        else:
+            try:
+                self._loop.call_soon_threadsafe(function, *args)
+            except RuntimeError:
+                return
+
+
+def own_options(kwargs: dict[str, Any], options: type) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keywords that are ours, by the TypedDict `options`, and the rest (which as_bound refuses by name)."""
+    names = options.__annotations__
+    own = {name: value for name, value in kwargs.items() if name in names}
+    return own, {name: value for name, value in kwargs.items() if name not in names}
+
+
+def refuse_while_importing(what: str) -> None:
+    """Raise UsageError where each worker process would start the run again, and each of theirs, without end.
+
+    That is at the top level of a file that `flow run` or one of its workers loads, and of a script that a worker of
+    multiprocessing imports. Inside a task it is fine.
+    """
+    file = loading()
+    if file is not None:
+        raise UsageError(
+            f"{what} was started at the top level of {file} while the file was being loaded",
+            hint='`flow run` starts the workflow itself; put your own call under `if __name__ == "__main__":`',
+        )
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and getattr(process.current_process(), "_inheriting", False):
+        raise UsageError(
+            f"{what} was started while a worker process imported your script, so each worker would start it again",
+            hint='put the call under `if __name__ == "__main__":`, or start the file with `flow run`',
+        )

@@ -1,0 +1,164 @@
+"""The handle of a run under way: what a caller holds while the engine works.
+
+`LiveRun` is what engine and handle know of a run together; it belongs to the engine's loop. `RunHandle` is the caller's view of
+it, good from any thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from flowlane.core.states import RunState
+from flowlane.errors import UsageError
+from flowlane.runtime.events import History, run_finished, run_started
+from flowlane.runtime.naming import new_id, new_name
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Generator
+
+    from flowlane.core.messages import Transition
+    from flowlane.results import RunResult
+    from flowlane.runtime.ports import Report, RunOutcome
+    from flowlane.runtime.runner import Runner
+
+__all__ = ["LiveRun", "RunHandle"]
+
+R = TypeVar("R")
+
+
+class LiveRun:
+    """A run between start and result.
+
+    runner   set when the run reaches the loop
+    future   gets the RunResult; set running at once, so that a waiter that is cancelled cannot cancel it
+    steps    the run's history as it comes, or None when nobody can ask for it
+    outcome  set with the result
+    """
+
+    def __init__(self, workflow: str, *, keep_history: bool) -> None:
+        self.id = new_id()
+        self.name = new_name()
+        self.workflow = workflow
+        self.runner: Runner | None = None
+        self.outcome: RunOutcome | None = None
+        self.future: concurrent.futures.Future[RunResult[Any]] = concurrent.futures.Future()
+        self.future.set_running_or_notify_cancel()
+        self.steps: list[tuple[list[Transition], dict[tuple[int, int], Report]]] | None = [] if keep_history else None
+        self.readers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def record(self, transitions: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
+        """Keep a step of history and tell the readers."""
+        if self.steps is not None:
+            self.steps.append((transitions, reports))
+            if self.readers:
+                self.wake_readers()
+
+    def wake_readers(self) -> None:
+        for loop, wake in list(self.readers):
+            try:
+                loop.call_soon_threadsafe(wake.set)
+            except RuntimeError:  # the reader's loop is closed: nobody reads there any more
+                continue
+
+    def cancel(self) -> None:
+        if self.runner is not None:
+            self.runner.cancel()
+
+    def drain(self) -> None:
+        if self.runner is not None:
+            self.runner.drain()
+
+
+class RunHandle(Generic[R]):
+    """A run under way. ``await handle`` gives its RunResult, or raises RunFailed or RunCancelled.
+
+    Cancelling who waits does not cancel the run. All methods may be called from any thread.
+    """
+
+    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], None], on_loop: Callable[[], bool]) -> None:
+        """Made by an Engine. `call` runs a function on its loop, `on_loop` tells whether the caller is there."""
+        self.id = run.id
+        self.name = run.name
+        self.workflow = run.workflow
+        self._run = run
+        self._future = run.future
+        self._call = call
+        self._on_loop = on_loop
+
+    @property
+    def state(self) -> RunState:
+        """`running` until the result is there."""
+        if not self._future.done():
+            return RunState.RUNNING
+        return RunState.FAILED if self._future.exception() is not None else self._future.result().state
+
+    def __await__(self) -> Generator[Any, None, RunResult[R]]:
+        return self._checked().__await__()
+
+    async def _checked(self) -> RunResult[R]:
+        return (await self.wait()).check()
+
+    async def wait(self) -> RunResult[R]:
+        """The result, whatever the state: a failed run does not raise here."""
+        return await asyncio.wrap_future(self._future)
+
+    def result(self, timeout: float | None = None) -> RunResult[R]:
+        """Block until the run has ended and return its result; for code that is not async.
+
+        Raises RunFailed or RunCancelled as ``await handle`` does, TimeoutError after `timeout` seconds (the run goes on),
+        and UsageError on the engine's own loop, which it would block for ever.
+        """
+        if not self._future.done() and self._on_loop():
+            raise UsageError(
+                "handle.result() would block the event loop that the run needs", hint="use `await handle` instead"
+            )
+        return self._future.result(timeout).check()
+
+    def cancel(self) -> None:
+        """Stop the run: what runs is interrupted, nothing begins. Returns at once; no effect after the end."""
+        self._call(self._run.cancel)
+
+    def drain(self) -> None:
+        """Let what runs end and begin nothing new; the run then is `interrupted`. Returns at once."""
+        self._call(self._run.drain)
+
+    async def events(self) -> AsyncIterator[dict[str, Any]]:
+        """Every event of the run from the first, as dictionaries of the documented schema (docs/events.md), then the end.
+
+        Any number of readers at any time, on any event loop; each goes through the run's own record at its own pace, so a
+        slow reader loses nothing and holds up nobody.
+        """
+        run = self._run
+        if run.steps is None:
+            raise UsageError("this run keeps no history", hint="start it with Engine.start")
+        wake = asyncio.Event()
+        reader = (asyncio.get_running_loop(), wake)
+        run.readers.append(reader)
+        try:
+            while run.runner is None and not run.future.done():
+                await wake.wait()
+                wake.clear()
+            if run.runner is None:
+                return
+            info = run.runner.info
+            history = History(info)
+            yield run_started(info)
+            position = 0
+            while True:
+                while position < len(run.steps):
+                    transitions, reports = run.steps[position]
+                    position += 1
+                    for event in history.chunk(transitions, reports).events():
+                        yield event
+                if run.outcome is not None:
+                    yield run_finished(info, run.outcome)
+                    return
+                await wake.wait()
+                wake.clear()
+        finally:
+            run.readers.remove(reader)
+
+    def __repr__(self) -> str:
+        return f"<RunHandle {self.name} ({self.id}) of {self.workflow!r}: {self.state}>"
