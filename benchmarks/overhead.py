@@ -14,8 +14,8 @@ Floors, all written here with the standard library: `graphlib.TopologicalSorter`
     processes  a ProcessPoolExecutor of 2
 
 Modes: `bare` (nobody listens) and `recorded` (every transition is written as a JSON line to a file; the time until the
-last line is written counts). Building the floor's graph and declaring and compiling ours are not in these times: `--build` prints them beside.
-`--memory` prints what a declared, compiled and finished run holds per task.
+last line is written counts). Building the floor's graph and declaring and compiling ours are not in these times: `--build`
+prints them beside. `--memory` prints what a declared, compiled and finished run holds per task.
 """
 
 from __future__ import annotations
@@ -151,7 +151,9 @@ async def ours(engine: Engine, program: Program) -> None:
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def paired(kind: str, edges: Edges, recorded: bool, repetitions: int, workers: int) -> tuple[list[float], list[float]]:
+async def paired(
+    kind: str, edges: Edges, recorded: bool, repetitions: int, workers: int
+) -> tuple[list[float], list[float]]:
     """Seconds of floor and of flowlane, in turn."""
     floors: list[float] = []
     mine: list[float] = []
@@ -264,7 +266,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--json", action="store_true", help="one JSON object a row")
     parser.add_argument("--build", action="store_true", help="only: time to declare and compile")
-    parser.add_argument("--memory", action="store_true", help="only: memory a task at --size (default 10,000 and 100,000)")
+    parser.add_argument(
+        "--memory", action="store_true", help="only: memory a task at --size (default 10,000 and 100,000)"
+    )
     args = parser.parse_args(argv)
     if not args.json:
         print(f"Python {platform.python_version()}, {platform.machine()}, {args.repetitions} pairs a row")

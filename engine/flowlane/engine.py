@@ -114,9 +114,7 @@ class Engine:
         ready.wait()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         assert self._loop is not None
         assert self._thread is not None
         closing = asyncio.run_coroutine_threadsafe(self._close(cancel=error is not None), self._loop)

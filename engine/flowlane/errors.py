@@ -191,7 +191,7 @@ class Failure:
         return cls(
             qualified_name(kind),
             _safe_str(exception),
-            notes=tuple(str(note) for note in getattr(exception, "__notes__", ()) or ()),
+            notes=_safe_notes(exception),
             ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
             exception=exception,
         )
@@ -258,8 +258,15 @@ def qualified_name(cls: type) -> str:
 def _safe_str(exception: BaseException) -> str:
     try:
         return str(exception)
-    except Exception as broken:  # noqa: BLE001 - a __str__ of the user's that raises must not hide the failure it describes
+    except BaseException as broken:  # noqa: BLE001 - a __str__ of the user's that raises must not hide the failure it describes
         return f"<no message: {type(exception).__name__}.__str__ raised {type(broken).__name__}>"
+
+
+def _safe_notes(exception: BaseException) -> tuple[str, ...]:
+    try:
+        return tuple([str(note) for note in getattr(exception, "__notes__", ()) or ()])
+    except BaseException:  # noqa: BLE001 - __notes__ is an attribute like any other, and may hold anything
+        return ()
 
 
 _OURS = ("flowlane", "flowlane_plugins")
@@ -277,6 +284,6 @@ def _user_frames(tb: TracebackType | None) -> TracebackType | None:
 def _format(exception: BaseException) -> str:
     try:
         lines = _traceback.format_exception(type(exception), exception, _user_frames(exception.__traceback__))
-    except Exception as broken:  # noqa: BLE001 - e.g. a __str__ that raises deeper in the chain
+    except BaseException as broken:  # noqa: BLE001 - e.g. a __str__ that raises deeper in the chain
         return f"{qualified_name(type(exception))}: <traceback not printable: {type(broken).__name__}>\n"
     return "".join(lines)

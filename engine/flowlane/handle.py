@@ -62,9 +62,9 @@ class LiveRun:
             except RuntimeError:  # the reader's loop is closed: nobody reads there any more
                 continue
 
-    def cancel(self) -> None:
+    def cancel(self, grace: float | None = None) -> None:
         if self.runner is not None:
-            self.runner.cancel()
+            self.runner.cancel(grace)
 
     def drain(self) -> None:
         if self.runner is not None:
@@ -116,9 +116,12 @@ class RunHandle(Generic[R]):
             )
         return self._future.result(timeout).check()
 
-    def cancel(self) -> None:
-        """Stop the run: what runs is interrupted, nothing begins. Returns at once; no effect after the end."""
-        self._call(self._run.cancel)
+    def cancel(self, grace: float | None = None) -> None:
+        """Stop the run: what runs is interrupted, nothing begins. Returns at once; no effect after the end.
+
+        A task that does not stop within `grace` seconds (default: the engine's) is given up.
+        """
+        self._call(lambda: self._run.cancel(grace))
 
     def drain(self) -> None:
         """Let what runs end and begin nothing new; the run then is `interrupted`. Returns at once."""

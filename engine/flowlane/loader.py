@@ -87,7 +87,7 @@ def load_file(path: str | os.PathLike[str], name: str | None = None) -> ModuleTy
 
     Raises LoadError when the file cannot be read, is not Python, or raises; its ``__cause__`` is the original error
     and `where` the innermost line of the user's own code. Errors of ours that the file provokes (a badly declared
-    task) pass unchanged. Runs on the caller's thread.
+    task) pass, with the user's line where they had none. Runs on the caller's thread.
     """
     given = os.fspath(path)
     name = name or module_name_for(given)
@@ -219,7 +219,9 @@ def _execute(action: Callable[[], Any], shown: str) -> None:
     """Run the user's top-level code; whatever it raises becomes a LoadError that points at the user's line."""
     try:
         action()
-    except FlowError:
+    except FlowError as error:
+        if error.where is None:
+            error.where = user_frame(error)
         raise
     except SyntaxError as error:
         raise _syntax_error(error, shown, None) from error

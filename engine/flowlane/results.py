@@ -73,6 +73,10 @@ class _Tasks(Mapping[str, TaskResult]):
             self._numbers = {name: number for number, name in enumerate(self._runner.program.names)}
         return self._numbers
 
+    def number(self, name: str) -> int:
+        """The task's number in the plan. Raises KeyError."""
+        return self._index()[name]
+
     def __getitem__(self, name: str) -> TaskResult:
         element = self._index()[name]
         runner, scheduler = self._runner, self._runner.scheduler
@@ -123,7 +127,8 @@ class RunResult(Generic[R]):
         self.name = runner.info.name
         self.workflow = runner.info.workflow
         self.state: RunState = runner.state
-        self.tasks: Mapping[str, TaskResult] = _Tasks(runner)
+        self._tasks = _Tasks(runner)
+        self.tasks: Mapping[str, TaskResult] = self._tasks
         self.notes = notes
         self._value: Any = runner.value() if self.state is RunState.SUCCEEDED else None
 
@@ -160,7 +165,9 @@ class RunResult(Generic[R]):
             for element, failure in runner.failures.items()
             if runner.scheduler.state(element) in _FAILED
         ]
-        return {runner.program.names[element]: failure for _, element, failure in sorted(final, key=lambda row: row[:2])}
+        return {
+            runner.program.names[element]: failure for _, element, failure in sorted(final, key=lambda row: row[:2])
+        }
 
     @property
     def counts(self) -> Counts:
@@ -240,8 +247,7 @@ class RunResult(Generic[R]):
     def upstream(self, task: str) -> list[str]:
         """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""
         runner = self._runner
-        numbers = {name: number for number, name in enumerate(runner.program.names)}
-        return [runner.program.names[node] for node in runner.scheduler.cause(numbers[task])]
+        return [runner.program.names[node] for node in runner.scheduler.cause(self._tasks.number(task))]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())

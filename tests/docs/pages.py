@@ -19,8 +19,17 @@ from flowlane.runtime import naming
 
 ROOT = Path(__file__).parents[2]
 #: The pages that this folder's tests answer for.
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md"))]
-ELSEWHERE = {"docs/embedding-the-scheduler.md", "docs/events.md", "docs/states.md"}  # their blocks have tests of their own
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+    *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
+]
+ELSEWHERE = {
+    "docs/embedding-the-scheduler.md",
+    "docs/events.md",
+    "docs/states.md",
+}  # their blocks have tests of their own
 
 
 class Block(NamedTuple):
@@ -32,7 +41,9 @@ class Block(NamedTuple):
     line: int
 
 
-_FENCE = re.compile(r"^(?:<!-- (?P<mark>[^\n]*?) -->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+_FENCE = re.compile(
+    r"^(?:<!-- (?P<mark>[^\n]*?) -->\n+)?```(?P<language>\w*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL
+)
 
 
 def read(page: str) -> str:

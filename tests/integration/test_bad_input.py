@@ -150,6 +150,9 @@ CASES: dict[str, Case] = {
         files={"helper_mod2.py": "x = (\n"},
     ),
     "sys.exit at import": Case(RUN, ["called sys.exit(0)", "__main__"], content="import sys\nsys.exit(0)\n"),
+    "run() at import": Case(
+        RUN, ["at the top level of etl.py", "etl.py:", "__main__"], body=body("return read()") + "run(etl)\n"
+    ),
     # ── declarations ──────────────────────────────────────────────────────────────────────────────────────────────
     "cpu coroutine": Case(RUN, ["'bad'", "async", "etl.py:"], body="@task.cpu\nasync def bad(): ...\n"),
     "generator task": Case(RUN, ["'bad'", "etl.py:"], body="@task.io\ndef bad():\n    yield 1\n"),

@@ -118,7 +118,7 @@ def test_a_failure_stops_only_what_depends_on_it() -> None:
     assert (failure.type, failure.message) == ("ValueError", "bad 7")
     assert "in fail" in (failure.where or "")
     assert "flowlane/" not in failure.traceback
-    with pytest.raises(RunFailed, match="task 'fail' failed: ValueError: bad 7.*2 downstream did not run") as caught:
+    with pytest.raises(RunFailed, match=r"task 'fail' failed: ValueError: bad 7.*2 downstream did not run") as caught:
         _ = result.value
     assert isinstance(caught.value.__cause__, ValueError)
     with pytest.raises(RunFailed):
@@ -152,7 +152,9 @@ def test_exits_are_failures_of_the_task(kind: str, error: type[BaseException]) -
 
 
 def _raise(name: str) -> None:
-    raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[name]("out")
+    raise {"SystemExit": SystemExit, "KeyboardInterrupt": KeyboardInterrupt, "GeneratorExit": GeneratorExit}[name](
+        "out"
+    )
 
 
 @task.io(retries=2)
@@ -493,7 +495,7 @@ async def test_leaving_by_an_exception_cancels_the_runs() -> None:
     def endless() -> None:
         wait_for_ever()
 
-    with pytest.raises(ZeroDivisionError):
+    with pytest.raises(ZeroDivisionError):  # noqa: PT012 - what must happen in between is the test
         async with Engine() as engine:
             handle = engine.start(endless)
             await asyncio.sleep(0.01)
@@ -532,8 +534,8 @@ def test_a_sync_engine_owns_its_loop() -> None:
         failing = engine.start(only_fail)
         with pytest.raises(RunFailed):
             failing.result(timeout=30)
-    with pytest.raises(UsageError), engine:
-        pass
+    with pytest.raises(UsageError, match="entered already"):
+        engine.__enter__()
 
 
 @workflow

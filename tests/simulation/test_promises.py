@@ -58,7 +58,21 @@ def live(world: World, seed: int | None, latency: int = 0) -> tuple[list[Simulat
 @quick
 @given(worlds())
 def test_every_promise_holds_in_an_ideal_world(world: World) -> None:
-    live(world, None)
+    runs, _ = live(world, None)
+    for run in runs:
+        check_total_timeouts(run)
+
+
+def check_total_timeouts(run: SimulatedRun) -> None:
+    """Where news take no time, a task over its total time begins nothing more, and has ended one grace later."""
+    plan = run.scheduler.plan
+    due: dict[int, int] = {}
+    for element, _, code, at in run.history:
+        target = RULES[code].target
+        if target == "ready" and (total := plan.policies[plan.policy[element]].total_timeout):
+            due.setdefault(element, at + total)
+        if element in due:
+            assert at <= due[element] + (0 if target in {"ready", "running"} else 40)
 
 
 @quick

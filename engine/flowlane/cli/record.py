@@ -41,6 +41,7 @@ class EventLog:
         self.enabled = False
         self._state_dir = state_dir
         self._sinks: dict[str, Sink] = {}
+        self._faults: list[str] = []
 
     def path(self, run_id: str) -> str:
         """Where the events of run `run_id` are."""
@@ -64,3 +65,16 @@ class EventLog:
         sink = self._sinks.pop(run.id, None)
         if sink is not None:
             sink.close(run, outcome)
+            self._collect(sink)
+
+    def take_faults(self) -> list[str]:
+        """Trouble that the files' sinks coped with (a full disk), since the last call."""
+        for sink in self._sinks.values():
+            self._collect(sink)
+        faults, self._faults = self._faults, []
+        return faults
+
+    def _collect(self, sink: Sink) -> None:
+        take = getattr(sink, "take_faults", None)
+        if take is not None:
+            self._faults += take()

@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["StopOnSignals"]
 
 _NAMES: Final = ("SIGINT", "SIGTERM", "SIGHUP")
+_AT_ONCE: Final = 1.0  # seconds that tasks have to clean up after the second signal
+_PATIENCE: Final = 1.0  # seconds to wait for a message that somebody's terminal is slow to take
 
 
 class StopOnSignals:
@@ -39,6 +41,7 @@ class StopOnSignals:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._handle: RunHandle[Any] | None = None
         self._before: dict[int, Any] = {}
+        self._told: list[_thread.LockType] = []  # one a message, locked until it is printed
 
     def __enter__(self) -> StopOnSignals:  # noqa: PYI034 - final in practice, and Self would need an import at run time
         if threading.current_thread() is threading.main_thread():
@@ -52,7 +55,7 @@ class StopOnSignals:
         """From now on signals stop `handle`; one that came earlier does so at once. On the thread of `loop`."""
         self._loop, self._handle = loop, handle
         if self._count > 1:
-            handle.cancel()
+            handle.cancel(_AT_ONCE)
         elif self._count:
             handle.drain()
 
@@ -65,6 +68,8 @@ class StopOnSignals:
     ) -> None:
         for signum, handler in self._before.items():
             signal.signal(signum, handler)
+        for printed in self._told:
+            printed.acquire(timeout=_PATIENCE)
 
     def _on_signal(self, signum: int, _frame: FrameType | None) -> None:
         if self.signum is None:
@@ -76,23 +81,26 @@ class StopOnSignals:
             self._call("drain")
         elif self._count == 2:
             self._tell(f"stopping at once ({again} again ends the process)")
-            self._call("cancel")
+            self._call("cancel", _AT_ONCE)
         else:
             self._last_words("ended; some tasks may not have been cleaned up")
             kill_children()
             os._exit(128 + self.signum)
 
-    def _call(self, method: str) -> None:
+    def _call(self, method: str, *args: object) -> None:
         if self._loop is not None and self._handle is not None:
             try:
-                self._loop.call_soon_threadsafe(getattr(self._handle, method))
+                self._loop.call_soon_threadsafe(getattr(self._handle, method), *args)
             except RuntimeError:  # the loop has just closed: the run is over
                 return
 
     def _tell(self, text: str) -> None:
         # On a thread of its own, and the bare kind: the signal may have interrupted a write of this thread to the same
         # stream, or the start of a thread, and neither allows re-entry.
-        _thread.start_new_thread(_print, (text,))
+        printed = _thread.allocate_lock()
+        printed.acquire()
+        self._told.append(printed)
+        _thread.start_new_thread(_print, (text, printed))
 
     def _last_words(self, text: str) -> None:
         show_cursor = "" if self._messages.plain else "\x1b[?25h"  # a live view hides it
@@ -102,13 +110,15 @@ class StopOnSignals:
             return
 
 
-def _print(text: str) -> None:
+def _print(text: str, printed: _thread.LockType) -> None:
     # sys.stderr rather than our own stream: while a live view is up, it stands above the view
     try:
         sys.stderr.write(f"\n{text}\n")
         sys.stderr.flush()
     except Exception:  # noqa: BLE001 - nobody is left to be told
         return
+    finally:
+        printed.release()
 
 
 def kill_children() -> None:

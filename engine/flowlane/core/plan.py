@@ -190,7 +190,7 @@ class Plan:
 
 def _distinct(nodes: Iterable[int]) -> tuple[int, ...]:
     """The nodes without repeats, in order; the same tuple where it is one already, which saves 100 bytes a node."""
-    if type(nodes) is tuple and (len(nodes) < 2 or len(set(nodes)) == len(nodes)):
+    if isinstance(nodes, tuple) and (len(nodes) < 2 or len(set(nodes)) == len(nodes)):
         return nodes
     return tuple(dict.fromkeys(nodes))
 

@@ -150,7 +150,7 @@ class Scheduler:
         self._open = n
         self._begun = False
         self._stopping: Reason | None = None
-        self._failures = 0
+        self._failed = False  # whether any task failed, timed out or crashed
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -312,7 +312,7 @@ class Scheduler:
             raise InvalidTransition(event, "the run has begun already", f"{self._open} tasks open")
         self._begun = True
         for element, left in enumerate(self._left):
-            if not left and self._state[element] == PENDING:
+            if not left:
                 self._make_ready(element, 1, _READY, at, step)
 
     def _make_ready(self, element: int, attempt: int, code: int, at: int, step: Step) -> None:
@@ -409,7 +409,7 @@ class Scheduler:
             target, reason = TIMED_OUT, Reason.TOTAL_TIMEOUT
         self._settle(element, target, reason, ended, step, released)
         if target != CANCELLED:
-            self._failures += 1
+            self._failed = True
             if self.plan.fail_fast and self._stopping is None:
                 self._stop(Reason.FAIL_FAST, at, step, released)
         self._orphan(element, at, step, released)
@@ -454,7 +454,7 @@ class Scheduler:
 
     def _stop(self, reason: Reason, at: int, step: Step, released: list[int]) -> None:
         """Begin nothing any more; unless draining, ask what runs to stop as well."""
-        if self._stopping is None or (self._stopping is Reason.DRAINED and reason is Reason.CANCEL_REQUESTED):
+        if self._stopping in (None, Reason.DRAINED):  # a cancel outranks a drain; nothing outranks a cancel
             self._stopping = reason
         for element in range(self.plan.size):
             held = self._held[element]
@@ -483,7 +483,7 @@ class Scheduler:
         while self._times and self._times[0][0] <= at:
             due, kind, element, attempt = heappop(self._times)
             if kind == _RETRY:
-                if self._state[element] == RETRYING and self._attempt[element] == attempt:
+                if self._state[element] == RETRYING:
                     self._make_ready(element, attempt + 1, _AGAIN, at, step)
             elif kind == _ATTEMPT_DEADLINE:
                 if self._held[element] == _OUT and self._attempt[element] == attempt:
@@ -498,9 +498,9 @@ class Scheduler:
             elif self._state[element] in (READY, RETRYING):
                 if self._state[element] == READY:
                     self._stale[self.plan.lane[element]] += 1  # its entry in the queue stays until it comes up
-                self._failures += 1
+                self._failed = True
                 self._settle(element, TIMED_OUT, Reason.TOTAL_TIMEOUT, at, step, released)
-                if self.plan.fail_fast and self._stopping is None:
+                if self.plan.fail_fast:  # a run that is stopping has no task left that waits
                     self._stop(Reason.FAIL_FAST, at, step, released)
                 self._orphan(element, at, step, released)
 
@@ -575,7 +575,7 @@ class Scheduler:
             return RunState.CANCELLED
         if self._stopping is Reason.DRAINED and cancelled:
             return RunState.INTERRUPTED
-        return RunState.FAILED if self._failures else RunState.SUCCEEDED
+        return RunState.FAILED if self._failed else RunState.SUCCEEDED
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds. O(nodes + edges): for tests and for hunting bugs."""

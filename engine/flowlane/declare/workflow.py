@@ -15,7 +15,7 @@ from flowlane.declare.nodes import OnFailure, Workflow, check_on_failure
 from flowlane.declare.options import check_name
 from flowlane.declare.shape import Shape
 from flowlane.declare.task import BODY, Call, Task
-from flowlane.errors import ArgumentError, DefinitionError, FlowError, UsageError
+from flowlane.errors import ArgumentError, DefinitionError, Failure, FlowError, UsageError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -180,7 +180,7 @@ class WorkflowDefinition(Generic[P, R]):
             from flowlane.loader import user_frame
 
             raise DefinitionError(
-                f"the body of workflow {self.name!r} raised {type(error).__name__}: {error}",
+                f"the body of workflow {self.name!r} raised {type(error).__name__}: {Failure.of(error).message}",
                 where=user_frame(error) or self.where,
             ) from error
         finally:

@@ -25,16 +25,16 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Executor, Job, Report
     from flowlane.runtime.registry import Registry
 
-__all__ = ["Dispatcher", "Recipient", "make_ref"]
+__all__ = ["ATTEMPT_BITS", "ELEMENT_BITS", "TOKEN_SHIFT", "Dispatcher", "Recipient", "make_ref"]
 
-_ATTEMPT_BITS: Final = 8  # attempts are at most 255
-_ELEMENT_BITS: Final = 40
-_TOKEN_SHIFT: Final = _ATTEMPT_BITS + _ELEMENT_BITS
+ATTEMPT_BITS: Final = 8  # attempts are at most 255
+ELEMENT_BITS: Final = 40
+TOKEN_SHIFT: Final = ATTEMPT_BITS + ELEMENT_BITS
 
 
 def make_ref(token: int, element: int, attempt: int) -> int:
     """The number of a job: unique within an engine, because tokens are never reused."""
-    return (token << _TOKEN_SHIFT) | (element << _ATTEMPT_BITS) | attempt
+    return (token << TOKEN_SHIFT) | (element << ATTEMPT_BITS) | attempt
 
 
 class Recipient(Protocol):
@@ -130,11 +130,11 @@ class Dispatcher:
         finally:
             self._draining = outer
 
-    def interrupt(self, name: str, refs: Sequence[int]) -> None:
+    def interrupt(self, name: str, refs: Sequence[int], grace: float | None = None) -> None:
         """Ask an executor to stop jobs; see `submit`."""
         outer, self._draining = self._draining, True
         try:
-            self._open[name].interrupt(refs, self.grace)
+            self._open[name].interrupt(refs, self.grace if grace is None else grace)
         finally:
             self._draining = outer
 
@@ -172,13 +172,13 @@ class Dispatcher:
             return
         self._draining = True
         try:
-            token = reports[0].ref >> _TOKEN_SHIFT
-            if len(reports) == 1 or all([report.ref >> _TOKEN_SHIFT == token for report in reports]):
+            token = reports[0].ref >> TOKEN_SHIFT
+            if len(reports) == 1 or all(report.ref >> TOKEN_SHIFT == token for report in reports):
                 self._pass_on(token, reports)
                 return
             by_run: dict[int, list[Report]] = {}
             for report in reports:
-                by_run.setdefault(report.ref >> _TOKEN_SHIFT, []).append(report)
+                by_run.setdefault(report.ref >> TOKEN_SHIFT, []).append(report)
             for token, own in by_run.items():
                 self._pass_on(token, own)
         finally:
@@ -209,4 +209,3 @@ class Dispatcher:
     def slots(self) -> dict[str, int]:
         """Executor name → slots, for the lanes in use so far."""
         return {name: lane.slots for name, lane in self._lanes.items()}
-

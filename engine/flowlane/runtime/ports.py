@@ -110,7 +110,8 @@ class Job:
     ref      unique within an Engine, never reused
     task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1
     timeout  seconds from its start, or None; only for executors with `hard_kill`
-    context  contextvars to run under (already a private copy: enter it directly), or None
+    context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
+             None for an executor that pickles
     """
 
     ref: int
@@ -208,7 +209,7 @@ class Chunk(Protocol):
 
     @property
     def elapsed(self) -> Sequence[int]:
-        """For each transition, ns spent in the state it leaves."""
+        """For each transition, ns spent in the state it leaves; NEVER for a task's first, and after a loss."""
         ...
 
     @property
@@ -223,7 +224,11 @@ class Chunk(Protocol):
 
 @runtime_checkable
 class Sink(Protocol):
-    """Hears what happens in runs. See the module's text for thread and order."""
+    """Hears what happens in runs. See the module's text for thread and order.
+
+    Two more members are looked for: a property `wants`, asked when a run starts, that is false when there is nobody to tell;
+    and ``take_faults() -> list[str]``, asked after each call, for trouble that the sink copes with (a full disk).
+    """
 
     def open(self, run: RunInfo) -> None: ...
 

@@ -2,23 +2,24 @@
 
 It owns the run's values and failures, and belongs to the thread of the engine's loop. It decides nothing: what is next is
 the scheduler's word, where a job runs is the plan's. Each call of `_step` is one turn: events in, history to the journal,
-commands out. Steps never nest, because executors answer through the dispatcher's inbox, one turn of the loop later.
+commands out. Steps never nest: executors answer through the dispatcher's inbox, and a cancel from within waits its turn.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import random
 import time
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.core import messages as m
+from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
 from flowlane.errors import Failure
-from flowlane.runtime.dispatcher import make_ref
+from flowlane.runtime.context import ATTEMPT, RUN, TASK
+from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -34,6 +35,7 @@ from flowlane.runtime.ports import (
 from flowlane.runtime.values import fill, fill_arguments
 
 if TYPE_CHECKING:
+    import contextvars
     from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
@@ -44,7 +46,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Runner"]
 
-_ELEMENT_MASK: Final = (1 << 40) - 1
+_ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
+_ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], "Report"]
@@ -71,16 +74,19 @@ class Runner:
     ) -> None:
         self.program = program
         self.abandoned = 0  # attempts that were given up and may still be running
-        self.busy_ns = 0  # time spent in this runner's steps
         self.failures: dict[int, Failure] = {}
         self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
         self._dispatcher = dispatcher
         self._journal = journal
         self._context = context
+        context.run(RUN.set, id)
+        context.run(ATTEMPT.set, 1)
         self._on_step = on_step
         self._on_finish = on_finish
         self._values: list[Any] = [None] * program.plan.size
         self._timer: asyncio.TimerHandle | None = None
+        self._grace: float | None = None
+        self._stepping = False  # the first step of an eager task runs inside ours, and may ask us to cancel
         self._loop = asyncio.get_running_loop()
         self._names = [program.lanes[lane] for lane in range(len(program.lanes))]
         capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
@@ -107,6 +113,7 @@ class Runner:
         )
         self.ended_ns = NEVER
         self._recorded = journal.start(self.info)
+        self._heard = self._recorded or on_step is not None
 
     # ── what the engine calls ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -114,14 +121,20 @@ class Runner:
         """Start the run. Its executors are open."""
         self._step([m.RunStarted()], {})
 
-    def cancel(self) -> None:
-        """Stop what runs, begin nothing. No effect on a run that has ended."""
-        if self.scheduler.finished is None and self.error is None:
+    def cancel(self, grace: float | None = None) -> None:
+        """Stop what runs, begin nothing; `grace` in seconds, None for the engine's. No effect on a run that has ended."""
+        if self._stepping:
+            self._loop.call_soon(self.cancel, grace)
+        elif self.scheduler.finished is None and self.error is None:
+            if grace is not None:
+                self._grace = grace
             self._step([m.CancelRequested()], {})
 
     def drain(self) -> None:
         """Begin nothing new; what runs may end. No effect on a run that has ended."""
-        if self.scheduler.finished is None and self.error is None:
+        if self._stepping:
+            self._loop.call_soon(self.drain)
+        elif self.scheduler.finished is None and self.error is None:
             self._step([m.DrainRequested()], {})
 
     def fail(self, error: BaseException) -> None:
@@ -145,15 +158,16 @@ class Runner:
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
-        keep = self._recorded or self._on_step is not None
+        keep = self._heard
         for report in reports:
-            element = (report.ref >> 8) & _ELEMENT_MASK
-            attempt = report.ref & 255
+            element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
+            attempt = report.ref & _ATTEMPT_MASK
             if report.kind is SUCCEEDED:
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
-                report.value = None
-                events.append(m.Succeeded(element, attempt, report.started, report.ended))
+                if keep:
+                    report.value = None  # the record must not keep it alive
+                events.append(Succeeded(element, attempt, report.started, report.ended))
             else:
                 events.append(self._event(report, element, attempt))
             if keep:
@@ -206,9 +220,10 @@ class Runner:
 
     def _step(self, events: list[m.Event], reports: Reports) -> None:
         at = monotonic_ns()
+        self._stepping = True
         try:
             step = self.scheduler.handle(events, at)
-            if step.transitions:
+            if step.transitions and self._heard:
                 self._record(step.transitions, reports)
             if step.commands:
                 self._carry_out(step.commands)
@@ -218,9 +233,10 @@ class Runner:
             self._fail_soon(error)
             if error.unhandled:
                 self._step(error.unhandled, reports)
-        except Exception as error:  # noqa: BLE001 - a fault of ours, or of a plug-in that raises where it must not: never a silent hang
+        except Exception as error:  # noqa: BLE001 - a bug of ours, or a plug-in that raises where it must not: no silent hang
             self._fail_soon(error)
-        self.busy_ns += monotonic_ns() - at
+        finally:
+            self._stepping = False
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
@@ -233,9 +249,9 @@ class Runner:
 
     def _carry_out(self, commands: Sequence[m.Command]) -> None:
         for command in commands:
-            if isinstance(command, m.Launch):  # by frequency: it comes with every step of a chain
+            if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 self._launch(command.lane, command.elements)
-            elif isinstance(command, m.Release):
+            elif isinstance(command, Release):
                 for element in command.elements:
                     self._values[element] = None
             elif isinstance(command, m.SetTimer):
@@ -243,38 +259,43 @@ class Runner:
             elif isinstance(command, m.Interrupt):
                 attempt = self.scheduler.attempt
                 refs = [make_ref(self.token, element, attempt(element)) for element in command.elements]
-                self._dispatcher.interrupt(self._names[command.lane], refs)
+                self._dispatcher.interrupt(self._names[command.lane], refs, self._grace)
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
             else:
                 self._end()
 
     def _launch(self, lane: int, elements: list[int]) -> None:
-        program, values, scheduler = self.program, self._values, self.scheduler
+        program, values = self.program, self._values
         names, targets, arguments = program.names, program.targets, program.arguments
-        run, token = self.info.id, self.token
-        copy = self._context.copy if self._in_process[lane] else None
-        enforces = self._enforces[lane]
-        timeout: float | None = None
+        attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
+        base_context = self._context if self._in_process[lane] else None
+        context: contextvars.Context | None = None
         jobs: list[Job] = []
         for element in elements:
-            attempt = scheduler.attempt(element)
+            attempt = attempts(element)
             args, kwargs = fill_arguments(arguments[element], values)
-            if enforces:
-                timeout = program.plan.policies[program.plan.policy[element]].timeout / 1e9 or None
+            if base_context is not None:
+                context = base_context.copy()
+                context.run(TASK.set, names[element])
+                if attempt > 1:
+                    context.run(ATTEMPT.set, attempt)
             jobs.append(
                 Job(
-                    make_ref(token, element, attempt),
+                    base | (element << ATTEMPT_BITS) | attempt,  # make_ref, without the call
                     targets[element],
                     args,
                     kwargs,
                     run,
                     names[element],
                     attempt,
-                    timeout,
-                    None if copy is None else copy(),
+                    None,
+                    context,
                 )
             )
+        if self._enforces[lane]:
+            for job, element in zip(jobs, elements, strict=True):
+                job.timeout = program.plan.policies[program.plan.policy[element]].timeout / 1e9 or None
         self._dispatcher.submit(self._names[lane], jobs)
 
     def _set_timer(self, at: int) -> None:

@@ -87,4 +87,3 @@ def _rebuilt(container: Any, children: list[Any]) -> Any:
     if kind is dict:
         return dict(zip(container, children, strict=True))
     return tuple(children) if kind is tuple else kind._make(children)
-

@@ -30,7 +30,6 @@ from time import monotonic_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import EngineClosed, Failure, SettingsError, UsageError, WorkerCrashed
-from flowlane.runtime.context import bind
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -43,6 +42,7 @@ from flowlane.runtime.ports import (
     Report,
 )
 from flowlane_plugins.executors import transport, worker
+from flowlane_plugins.executors.plain import plain
 from flowlane_plugins.executors.postmortem import MAIN_GUARD, deaths, sentence
 
 if TYPE_CHECKING:
@@ -150,11 +150,11 @@ class FuturesExecutor:
         if self._timer is None or self._pace > _FIRST_LOOK:
             self._look_in(_FIRST_LOOK)
 
-    def interrupt(self, refs: Sequence[int], grace: float) -> None:
-        """Take back what has not begun; give up the rest after `grace` seconds (a pool cannot stop a running job)."""
+    def interrupt(self, refs: Sequence[int], grace: float) -> None:  # noqa: ARG002 - see below
+        """Take back what has not begun, give up the rest at once: no grace would make a running call of a pool listen."""
         begun = self._take_back(refs)
         if begun:
-            self._loop.call_later(grace, self._give_up, begun)
+            self._give_up(begun)
 
     async def close(self, grace: float) -> None:
         """Take back what has not begun, wait up to `grace` seconds for the rest, give up what is left by then."""
@@ -412,18 +412,15 @@ def _call_here(job: Job) -> Report:
     cpu = thread_time_ns()
     started = monotonic_ns()
     try:
-        value = _bound_call(job) if job.context is None else job.context.run(_bound_call, job)
+        call, context = job.target.fn, job.context
+        value = call(*job.args, **job.kwargs) if context is None else context.run(call, *job.args, **job.kwargs)
+        value = plain(job.target, value)
     except BaseException as error:  # noqa: BLE001 - SystemExit too: a task must not end a worker
         report = Report(job.ref, FAILED, started, monotonic_ns(), None, Failure.of(error), name)
     else:
         report = Report(job.ref, SUCCEEDED, started, monotonic_ns(), value, None, name)
     report.cpu = thread_time_ns() - cpu
     return report
-
-
-def _bound_call(job: Job) -> Any:
-    bind(job.run, job.task, job.attempt)
-    return job.target.fn(*job.args, **job.kwargs)
 
 
 def _report(flight: Flight, outcome: worker.Outcome) -> Report:

@@ -3,7 +3,8 @@
 Why not ThreadPoolExecutor: its threads are joined at interpreter exit, so one stuck call hangs the program; it wakes a
 thread for every job; and each answer costs a future and a wake-up of the loop.
 
-State, all of it reached from the loop thread and the workers without a lock (each step is one atomic container operation):
+State, reached from the loop thread and the workers, each step of it one atomic container operation. One lock, `_order`, is held
+for an instant where two steps belong together: so that a job's end is never told before its start.
 
 - `_jobs`: submitted, not begun. A worker takes from the left.
 - `_running`: ref → (start, worker). Whoever pops an entry owns the job's outcome: the worker when the call returns, or the loop
@@ -29,8 +30,8 @@ from time import monotonic_ns, thread_time_ns
 from typing import TYPE_CHECKING
 
 from flowlane.errors import Failure
-from flowlane.runtime.context import bind
 from flowlane.runtime.ports import ABANDONED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED, Capabilities, Report
+from flowlane_plugins.executors.plain import plain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -55,6 +56,7 @@ class ThreadsExecutor:
         self._running: dict[int, tuple[int, str]] = {}
         self._told: set[int] = set()  # refs whose STARTED was told; loop thread only
         self._outbox: deque[Report] = deque()
+        self._order = threading.Lock()
         self._asleep: set[int] = set()
         self._wake: queue.SimpleQueue[bool] = queue.SimpleQueue()
         self._threads: dict[int, threading.Thread] = {}
@@ -105,31 +107,35 @@ class ThreadsExecutor:
             started = monotonic_ns()
             running[ref] = (started, worker)
             try:
-                value = _call(job) if job.context is None else job.context.run(_call, job)
+                context, target = job.context, job.target
+                if context is None:
+                    value = plain(target, target.fn(*job.args, **job.kwargs))
+                else:
+                    value = plain(target, context.run(target.fn, *job.args, **job.kwargs))
                 report = Report(ref, SUCCEEDED, started, monotonic_ns(), value, None, worker)
                 value = None
             except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too: a task must not end a worker
                 report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), worker)
             report.cpu = thread_time_ns() - before
             del job  # while this thread sleeps, it must not keep the arguments alive
-            if running.pop(ref, None) is None:
+            with self._order:
+                owned = running.pop(ref, None) is not None
+                if owned:
+                    outbox.append(report)
+            if not owned:
                 self._lost.discard(number)
                 break  # given up: another thread has this one's place
-            outbox.append(report)
             del report
         self._threads.pop(number, None)
 
     def _hand_over(self) -> None:
         """Deliver what lies in the outbox. Any thread."""
         outbox = self._outbox
-        reports: list[Report] = []
-        try:
-            while True:
-                reports.append(outbox.popleft())
-        except IndexError:
-            pass
-        if reports:
-            self._deliver(reports)
+        if outbox:
+            with self._order:
+                reports = [outbox.popleft() for _ in range(len(outbox))]
+                if reports:
+                    self._deliver(reports)
 
     # ── on the loop ───────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -143,13 +149,14 @@ class ThreadsExecutor:
             room = self._slots - (len(self._threads) - len(self._lost))
             for _ in range(min(waiting - sleepers, room)):
                 self._start_thread()
-        running = list(self._running.items())
-        if self._told:
-            self._told.intersection_update([ref for ref, _ in running])
-        fresh = [(ref, since) for ref, since in running if ref not in self._told]
-        if fresh:
-            self._told.update([ref for ref, _ in fresh])
-            self._deliver([Report(ref, STARTED, started, worker=worker) for ref, (started, worker) in fresh])
+        with self._order:
+            running = self._running
+            if self._told:
+                self._told.intersection_update(running)
+            fresh = [(ref, since) for ref, since in running.copy().items() if ref not in self._told]
+            if fresh:
+                self._told.update([ref for ref, _ in fresh])
+                self._deliver([Report(ref, STARTED, started, worker=worker) for ref, (started, worker) in fresh])
         if self._jobs or self._outbox:
             self._loop.call_later(_TICK, self._tick)
         elif waiting or len(self._running) > len(self._told):
@@ -204,8 +211,3 @@ class ThreadsExecutor:
             await asyncio.sleep(pause)
             pause = min(pause * 2, 0.05)
         self._hand_over()
-
-
-def _call(job: Job) -> object:
-    bind(job.run, job.task, job.attempt)
-    return job.target.fn(*job.args, **job.kwargs)

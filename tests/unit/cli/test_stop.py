@@ -86,6 +86,8 @@ class Running:
         """Send `signum` and wait until stderr holds `says`."""
         self.process.send_signal(signum)
         until(lambda: says in self.err or self.process.poll() is not None)
+        if says not in self.err:  # it has ended; what it said last may still be on its way
+            self.reader.join()
         assert says in self.err, self.err
 
     def end(self) -> int:
@@ -224,7 +226,8 @@ def test_a_signal_before_the_run_began_counts_when_it_begins(signals: int, calle
         def drain(self) -> None:
             calls.append("drain")
 
-        def cancel(self) -> None:
+        def cancel(self, grace: float) -> None:
+            assert grace > 0
             calls.append("cancel")
 
     handle: Any = Handle()

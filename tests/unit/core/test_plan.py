@@ -51,6 +51,15 @@ def test_edges_may_be_any_iterable() -> None:
     assert plan.pinned == {2}
 
 
+def test_tuples_are_shared_when_nothing_repeats_in_them() -> None:
+    pair = (0, 1)
+    plan = Plan.build([(), (), pair, (0, 1, 0), [0, 1]], inputs=[(), (), pair, (0, 0), (0,)])
+    assert plan.upstreams == ((), (), (0, 1), (0, 1), (0, 1))
+    assert plan.inputs == ((), (), (0, 1), (0,), (0,))
+    assert plan.upstreams[2] is pair
+    assert plan.dependants == ((2, 3, 4), (2, 3, 4), (), (), ())
+
+
 def test_an_empty_plan() -> None:
     plan = Plan.build([])
     assert plan.size == 0

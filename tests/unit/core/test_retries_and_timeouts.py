@@ -128,6 +128,17 @@ def test_the_columns_tell_of_the_latest_attempt_and_when_the_first_was_ready_is_
     assert scheduler.first_ready_ns == {0: 1}
 
 
+def test_a_new_attempt_has_no_times_yet() -> None:
+    #   0 (fails)   1        1 slot, which goes to 1 during the backoff
+    play = Play(apart(2), Policy(attempts=2, backoff=10), slots=1)
+    play.at(0, RunStarted())
+    play.at(5, raised(0, 1, 1, 4))
+    play.at(15, TimerFired())
+    scheduler = play.scheduler
+    columns = (scheduler.ready_ns[0], scheduler.launched_ns[0], scheduler.started_ns[0], scheduler.ended_ns[0])
+    assert columns == (15, NEVER, NEVER, NEVER)
+
+
 # ── the timeout of an attempt ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -179,6 +190,19 @@ def test_an_executor_that_keeps_deadlines_stops_a_task_without_one_for_no_reason
     play = Play([[]], lanes=[Lane("processes", 1, enforces_timeouts=True)])
     play.at(0, RunStarted())
     assert play.at(9, stopped(0, 1, 1, 9))[-2:] == ["0#1 failed raised @9", "finish failed"]
+
+
+def test_on_other_lanes_an_attempt_that_stopped_unasked_is_not_timed_out() -> None:
+    play = Play([[]], Policy(timeout=100))
+    play.at(0, RunStarted())
+    assert play.at(9, stopped(0, 1, 1, 9))[-2:] == ["0#1 failed raised @9", "finish failed"]
+
+
+def test_a_cancel_is_a_cancel_on_an_executor_that_keeps_deadlines() -> None:
+    play = Play([[]], Policy(timeout=100), lanes=[Lane("processes", 1, enforces_timeouts=True)])
+    play.at(0, RunStarted())
+    play.at(1, CancelRequested())
+    assert play.at(9, stopped(0, 1, 1, 9))[-2:] == ["0#1 cancelled cancel_requested @9", "finish cancelled"]
 
 
 def test_an_interrupted_attempt_that_never_began_is_not_timed_out_by_its_executor() -> None:
@@ -283,6 +307,18 @@ def test_the_total_timeout_interrupts_a_task_that_runs_and_allows_no_retry() -> 
     play.at(50, began(0, 1, 50))
     assert play.at(100, TimerFired()) == ["interrupt [0] on 0: total_timeout"]
     assert play.at(104, stopped(0, 1, 50, 103)) == ["0#1 timed_out total_timeout @103", "finish failed"]
+
+
+@pytest.mark.parametrize("asked", [False, True])
+def test_the_total_timeout_counts_from_the_moment_the_task_is_ready(asked: bool) -> None:
+    #   0 ─▶ 1 (total timeout 100)
+    play = Play([[], [0]], policies=(Policy(), Policy(total_timeout=100), Policy(timeout=1)), policy=[2 * asked, 1])
+    play.at(0, RunStarted())
+    if asked:  # the success of a task that was asked to stop takes another way through the code
+        play.at(29, began(0, 1, 29))
+        play.at(30, TimerFired())
+    assert play.at(30, returned(0, 1, 29, 30))[-1] == "timer 130"
+    assert play.at(130, TimerFired()) == ["interrupt [1] on 0: total_timeout"]
 
 
 def test_the_total_timeout_interrupts_an_attempt_on_its_way_to_a_worker() -> None:
