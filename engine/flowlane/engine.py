@@ -266,7 +266,12 @@ class Engine:
         def tell() -> None:
             notes = self._journal.notes(run.id)
             if runner.abandoned:
-                notes.insert(0, f"{runner.abandoned} attempts did not stop when told to and were abandoned")
+                count = runner.abandoned
+                notes.insert(
+                    0,
+                    f"{count} attempt{'s' if count > 1 else ''} did not stop when told to and {'were' if count > 1 else 'was'}"
+                    " abandoned",
+                )
             if runner.scheduler.late:
                 notes.append(f"{runner.scheduler.late} late reports were ignored")
             run.outcome = outcome

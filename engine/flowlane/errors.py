@@ -152,7 +152,7 @@ class RunCancelled(FlowError):
 class Failure:
     """A task's error as data: what was raised, where, and how it reads.
 
-    type       qualified name of the exception class, ``builtins`` left out ("ValueError", "shop.errors.BadRow")
+    type       the exception class's name for people ("ValueError", "shop.errors.BadRow")
     message    ``str(exception)``, or a stand-in when that itself fails
     traceback  formatted text, our own frames left out; ends with the "Type: message" line
     where      ``"file:line in function"`` of the innermost frame, or None
@@ -188,10 +188,16 @@ class Failure:
     def of(cls, exception: BaseException) -> Failure:
         """Describe `exception`. Never raises, whatever its ``__str__`` does."""
         kind = type(exception)
+        notes = _safe_notes(exception)
+        message = _safe_str(exception)
+        if isinstance(exception, FlowError):  # where and hint have places of their own
+            message = exception.message
+            if exception.hint is not None:
+                notes = (*notes, f"hint: {exception.hint}")
         return cls(
-            qualified_name(kind),
-            _safe_str(exception),
-            notes=_safe_notes(exception),
+            shown_name(kind),
+            message,
+            notes=notes,
             ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
             exception=exception,
         )
@@ -253,6 +259,12 @@ def qualified_name(cls: type) -> str:
     module = getattr(cls, "__module__", None)
     name = getattr(cls, "__qualname__", cls.__name__)
     return name if module in (None, "builtins") else f"{module}.{name}"
+
+
+def shown_name(cls: type) -> str:
+    """A class's name for people: as `qualified_name`, without modules of ours and those that `flow run` invents."""
+    name = qualified_name(cls)
+    return cls.__qualname__ if name.startswith(("_flow_", "flowlane.errors.")) else name
 
 
 def _safe_str(exception: BaseException) -> str:

@@ -125,7 +125,8 @@ def load_file(path: str | os.PathLike[str], name: str | None = None) -> ModuleTy
 
 
 def loading() -> str | None:
-    """The file that this thread is executing for :func:`load_file`, as people should read it, or None.
+    """The file (or module) that this thread is executing for :func:`load_file` or :func:`resolve`, as people should
+    read it, or None.
 
     A ``run(...)`` at the top level of a file given to ``flow run`` would run the workflow a second time, and once more
     in each worker; it can be refused by asking here.
@@ -348,7 +349,13 @@ def _load_for(address: Address) -> ModuleType:
             return load_file(address.path, address.module)
         import importlib
 
-        return importlib.import_module(address.module)
+        # as load_file does: a run() at the top level of an importable module must be refused here too
+        stack: list[str] = _here.__dict__.setdefault("files", [])
+        stack.append(address.module)
+        try:
+            return importlib.import_module(address.module)
+        finally:
+            stack.pop()
     except Exception as error:
         reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}{_first_line(error)}"
         raise TransportError(

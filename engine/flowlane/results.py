@@ -45,7 +45,7 @@ class Times(NamedTuple):
     """Where a run's time went, in seconds that add up to its duration.
 
     Followed back from the task that ended last, through the upstream that each was waiting for: the chain that decided when the
-    run was over. Hence a wide run with two slots reads as work, not as a thousand tasks waiting.
+    run was over. In a wide run with few slots that chain mostly waits for a slot; `utilisation` says how busy those were.
 
     work      executor → the latest attempts of tasks on the chain
     slot      executor → ready, waiting for a slot: more slots would have helped
@@ -148,7 +148,7 @@ class RunResult(Generic[R]):
         if self.state is not RunState.FAILED:
             raise RunCancelled(f"run {self.name} of '{self.workflow}' was {self.state} before it ended", result=self)
         failures = self.failures
-        name, failure = next(iter(failures.items()))
+        name, failure = next(iter(failures.items()))  # a failed run without a failed task has an error, see above
         others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         blocked = self.counts[TaskState.UPSTREAM_FAILED]
         stopped = f"; {blocked} downstream did not run" if blocked else ""
@@ -243,6 +243,26 @@ class RunResult(Generic[R]):
             handover=handover / 1e9,
             engine=engine / 1e9,
         )
+
+    @property
+    def utilisation(self) -> dict[str, float]:
+        """Executor → share of its slots' time that tasks of this run were in, 0 to 1; latest attempts only.
+
+        Near 1: more slots (or cores) would make the run shorter. Above 1 by a little: slots of abandoned attempts.
+        """
+        runner = self._runner
+        lanes, lane_of = runner.program.lanes, runner.program.plan.lane
+        busy = [0] * len(lanes)
+        for element, (started, ended) in enumerate(self._spans()):
+            if started != NEVER and ended != NEVER:
+                busy[lane_of[element]] += max(0, ended - started)
+        span = max(1, runner.ended_ns - runner.info.mono_ns)
+        return {name: ns / span / runner.slots[name] for name, ns in zip(lanes, busy, strict=True)}
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Executor → slots it had."""
+        return dict(self._runner.slots)
 
     def upstream(self, task: str) -> list[str]:
         """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""

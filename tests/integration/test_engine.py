@@ -728,3 +728,45 @@ def test_times_follow_the_chain_that_ended_last_and_add_up() -> None:
     assert times.slot["threads"] >= 0.02  # the second `later` waited for the first
     assert times.retry >= 0.03
     assert dict(result.critical_path)["second_time"] >= 0.06
+
+
+def test_a_task_that_returns_after_its_timeout_is_timed_out_with_a_failure() -> None:
+    @task.io(timeout=0.02)
+    async def tidy() -> str:
+        try:
+            await asyncio.sleep(60)
+        except asyncio.CancelledError:
+            await asyncio.sleep(0.01)
+        return "too late"
+
+    wf = Workflow("w")
+    wf.add(tidy.bind())
+    result = run(wf, check=False)
+    assert result.tasks["tidy"].state == "timed_out"
+    assert result.failures["tidy"].type == "TimeoutError"
+    with pytest.raises(RunFailed, match="tidy"):
+        result.check()
+
+
+def test_a_plain_function_that_returns_a_coroutine_fails_with_the_fix() -> None:
+    def hidden(n: int) -> Any:
+        return fetch.fn(n)
+
+    for routes in ({}, {"*": "inline"}):
+        wf = Workflow("w")
+        wf.add(task.io(hidden).bind(1))
+        result = run(wf, check=False, routes=routes)
+        assert "declare it `async def`" in result.failures["hidden"].message
+
+
+def test_utilisation_is_work_over_slots() -> None:
+    @task.io
+    def nap() -> None:
+        time.sleep(0.05)
+
+    wf = Workflow("w")
+    for _ in range(4):
+        wf.add(nap.bind())
+    result = run(wf, slots={"threads": 2})
+    assert result.slots == {"threads": 2}
+    assert 0.5 < result.utilisation["threads"] <= 1.0

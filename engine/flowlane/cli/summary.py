@@ -50,6 +50,7 @@ def show_summary(messages: Messages, result: RunResult[Any], *, events: str | No
         shares = _shares(result)
         if shares:
             messages.write(f"  time: {shares}\n")
+            messages.write(f"  slots: {_busy(result)}\n")
     for note in result.notes:
         messages.write(f"  ! {inert(note)}\n")
     _show_failures(messages, result)
@@ -86,6 +87,14 @@ def _counts(result: RunResult[Any]) -> str:
     if retries:
         parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
     return " · ".join(parts) or "no tasks"
+
+
+def _busy(result: RunResult[Any]) -> str:
+    """``processes 93% of 2 · threads 1% of 32``: how busy the slots were."""
+    slots = result.slots
+    return " · ".join(
+        f"{inert(name)} {100 * min(share, 1):.0f}% of {slots[name]}" for name, share in result.utilisation.items()
+    )
 
 
 def _shares(result: RunResult[Any]) -> str:

@@ -309,14 +309,14 @@ class Workflow:
             elif kind in PLAIN:
                 filled.append(value)
             else:
-                if issubclass(kind, Call):
-                    raise self._bound_argument(task, value)
+                if issubclass(kind, (Call, Task)):
+                    raise self._no_value(task, value)
                 filled.append(template.of(value))
         named = kwargs
         for key, value in kwargs.items():
             if type(value) not in PLAIN:
-                if issubclass(kind_of(value), Call):
-                    raise self._bound_argument(task, value)
+                if issubclass(kind_of(value), (Call, Task)):
+                    raise self._no_value(task, value)
                 new = template.of(value)
                 if new is not value:
                     if named is kwargs:
@@ -388,6 +388,15 @@ class Workflow:
             hint=f"a handle counts only in the workflow that made it (at {home.site_of(ref.node)}); "
             "call the task in this one",
         )
+
+    def _no_value(self, task: Task[Any, Any, Any], given: Call[Any] | Task[Any, Any, Any]) -> HandleError:
+        if isinstance(given, Task):
+            return HandleError(
+                f"task {task.name!r} is given the task {given.name!r} itself, not its result",
+                where=caller(),
+                hint=f"call it: {given.name}(...); to pass the function, {given.name}.fn",
+            )
+        return self._bound_argument(task, given)
 
     def _bound_argument(self, task: Task[Any, Any, Any], call: Call[Any]) -> HandleError:
         return HandleError(

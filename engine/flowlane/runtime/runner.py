@@ -111,6 +111,7 @@ class Runner:
             mono_ns=monotonic_ns(),
             params=program.params,
         )
+        self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
         self._recorded = journal.start(self.info)
         self._heard = self._recorded or on_step is not None
@@ -165,6 +166,10 @@ class Runner:
             if report.kind is SUCCEEDED:
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
+                    asked = scheduler.asked(element)
+                    if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
+                        # it may still count as in time; if not, this is what there is to say about it
+                        report.failure = self.failures[element] = self._overdue(element, asked, None)
                 if keep:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
@@ -357,7 +362,7 @@ class Runner:
 
 def _worker_died() -> Failure:
     return Failure(
-        "flowlane.errors.WorkerCrashed",
+        "WorkerCrashed",
         "the worker that ran it died",
         ancestry=("flowlane.errors.WorkerCrashed", "flowlane.errors.FlowError", "Exception", "BaseException"),
     )

@@ -6,7 +6,7 @@ belongs; `fill` puts the values in. Everything is iterative: a template may be n
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from flowlane.program import Ref
 
@@ -71,19 +71,18 @@ def fill(template: Any, values: Sequence[Any]) -> Any:
 
 def _children(value: Any) -> Sequence[Any] | None:
     """What is searched for Refs: the items of lists, tuples and named tuples, the values of dicts."""
-    kind: Any = type(value)
-    if kind is list or kind is tuple or (issubclass(kind, tuple) and hasattr(kind, "_make")):
-        items: Sequence[Any] = value
-        return items
+    kind = cast("type[object]", type(value))
+    if kind is list or kind is tuple or (issubclass(kind, tuple) and hasattr(value, "_make")):
+        return cast("Sequence[Any]", value)
     if kind is dict:
-        return tuple(value.values())
+        return tuple(cast("dict[Any, Any]", value).values())
     return None
 
 
 def _rebuilt(container: Any, children: list[Any]) -> Any:
-    kind: Any = type(container)
+    kind = cast("type[object]", type(container))
     if kind is list:
         return children
     if kind is dict:
         return dict(zip(container, children, strict=True))
-    return tuple(children) if kind is tuple else kind._make(children)
+    return tuple(children) if kind is tuple else container._make(children)

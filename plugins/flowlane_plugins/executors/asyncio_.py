@@ -17,7 +17,7 @@ import sys
 from asyncio import CancelledError
 from functools import partial
 from time import monotonic_ns
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from flowlane.errors import Failure
 from flowlane.runtime.ports import ABANDONED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED, Capabilities, Report
@@ -52,13 +52,14 @@ class AsyncioExecutor:
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
-        eager = {"eager_start": True} if sys.version_info >= (3, 12) else {}
-        self._make = partial(asyncio.Task[None], loop=self._loop, **eager)
+        options: dict[str, Any] = {"eager_start": True} if sys.version_info >= (3, 12) else {}
+        make: Any = asyncio.Task
+        self._make: Any = partial(make, loop=self._loop, **options)
 
     def submit(self, jobs: Sequence[Job]) -> None:
         tasks, attempt, new = self._tasks, self._attempt, self._new
         # Without a factory of the host's: what create_task does then, without its checks, which cost 0.4 µs a task.
-        make = self._make if self._loop.get_task_factory() is None else self._loop.create_task
+        make: Any = self._make if self._loop.get_task_factory() is None else self._loop.create_task
         for job in jobs:
             task = make(attempt(job), name=job.task, context=job.context)
             if not task.done():
