@@ -131,6 +131,14 @@ def test_only_what_is_missing_is_waited_for() -> None:
     assert lane.free == 2
 
 
+def test_no_more_is_set_aside_than_was_wanted() -> None:
+    lane = Lane("cpu", 4)
+    lane.take(1, 4)
+    lane.take(2, 3)
+    assert lane.give(1, 4) == (2,)
+    assert lane.free == 1
+
+
 def test_leaving_hands_on_what_was_set_aside() -> None:
     lane = Lane("cpu", 2)
     lane.take(1, 2)
