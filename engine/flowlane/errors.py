@@ -153,10 +153,10 @@ class Failure:
     """A task's error as data: what was raised, where, and how it reads.
 
     type       the exception class's name for people ("ValueError", "shop.errors.BadRow")
-    message    ``str(exception)``, or a stand-in when that itself fails
+    message    ``str(exception)``, or a stand-in when that itself fails; of our own errors the sentence alone
     traceback  formatted text, our own frames left out; ends with the "Type: message" line
-    where      ``"file:line in function"`` of the innermost frame, or None
-    notes      the exception's ``__notes__``
+    where      ``"file:line in function"`` of the innermost frame; the place that an error of ours names; or None
+    notes      the exception's ``__notes__``; the hint of an error of ours is the last one, "hint: ..."
     ancestry   qualified names of the classes in its MRO; retry policies match by it when the object did not travel
     exception  the object itself, or None when it could not travel from a worker
 
@@ -189,14 +189,19 @@ class Failure:
         """Describe `exception`. Never raises, whatever its ``__str__`` does."""
         kind = type(exception)
         notes = _safe_notes(exception)
-        message = _safe_str(exception)
+        message: str | None = None
+        where: str | None = None
         if isinstance(exception, FlowError):  # where and hint have places of their own
-            message = exception.message
-            if exception.hint is not None:
-                notes = (*notes, f"hint: {exception.hint}")
+            # A subclass of the user's may never have called our __init__.
+            message = getattr(exception, "message", None)
+            where = getattr(exception, "where", None)
+            hint = getattr(exception, "hint", None)
+            if hint:
+                notes = (*notes, f"hint: {hint}")
         return cls(
             shown_name(kind),
-            message,
+            _safe_str(exception) if message is None else message,
+            where=where,
             notes=notes,
             ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
             exception=exception,

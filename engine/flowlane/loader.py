@@ -34,6 +34,7 @@ __all__ = [
     "load_file",
     "load_module",
     "loading",
+    "marked",
     "module_name_for",
     "resolve",
     "shown_path",
@@ -109,30 +110,42 @@ def load_file(path: str | os.PathLike[str], name: str | None = None) -> ModuleTy
     module = _empty_module(name, full)
     before = sys.modules.get(name)
     sys.modules[name] = module
-    stack: list[str] = _here.__dict__.setdefault("files", [])
-    stack.append(given)
     try:
-        _execute(lambda: exec(code, module.__dict__), shown_path(given))  # noqa: S102 - to run the file is the point
+        with marked(given):
+            _execute(lambda: exec(code, module.__dict__), shown_path(given))  # noqa: S102 - that is the point
     except BaseException:
         if before is None:
             sys.modules.pop(name, None)
         else:
             sys.modules[name] = before
         raise
-    finally:
-        stack.pop()
     return sys.modules.get(name, module)  # a module may replace itself in sys.modules, as with a plain import
 
 
 def loading() -> str | None:
-    """The file (or module) that this thread is executing for :func:`load_file` or :func:`resolve`, as people should
-    read it, or None.
+    """The file (or module) that this thread is executing for a function of this module or under :class:`marked`, as
+    people should read it, or None.
 
     A ``run(...)`` at the top level of a file given to ``flow run`` would run the workflow a second time, and once more
     in each worker; it can be refused by asking here.
     """
     stack: list[str] | None = _here.__dict__.get("files")
     return shown_path(stack[-1]) if stack else None
+
+
+class marked:  # noqa: N801 - it is used like a function
+    """``with marked(what):`` is how :func:`loading` knows that `what` is being loaded, by this thread."""
+
+    __slots__ = ("_what",)
+
+    def __init__(self, what: str) -> None:
+        self._what = what
+
+    def __enter__(self) -> None:
+        _here.__dict__.setdefault("files", []).append(self._what)
+
+    def __exit__(self, *error: object) -> None:
+        _here.__dict__["files"].pop()
 
 
 def load_module(name: str) -> ModuleType:
@@ -146,7 +159,8 @@ def load_module(name: str) -> ModuleType:
     importlib.invalidate_caches()  # the file may be younger than the cached listing of its folder
     loaded: list[ModuleType] = []
     try:
-        _execute(lambda: loaded.append(importlib.import_module(name)), f"module '{name}'")
+        with marked(name):
+            _execute(lambda: loaded.append(importlib.import_module(name)), f"module '{name}'")
     except LoadError as error:
         missing = error.__cause__
         if (
@@ -350,18 +364,16 @@ def _load_for(address: Address) -> ModuleType:
         import importlib
 
         # as load_file does: a run() at the top level of an importable module must be refused here too
-        stack: list[str] = _here.__dict__.setdefault("files", [])
-        stack.append(address.module)
-        try:
+        with marked(address.module):
             return importlib.import_module(address.module)
-        finally:
-            stack.pop()
     except Exception as error:
-        reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}{_first_line(error)}"
+        ours = error if isinstance(error, FlowError) else None
+        reason = ours.message if ours is not None else f"{type(error).__name__}{_first_line(error)}"
         raise TransportError(
             f"function '{address.qualname}' cannot be found: {_shown_module(address)} does not load in this worker"
             f" ({reason})",
-            where=error.where if isinstance(error, FlowError) else user_frame(error),
+            where=(ours.where if ours is not None else None) or user_frame(error),
+            hint=ours.hint if ours is not None else None,
         ) from error
 
 

@@ -46,7 +46,7 @@ async def test_an_exception_is_a_failure_with_its_whole_story(lane: Lane) -> Non
     failure = report.failure
     assert report.kind == FAILED
     assert failure is not None
-    assert failure.type == "_flow_contract_cases.Rejected"
+    assert failure.type == "Rejected"
     assert failure.message == "bad row 118"
     assert failure.notes == ("a note",)
     assert failure.ancestry[:3] == ("_flow_contract_cases.Rejected", "ValueError", "Exception")
@@ -175,8 +175,12 @@ async def test_an_argument_that_cannot_travel_fails_its_own_job_only(lane: Lane)
     if lane.executor.capabilities.pickles:
         assert (awkward.kind, awkward.started) == (FAILED, NEVER)
         assert awkward.failure is not None
-        assert awkward.failure.type == "flowlane.errors.TransportError"
+        assert awkward.failure.type == "TransportError"
+        assert awkward.failure.ancestry[0] == "flowlane.errors.TransportError"
         assert "echo(value) ['deep'][0] cannot travel" in awkward.failure.message
+        assert "hint" not in awkward.failure.message
+        (note,) = awkward.failure.notes
+        assert note.startswith("hint: make it inside the task")
     else:
         assert awkward.kind == SUCCEEDED
         assert awkward.value is jobs[1].args[0], "values are shared by reference within a process"

@@ -92,6 +92,9 @@ def plain(line: str) -> str:
     line = re.sub(r"\bpid \d+|\bthread-\d+", "WORKER", line)
     if line.startswith("  time: "):
         return "time:"  # parts too small to matter come and go
+    if line.startswith("  slots: "):
+        line = re.sub(r"\d+%", "SHARE", line)
+        line = re.sub(r"(?<=processes SHARE of )\d+", "CORES", line)
     if line.startswith("  critical path "):
         line = re.sub(r"#\d+", "", line)  # equal branches race
     return " ".join(line.split())

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flowlane import loader
-from flowlane.errors import DefinitionError, LoadError, TransportError
+from flowlane.errors import DefinitionError, LoadError, TransportError, UsageError
 from flowlane.loader import Address, address_of, load_file, load_module, module_name_for, resolve, shown_path
 
 if TYPE_CHECKING:
@@ -360,6 +360,53 @@ def test_an_address_that_leads_nowhere_says_what_is_missing(address: Address, me
     with pytest.raises(TransportError) as caught:
         resolve(address)
     assert message in caught.value.message
+
+
+UNGUARDED = """
+    from flowlane import run, task, workflow
+
+    @task.io
+    def f(): ...
+
+    @workflow
+    def wf():
+        f()
+
+    run(wf)
+"""
+
+
+@pytest.fixture
+def _no_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that is not refused fails here, before anything is started."""
+
+    def started(*_: Any, **__: Any) -> Any:
+        raise AssertionError("an engine was made")
+
+    monkeypatch.setattr("flowlane.engine.Engine.__init__", started)
+
+
+@pytest.mark.usefixtures("_no_engine")
+def test_a_run_at_the_top_level_of_a_module_that_resolve_imports_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "unguarded_module.py", UNGUARDED)
+    sys.path.insert(0, str(tmp_path))
+    with pytest.raises(TransportError) as caught:
+        resolve(Address("unguarded_module", "f", None))
+    assert isinstance(caught.value.__cause__, UsageError)
+    assert "run() was started at the top level of unguarded_module" in caught.value.message
+    assert caught.value.where == "unguarded_module.py:11"
+    assert 'if __name__ == "__main__":' in (caught.value.hint or "")
+    assert "unguarded_module" not in sys.modules
+    assert loader.loading() is None
+
+
+@pytest.mark.usefixtures("_no_engine")
+def test_a_run_at_the_top_level_of_a_module_given_by_name_is_refused(tmp_path: Path) -> None:
+    write(tmp_path / "unguarded_given.py", UNGUARDED)
+    with pytest.raises(UsageError, match="top level of unguarded_given") as caught:
+        load_module("unguarded_given")
+    assert caught.value.where == "unguarded_given.py:11"
+    assert loader.loading() is None
 
 
 def test_paths_are_shown_relative_only_inside_the_working_directory(tmp_path: Path) -> None:

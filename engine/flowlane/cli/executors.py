@@ -12,6 +12,7 @@ from flowlane.settings import load_settings
 __all__ = ["command"]
 
 EXECUTORS_VERSION: Final = 1
+_INSTANCE: Final = "an instance: Engine(executors={...})"
 
 
 @click.command("executors", short_help="list the executors that are installed")
@@ -50,7 +51,10 @@ def _row(name: str, options: dict[str, dict[str, Any]], slots: dict[str, int]) -
         row["origin"] = registry.origin(name)
         can = registry.capabilities(name)
     except FlowError as error:
-        row["error"] = error.message
+        if name == "futures" and "pool" not in options.get(name, {}):  # a pool is an object: no setting can name it
+            row["needs"] = _INSTANCE
+        else:
+            row["error"] = error.message
         return row
     except Exception as error:  # noqa: BLE001 - an installed package's import may raise anything
         row["error"] = f"{type(error).__name__}: {error}"
@@ -67,8 +71,8 @@ def _table(rows: list[dict[str, Any]]) -> str:
     cells = [("executor", "runs", "slots", "notes")]
     for row in rows:
         name = inert(row["name"])
-        if "error" in row:
-            cells.append((name, "-", "-", inert(row["error"])))
+        if "accepts" not in row:
+            cells.append((name, "-", "-", inert(f"needs {row['needs']}" if "needs" in row else row["error"])))
             continue
         notes = [
             text

@@ -202,6 +202,8 @@ def user_lines(failure: Failure) -> list[tuple[str, str]]:
             frames[-1] = (*pending, line.strip())
             pending = None
     own = [(place, source) for file, place, source in frames if is_user_code(file, "")]
+    if not own and failure.where is not None and " in " not in failure.where:
+        return _place_only(failure)  # an error of ours names the user's line, where no frame of theirs is left
     return own or [(place, source) for _, place, source in frames[-1:]] or _place_only(failure)
 
 

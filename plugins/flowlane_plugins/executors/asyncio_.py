@@ -3,9 +3,10 @@
 Interrupting is ``Task.cancel()``; a job that swallows it is given up after the grace period: it is reported ABANDONED, its
 late outcome is dropped, and it is taken out of asyncio's books so that nobody's loop waits for it at exit.
 
-Reports leave in one go, from a plain callback of the loop. After a submit that callback runs right behind the first steps of
-the new Tasks: a job that has ended by then costs no further turn of the loop and no STARTED. From Python 3.12 on, the first
-step is taken at once (``eager_start``), as a real Task, so that a job that never waits needs no turn of its own.
+Reports leave in one go, from a plain callback of the loop, the *flush*. After a submit it runs right behind the first steps of
+the new Tasks, because callbacks run in the order they were scheduled: a job that has ended by then costs no further turn of the
+loop and no STARTED. From Python 3.12 on, the first step is taken at once (``eager_start``), as a real Task, so that a job that
+never waits needs no turn at all.
 
 A job belongs to whoever takes it out of `_since`: its own coroutine when it ends, or `_give_up`.
 """
@@ -31,6 +32,9 @@ if TYPE_CHECKING:
 __all__ = ["AsyncioExecutor"]
 
 _WORKER = "loop"
+
+# Deliveries in one turn of the loop: with eager tasks of a few µs each, about a millisecond.
+_BURST = 100
 
 
 class AsyncioExecutor:
@@ -65,9 +69,12 @@ class AsyncioExecutor:
             if not task.done():
                 tasks[job.ref] = task
                 new.append(job.ref)
-        # Callbacks run in the order they were scheduled: when the flush runs, each new Task has taken its first step.
-        self._loop.call_soon(self._flush)
-        self._flushing = True
+        self._schedule_flush()
+
+    def _schedule_flush(self) -> None:
+        if not self._flushing:
+            self._flushing = True
+            self._loop.call_soon(self._flush)
 
     async def _attempt(self, job: Job) -> None:
         ref = job.ref
@@ -89,24 +96,31 @@ class AsyncioExecutor:
             if self._asked:
                 self._asked.discard(ref)
             self._outbox.append(report)
-            if not self._flushing:
-                self._flushing = True
-                self._loop.call_soon(self._flush)
+            self._schedule_flush()
 
     def _flush(self) -> None:
-        """Deliver what has ended, and STARTED of what was submitted lately and has not."""
+        """Deliver what has ended, and STARTED of what was submitted lately and has not.
+
+        Delivering may submit, and eager tasks may have ended when that returns: go on with those, but not for ever, since
+        nothing else on the loop runs meanwhile.
+        """
+        for _ in range(_BURST):
+            reports, self._outbox = self._outbox, []
+            if self._new:
+                since, tasks = self._since, self._tasks
+                new, self._new = self._new, []
+                for ref in new:
+                    if ref in since:
+                        reports.append(Report(ref, STARTED, since[ref], worker=_WORKER))
+                    elif ref in tasks:  # it has not taken its first step yet
+                        self._new.append(ref)
+            if reports:
+                self._deliver(reports)
+            if not self._outbox:
+                break
         self._flushing = False
-        reports, self._outbox = self._outbox, []
-        if self._new:
-            since, tasks = self._since, self._tasks
-            new, self._new = self._new, []
-            for ref in new:
-                if ref in since:
-                    reports.append(Report(ref, STARTED, since[ref], worker=_WORKER))
-                elif ref in tasks:  # submitted since this flush was scheduled; another one is
-                    self._new.append(ref)
-        if reports:
-            self._deliver(reports)
+        if self._outbox or self._new:
+            self._schedule_flush()
 
     def interrupt(self, refs: Sequence[int], grace: float) -> None:
         asked: list[int] = []

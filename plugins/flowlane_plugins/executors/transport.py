@@ -21,7 +21,7 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from flowlane.errors import Failure, TransportError, qualified_name
+from flowlane.errors import Failure, TransportError, qualified_name, shown_name
 from flowlane.loader import Address, resolve, user_frame
 
 if TYPE_CHECKING:
@@ -267,7 +267,7 @@ def encode_failure(error: BaseException) -> bytes:
             tuple([_text(base) for base in failure.ancestry]),
         )
     except BaseException as broken:  # noqa: BLE001 - its __str__ or __notes__ raise: what is left is its type
-        name = _text(qualified_name(kind))
+        name = _text(shown_name(kind))
         message = f"<no message: describing it raised {_text(type(broken).__name__)}>"
         ancestry = tuple([_text(qualified_name(base)) for base in kind.__mro__[:-1]])
         facts = (name, message, f"{name}: {message}\n", None, (), ancestry)

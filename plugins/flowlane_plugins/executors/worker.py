@@ -19,6 +19,7 @@ from os import getpid
 from time import monotonic_ns, process_time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from flowlane.loader import marked
 from flowlane.runtime.context import bind
 from flowlane_plugins.executors import transport
 
@@ -40,6 +41,7 @@ Outcome: TypeAlias = "tuple[int, int, int, int, int, bytes]"
 # one does. Bounded, because a long-lived engine sends a new header for every run.
 _headers: dict[bytes, tuple[Callable[..., Any], str, str]] = {}
 _HEADERS_KEPT: Final = 1_000
+_NEEDED: Final = "a module that the task or an argument needs"
 
 
 def perform(header: bytes, payload: bytes, task: str, attempt: int, files: transport.Files = ()) -> Outcome:
@@ -48,15 +50,16 @@ def perform(header: bytes, payload: bytes, task: str, attempt: int, files: trans
     `header` and `payload` are transport's, `task` and `attempt` are for logs, `files` must be loaded for the payload.
     """
     try:
-        known = _headers.get(header)
-        if known is None:
-            if len(_headers) >= _HEADERS_KEPT:
-                _headers.clear()
-            known = _headers[header] = transport.decode_header(header)
-        fn, name, run = known
-        if files:
-            transport.load_files(files)
-        args, kwargs = transport.decode_arguments(payload, fn, name)
+        with marked(_NEEDED):  # unpickling imports modules too, and none of them may start a run
+            known = _headers.get(header)
+            if known is None:
+                if len(_headers) >= _HEADERS_KEPT:
+                    _headers.clear()
+                known = _headers[header] = transport.decode_header(header)
+            fn, name, run = known
+            if files:
+                transport.load_files(files)
+            args, kwargs = transport.decode_arguments(payload, fn, name)
     except BaseException as error:  # noqa: BLE001 - user code runs while modules and arguments load
         return (REFUSED, NOT_MEASURED, monotonic_ns(), NOT_MEASURED, getpid(), transport.encode_failure(error))
     bind(run, task, attempt)

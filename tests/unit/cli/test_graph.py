@@ -123,11 +123,17 @@ def test_executors_lists_all_and_as_json(flow: Flow) -> None:
     done = flow("executors")
     assert (done.code, done.err) == (0, "")
     assert [line.split()[0] for line in done.out.splitlines()] == ["executor", *sorted(BUILTIN)]
+    assert re.search(r"^futures +- +- +needs an instance: Engine\(executors=\{\.\.\.\}\)$", done.out, re.MULTILINE)
     listed = json.loads(flow("executors", "--json").out)
     assert listed["version"] == 1
     by_name = {row["name"]: row for row in listed["executors"]}
     assert by_name["asyncio"]["accepts"] == ["async"]
     assert by_name["threads"]["slots"] == 32
+    assert by_name["futures"] == {
+        "name": "futures",
+        "origin": "built in",
+        "needs": "an instance: Engine(executors={...})",
+    }
 
 
 def test_executors_shows_the_slots_that_settings_give(write: Write, flow: Flow) -> None:

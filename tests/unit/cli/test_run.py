@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -96,9 +97,10 @@ def test_stderr_has_a_line_a_transition_and_the_summary_last(flow: Flow) -> None
     lines = [line for line in done.err.splitlines() if "chatter" not in line]
     assert lines[0].startswith("text · run ")
     assert [line for line in lines if "running → succeeded" in line]
-    assert lines[-3].startswith("✔ text  ")
-    assert lines[-2].startswith("  critical path ")
-    assert lines[-1].startswith("  time: work ")
+    assert lines[-4].startswith("✔ text  ")
+    assert lines[-3].startswith("  critical path ")
+    assert lines[-2].startswith("  time: work ")
+    assert re.fullmatch(r"  slots: threads \d+% of 32", lines[-1])
     assert "\x1b" not in done.err
 
 

@@ -54,6 +54,8 @@ def show(state: RunState, tasks: list[TaskResult], quiet: bool = False, **more: 
             "notes": [],
             "critical_path": [("fetch", 2.0), ("parse", 7.8)],
             "times": Times({"processes": 79.0}, {"processes": 15.0, "threads": 0.1}, 0.0, 4.9, 1.0),
+            "utilisation": {"processes": 0.93, "threads": 0.01},
+            "slots": {"processes": 2, "threads": 32},
             "upstream": upstream,
             **more,
         }
@@ -69,6 +71,7 @@ def test_a_success_is_one_block_with_the_critical_path_and_where_time_went() -> 
         "✔ etl  brisk-otter  12.4 s   2 succeeded · 2 retries\n"
         "  critical path 9.8 s  fetch → parse\n"
         "  time: work 79% · waiting for a cpu slot 15% · handing over 5% · engine 1%\n"
+        "  slots: processes 93% of 2 · threads 1% of 32\n"
     )
 
 
@@ -77,6 +80,12 @@ def test_an_executor_of_both_kinds_is_named_itself() -> None:
     assert "waiting for a processes slot 15%" in show(RunState.SUCCEEDED, tasks)
     tasks = [task("a", TaskState.SUCCEEDED, kind="io")]
     assert "waiting for an io slot 15%" in show(RunState.SUCCEEDED, tasks)
+
+
+def test_slots_are_never_more_than_full() -> None:
+    tasks = [task("a", TaskState.SUCCEEDED)]
+    shown = show(RunState.SUCCEEDED, tasks, utilisation={"my\x1bown": 1.04}, slots={"my\x1bown": 3})
+    assert shown.splitlines()[-1] == "  slots: my\\x1bown 100% of 3"
 
 
 def test_time_lost_to_retries_is_told() -> None:
@@ -125,6 +134,28 @@ def test_a_failure_is_last_with_its_lines_its_worker_and_what_it_stopped() -> No
         "  ran on   processes, 1.9 s",
         "  stopped  total, report",
         "  events   .flow/runs/7f/events.jsonl",
+    ]
+
+
+def test_an_error_of_ours_is_a_sentence_with_its_place_and_its_hint() -> None:
+    failure = Failure(
+        "TransportError",
+        "module 'shop' does not load",
+        traceback=(
+            "Traceback (most recent call last):\n"
+            '  File "/x/lib/site-packages/flowlane/loader.py", line 9, in _load_for\n'
+            "    raise TransportError(\n"
+            "flowlane.errors.TransportError: module 'shop' does not load\n"
+        ),
+        where="shop.py:3",
+        notes=("hint: put the call elsewhere",),
+    )
+    lines = show(RunState.FAILED, [task("a", TaskState.FAILED, failure=failure)]).splitlines()
+    assert lines[1:5] == [
+        "a  TransportError: module 'shop' does not load",
+        "  shop.py:3",
+        "  note     hint: put the call elsewhere",
+        "  ran on   processes, 1.9 s",
     ]
 
 

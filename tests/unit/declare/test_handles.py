@@ -281,6 +281,18 @@ def test_nothing_else_is_searched_but_near_misses_are_told() -> None:
     assert wf.inputs[-1] == ()
 
 
+def test_a_task_that_is_passed_without_calling_it_is_refused() -> None:
+    wf, a, _ = graph()
+    for call in (parse.bind(fetch), anything.bind(a, fetch), anything.bind(x=fetch)):
+        with pytest.raises(HandleError) as caught:
+            wf.add(call)
+        assert caught.value.message == f"task {call.task.name!r} is given the task 'fetch' itself, not its result"
+        assert caught.value.hint == "call it: fetch(...); to pass the function, fetch.fn"
+        assert HERE in (caught.value.where or "")
+    wf.add(anything.bind(fetch.fn))
+    assert len(wf.names) == 3
+
+
 def test_deep_nesting_neither_recurses_nor_slows() -> None:
     wf, a, _ = graph()
     deep: Any = a

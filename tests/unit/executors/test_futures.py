@@ -143,7 +143,8 @@ async def test_a_broken_pool_crashes_what_is_in_it_and_whatever_comes_later(
     assert [r.started == NEVER for r in reports] == [False, False, True]
     for report in reports:
         assert report.failure is not None
-        assert report.failure.type == "flowlane.errors.WorkerCrashed"
+        assert report.failure.type == "WorkerCrashed"
+        assert report.failure.ancestry[0] == "flowlane.errors.WorkerCrashed"
         assert report.failure.message.startswith("add#1 was lost: a worker process of its pool died")
     await executor.close(0)
 
@@ -158,9 +159,10 @@ async def test_a_pool_that_never_answered_hints_at_the_guard(
     (report,) = await inbox.finals(one)
     assert (report.kind, report.started) == (CRASHED, NEVER)
     assert report.failure is not None
-    assert '`if __name__ == "__main__":`' in report.failure.message
-    assert "`flow run" in report.failure.message
-    assert "before any answered" in report.failure.message
+    assert report.failure.message == "add#1 was lost: a worker process of its pool died before any answered"
+    assert report.failure.notes == (f"hint: {MAIN_GUARD}",)
+    assert '`if __name__ == "__main__":`' in MAIN_GUARD
+    assert "`flow run" in MAIN_GUARD
     await executor.close(0)
 
 
@@ -177,7 +179,8 @@ async def test_a_pool_that_was_shut_down_under_us_says_so(
     assert report.kind == CRASHED
     assert report.failure is not None
     assert "after shutdown" in report.failure.message
-    assert "must stay open" in report.failure.message
+    assert "must stay open" not in report.failure.message
+    assert report.failure.notes == ("hint: a pool given to the engine must stay open until the engine is closed",)
     await executor.close(0)
 
 

@@ -17,6 +17,7 @@ import pytest
 from flowlane.errors import SettingsError
 from flowlane.runtime.ports import ABANDONED, CRASHED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED
 from flowlane_plugins.executors.futures import usable_cores
+from flowlane_plugins.executors.postmortem import MAIN_GUARD
 from flowlane_plugins.executors.processes import ProcessesExecutor
 
 if TYPE_CHECKING:
@@ -122,17 +123,17 @@ async def test_ctrl_c_does_not_reach_a_worker(inbox: Inbox, job: Callable[..., J
 
 
 @pytest.mark.parametrize(
-    ("case", "argument", "words"),
+    ("case", "argument", "words", "hint"),
     [
-        ("leave_for_good", 3, "exited with code 3"),
-        ("leave_for_good", 0, "exited with code 0"),
-        ("be_killed", signal.SIGSEGV, "was killed by SIGSEGV"),
-        ("be_killed", signal.SIGKILL, "was killed by SIGKILL\n  hint: a SIGKILL that nobody sent"),
+        ("leave_for_good", 3, "exited with code 3", None),
+        ("leave_for_good", 0, "exited with code 0", None),
+        ("be_killed", signal.SIGSEGV, "was killed by SIGSEGV", None),
+        ("be_killed", signal.SIGKILL, "was killed by SIGKILL", "hint: a SIGKILL that nobody sent "),
     ],
 )
 @pytest.mark.usefixtures("nothing_left")
 async def test_a_dead_worker_is_told_with_how_it_ended_and_replaced(
-    inbox: Inbox, job: Callable[..., Job], shapes: ModuleType, case: str, argument: int, words: str
+    inbox: Inbox, job: Callable[..., Job], shapes: ModuleType, case: str, argument: int, words: str, hint: str | None
 ) -> None:
     async with opened(inbox) as executor:
         for _ in range(2):
@@ -141,9 +142,11 @@ async def test_a_dead_worker_is_told_with_how_it_ended_and_replaced(
             (report,) = await inbox.finals(fatal)
             assert report.kind == CRASHED
             assert report.failure is not None
-            assert report.failure.type == "flowlane.errors.WorkerCrashed"
+            assert report.failure.type == "WorkerCrashed"
+            assert report.failure.ancestry[0] == "flowlane.errors.WorkerCrashed"
             assert report.failure.message.startswith(f"{case}#1 was lost: worker process ")
-            assert words in report.failure.message
+            assert report.failure.message.endswith(words)
+            assert [note[: len(hint or note)] for note in report.failure.notes] == ([hint] if hint else [])
             executor.submit([after])
             assert (await inbox.finals(after))[0].value == 3
 
@@ -301,6 +304,7 @@ async def main():
     report = await done
     await executor.close(1)
     print(report.kind.name, type(report.value) is Row and report.value.n, report.failure and report.failure.message)
+    print(*(report.failure.notes if report.failure else ()))
 
 {start}
 """
@@ -329,7 +333,7 @@ def test_a_plain_script_needs_no_guard_and_is_not_run_again_in_workers(tmp_path:
         text=True,
         timeout=50,
     )
-    assert (ran.returncode, ran.stdout.split("\n")) == (0, ["script", "SUCCEEDED 42 None", ""]), ran.stderr
+    assert (ran.returncode, ran.stdout.split("\n")) == (0, ["script", "SUCCEEDED 42 None", "", ""]), ran.stderr
     assert ran.stderr == ""
 
 
@@ -342,8 +346,10 @@ def test_an_unguarded_script_over_a_pool_of_its_own_is_told_about_the_guard(tmp_
         timeout=50,
     )
     assert "CRASHED" in ran.stdout
-    assert '`if __name__ == "__main__":`' in ran.stdout
-    assert "`flow run" in ran.stdout
+    *_, told, note = ran.stdout.splitlines()
+    assert told.startswith("CRASHED ")
+    assert told.endswith("before any answered")
+    assert note == f"hint: {MAIN_GUARD}"
     assert "CRASHED" not in ran.stdout.split("script")[1], "only the script itself went on, not its copies in workers"
 
 

@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane.errors import TransportError
-from flowlane.loader import Address
+from flowlane.errors import Failure, TransportError, WorkerCrashed
+from flowlane.loader import Address, loading
 from flowlane.runtime import context
 from flowlane.runtime.ports import Target
 from flowlane_plugins.executors import transport, worker
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
     from types import ModuleType
 
-    from flowlane.errors import Failure
     from flowlane.runtime.ports import Job
 
 
@@ -66,11 +66,11 @@ def test_every_awkward_exception_arrives_as_data(shapes: ModuleType, job: Callab
 @pytest.mark.parametrize(
     ("name", "kind", "message"),
     [
-        ("two arguments", "_flow_shapes.TwoArguments", "7: seven"),
-        ("keyword only", "_flow_shapes.KeywordOnly", "code 7"),
-        ("holds a lock", "_flow_shapes.HoldsALock", "locked"),
-        ("odd str", "_flow_shapes.OddStr", "odd text"),
-        ("another on load", "_flow_shapes.AnotherOnLoad", "text"),
+        ("two arguments", "TwoArguments", "7: seven"),
+        ("keyword only", "KeywordOnly", "code 7"),
+        ("holds a lock", "HoldsALock", "locked"),
+        ("odd str", "OddStr", "odd text"),
+        ("another on load", "AnotherOnLoad", "text"),
         ("group", "ExceptionGroup", "several (2 sub-exceptions)"),
         ("surrogates", "ValueError", "\udce4\udcf6"),
     ],
@@ -80,6 +80,8 @@ def test_type_and_message_are_kept(
 ) -> None:
     failure = failed(job(shapes.throw, name))
     assert (failure.type, failure.message) == (kind, message)
+    where = "" if kind.endswith(("Group", "Error")) else "_flow_shapes."
+    assert failure.ancestry[0] == f"{where}{kind}", "retries match by the full name"
     assert failure.where is not None
     assert failure.where.endswith("in throw")
 
@@ -90,6 +92,28 @@ def test_only_an_exception_that_survives_the_trip_comes_along(shapes: ModuleType
     lost |= {"explodes on load", "another on load", "no exception on load", "group"}
     assert not survivors & lost
     assert survivors >= {"local class", "surrogates", "base exception", "circular causes"}
+
+
+def test_an_error_of_ours_is_a_sentence_a_place_and_notes() -> None:
+    error = TransportError("x cannot travel", where="etl.py:3", hint="make it there")
+    error.add_note("a note")
+    for failure in (Failure.of(error), transport.decode_failure(transport.encode_failure(error))):
+        assert (failure.type, failure.message) == ("TransportError", "x cannot travel")
+        assert failure.notes == ("a note", "hint: make it there")
+        assert failure.where == "etl.py:3"
+    assert Failure.of(TransportError("x")).notes == ()
+
+
+def test_an_error_of_ours_that_was_never_initialised_is_described_too() -> None:
+    class Lost(WorkerCrashed):
+        def __init__(self, code: int) -> None:
+            Exception.__init__(self, code)
+
+        def __str__(self) -> str:
+            return f"code {self.args[0]}"
+
+    failure = transport.decode_failure(transport.encode_failure(Lost(3)))
+    assert (failure.message, failure.notes) == ("code 3", ())
 
 
 def test_an_exception_comes_back_as_what_it_was() -> None:
@@ -269,9 +293,27 @@ def test_a_function_that_is_not_found_is_refused_with_the_reason() -> None:
     )
     failure = transport.decode_failure(payload)
     assert what == worker.REFUSED
-    assert failure.type == "flowlane.errors.TransportError"
+    assert failure.type == "TransportError"
+    assert failure.ancestry[0] == "flowlane.errors.TransportError"
     assert "no_such_module_here" in failure.message
     assert isinstance(failure.exception, TransportError)
+
+
+def test_a_module_that_only_an_argument_needs_may_not_start_a_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Nothing is run here, refused or not: the module only tells what it sees.
+    (tmp_path / "module_of_row.py").write_text(
+        "from flowlane.engine import refuse_while_importing\nrefuse_while_importing('run()')\nclass Row: ...\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    target = Target("repr", repr, False, Address("builtins", "repr", None))
+    payload = b"\x80\x05]\x94(}\x94cmodule_of_row\nRow\ne."
+    what, *_, answer = worker.perform(transport.encode_header(target, "r"), payload, "repr#1", 1)
+    failure = transport.decode_failure(answer)
+    assert what == worker.REFUSED
+    assert "run() was started at the top level of a module that the task or an argument needs" in failure.message
+    assert loading() is None
 
 
 def test_a_payload_names_the_files_it_needs(shapes: ModuleType) -> None:
