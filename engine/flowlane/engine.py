@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unp
 
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.errors import EngineClosed, UsageError
+from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import loading
 from flowlane.results import RunResult
@@ -131,15 +131,15 @@ class Engine:
 
     def _serve(self, ready: threading.Event) -> None:
         """The engine's own thread, when it was entered by plain ``with``."""
-        loop = asyncio.new_event_loop()
-        asyncio.set_event_loop(loop)
-        try:
+        with (
+            asyncio.Runner() as runner
+        ):  # ends as asyncio.run does: tasks and async generators that user code left are closed
+            loop = runner.get_loop()
             loop.call_soon(self._attach)
             loop.call_soon(ready.set)
             loop.run_forever()
-        finally:
-            asyncio.set_event_loop(None)
-            loop.close()
+        for run in list(self._running):  # started by another thread, too late for this loop to see
+            run.future.set_exception(_closed())
 
     def _attach(self) -> None:
         if self._loop is not None:
@@ -152,12 +152,10 @@ class Engine:
         try:
             if cancel:
                 await self._cancel_all()
-            while self._running:
-                await asyncio.wait([asyncio.wrap_future(run.future) for run in self._running])
+            await self._all_ended()
         except asyncio.CancelledError:
             await self._cancel_all()
-            while self._running:
-                await asyncio.wait([asyncio.wrap_future(run.future) for run in self._running])
+            await self._all_ended()
             raise
         finally:
             self._closed = True
@@ -165,6 +163,10 @@ class Engine:
                 await self._dispatcher.close()
             finally:
                 self._journal.close()
+
+    async def _all_ended(self) -> None:
+        while running := list(self._running):  # a list, in one go: other threads may start runs meanwhile
+            await asyncio.wait([asyncio.wrap_future(run.future) for run in running])
 
     async def _cancel_all(self) -> None:
         for run in list(self._running):
@@ -196,7 +198,9 @@ class Engine:
         """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
         workflow = bound.build()
         with self._compiling:
-            for name in self._slots:
+            for name, number in self._slots.items():
+                if type(number) is not int or number < 1:
+                    raise SettingsError(f"slots of '{name}' must be a whole number of at least 1, not {number!r}")
                 self._registry.capabilities(name)
             return compile_workflow(
                 workflow,
@@ -212,11 +216,13 @@ class Engine:
         if self._loop is None:
             raise EngineClosed("the engine is not open", hint="use it as `with Engine() as engine:` or `async with`")
         if self._closed:
-            raise EngineClosed("the engine is closed", hint="start runs inside its `with` block")
+            raise _closed()
         run = LiveRun(program.workflow, keep_history=keep_history)
         context = contextvars.copy_context()
         self._running.add(run)
-        self.call(self._launch, run, program, context)
+        if not self.call(self._launch, run, program, context):
+            self._running.discard(run)
+            raise _closed()
         return RunHandle(run, self.call, self.on_loop)
 
     def _launch(self, run: LiveRun, program: Program, context: contextvars.Context) -> None:
@@ -275,8 +281,13 @@ class Engine:
             if runner.scheduler.late:
                 notes.append(f"{runner.scheduler.late} late reports were ignored")
             run.outcome = outcome
+            try:
+                result = RunResult(runner, notes)
+            except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
+                run.future.set_exception(error)
+            else:
+                run.future.set_result(result)
             self._running.discard(run)
-            run.future.set_result(RunResult(runner, notes))
             run.wake_readers()
 
         if delivered.done():
@@ -288,17 +299,22 @@ class Engine:
         """Whether the caller is on the thread of the engine's loop."""
         return threading.get_ident() == self._loop_thread
 
-    def call(self, function: Callable[..., object], *args: Any) -> None:
-        """Call `function` on the loop's thread: now when there, soon otherwise. Nothing happens once the loop is closed."""
+    def call(self, function: Callable[..., object], *args: Any) -> bool:
+        """Call `function` on the loop's thread: now when there, soon otherwise. False, and no call, once the loop is closed."""
         if self._loop is None:
-            return
+            return False
         if self.on_loop():
             function(*args)
         else:
             try:
                 self._loop.call_soon_threadsafe(function, *args)
             except RuntimeError:
-                return
+                return False
+        return True
+
+
+def _closed() -> EngineClosed:
+    return EngineClosed("the engine is closed", hint="start runs inside its `with` block")
 
 
 def own_options(kwargs: dict[str, Any], options: type) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -77,7 +77,7 @@ class RunHandle(Generic[R]):
     Cancelling who waits does not cancel the run. All methods may be called from any thread.
     """
 
-    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], None], on_loop: Callable[[], bool]) -> None:
+    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], object], on_loop: Callable[[], bool]) -> None:
         """Made by an Engine. `call` runs a function on its loop, `on_loop` tells whether the caller is there."""
         self.id = run.id
         self.name = run.name
@@ -150,14 +150,17 @@ class RunHandle(Generic[R]):
             yield run_started(info)
             position = 0
             while True:
+                outcome = run.outcome  # before the steps: on another thread the last of them may come in between
                 while position < len(run.steps):
                     transitions, reports = run.steps[position]
                     position += 1
                     for event in history.chunk(transitions, reports).events():
                         yield event
-                if run.outcome is not None:
-                    yield run_finished(info, run.outcome)
+                if outcome is not None:
+                    yield run_finished(info, outcome)
                     return
+                if run.outcome is not None:
+                    continue
                 await wake.wait()
                 wake.clear()
         finally:

@@ -32,9 +32,7 @@ def result_as_json(result: RunResult[Any], value: object) -> str:
             "attempts": task.attempts,
             "executor": task.executor,
             "duration_s": task.duration,
-            "failure": None
-            if failure is None
-            else {"type": failure.type, "message": failure.message, "where": failure.where},
+            "failure": None if failure is None else failure.to_dict(),
         }
     head = {
         "version": RESULT_VERSION,

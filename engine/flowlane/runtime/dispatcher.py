@@ -196,8 +196,11 @@ class Dispatcher:
     async def close(self) -> None:
         """Close all executors at once, each within the grace period and a little. Idempotent."""
         self._closed = True
-        for task in list(self._opening.values()):
-            await asyncio.wait([task])
+        opening = list(self._opening.values())
+        for task in opening:  # for runs that were cancelled meanwhile; one that waits for a dead host may never be done
+            task.cancel()
+        if opening:
+            await asyncio.wait(opening, timeout=self.grace)
         executors, self._open = self._open, {}
         closing = [self._loop.create_task(executor.close(self.grace)) for executor in executors.values()]
         if closing:

@@ -44,6 +44,7 @@ __all__ = [
 SCHEMA_VERSION: Final = 1
 
 _MESSAGE_MAX: Final = 4_000  # characters of an error's message in an event: a message may hold a whole data frame
+_NOTES_MAX: Final = 8
 _PATH_MAX: Final = 8  # names in `path`: a failure at the head of a 100,000-long chain is on 5,000,000,000 path names
 
 _BAD: Final = frozenset(
@@ -248,7 +249,10 @@ def _error(report: Report) -> dict[str, Any]:
     message = failure.message
     if len(message) > _MESSAGE_MAX:
         message = f"{message[:_MESSAGE_MAX]}… (+{len(message) - _MESSAGE_MAX} characters)"
-    return {"type": failure.type, "message": message, "where": where}
+    error: dict[str, Any] = {"type": failure.type, "message": message, "where": where}
+    if failure.notes:
+        error["notes"] = [note[:_MESSAGE_MAX] for note in failure.notes[:_NOTES_MAX]]
+    return error
 
 
 class HistoryChunk:

@@ -103,9 +103,10 @@ class Target:
     address: Address | None
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Job:
-    """One attempt of one task, ready to be called: ``target.fn(*args, **kwargs)``.
+    """One attempt of one task, ready to be called: ``target.fn(*args, **kwargs)``. Equal to itself only, so that executors
+    may look for it in containers that other threads change.
 
     ref      unique within an Engine, never reused
     task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1

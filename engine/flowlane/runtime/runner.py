@@ -148,9 +148,24 @@ class Runner:
                 step = self.scheduler.handle([m.CancelRequested()], monotonic_ns())
                 self._record(step.transitions, {})
                 self._carry_out(step.commands)
+                self._let_go()
         finally:
             if self.ended_ns == NEVER:
                 self._end()
+
+    def _let_go(self) -> None:
+        """Nobody waits for what is still out; its slots go back to the lanes, which other runs share."""
+        scheduler, now = self.scheduler, monotonic_ns()
+        attempts = [(element, scheduler.attempt(element)) for element in range(self.program.plan.size)]
+        out = [
+            m.Abandoned(element, attempt, NEVER, now)
+            for element, attempt in attempts
+            if scheduler.awaits(element, attempt)
+        ]
+        if out:
+            step = scheduler.handle(out, now)
+            self._record(step.transitions, {})
+            self._carry_out(step.commands)
 
     # ── what the dispatcher calls ─────────────────────────────────────────────────────────────────────────────────
 
@@ -167,6 +182,8 @@ class Runner:
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
                     asked = scheduler.asked(element)
+                    if attempt > 1:  # an earlier attempt's error keeps its frames alive, and with them the arguments
+                        self.failures.pop(element, None)
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
                         report.failure = self.failures[element] = self._overdue(element, asked, None)
@@ -188,14 +205,20 @@ class Runner:
         kind, started, ended = report.kind, report.started, report.ended
         if kind is STARTED:
             return m.Started(element, attempt, started)
-        asked = self.scheduler.asked(element) if self.scheduler.awaits(element, attempt) else None
+        awaited = self.scheduler.awaits(element, attempt)
+        asked = self.scheduler.asked(element) if awaited else None
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self._overdue(element, asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
-            report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, None)
+            enforced = self._enforces[self.program.plan.lane[element]]
+            report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, None) if enforced else _taken_back()
+        elif kind is FAILED and report.failure is None:
+            report.failure = Failure(
+                "Exception", "its executor does not say why", ancestry=("Exception", "BaseException")
+            )
         elif (kind is CRASHED and report.failure is None) or (kind is ABANDONED and asked is None):
             report.failure = _worker_died()
-        if report.failure is not None:
+        if report.failure is not None and awaited:
             self.failures[element] = report.failure
         if kind is FAILED:
             return m.Failed(element, attempt, started, ended, self._retryable(element, report.failure))
@@ -203,7 +226,7 @@ class Runner:
             return m.Crashed(element, attempt, started, ended)
         if kind is INTERRUPTED:
             return m.Interrupted(element, attempt, started, ended)
-        self.abandoned += 1
+        self.abandoned += awaited
         return m.Abandoned(element, attempt, started, ended)
 
     def _retryable(self, element: int, failure: Failure | None) -> bool:
@@ -255,7 +278,10 @@ class Runner:
     def _carry_out(self, commands: Sequence[m.Command]) -> None:
         for command in commands:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
-                self._launch(command.lane, command.elements)
+                try:
+                    self._launch(command.lane, command.elements)
+                except Exception as error:  # noqa: BLE001 - a plug-in's; the commands behind it may be for other runs
+                    self._fail_soon(error)
             elif isinstance(command, Release):
                 for element in command.elements:
                     self._values[element] = None
@@ -358,6 +384,12 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _taken_back() -> Failure:
+    return Failure(
+        "CancelledError", "its executor took it back, though nobody had asked", ancestry=("Exception", "BaseException")
+    )
 
 
 def _worker_died() -> Failure:

@@ -10,6 +10,7 @@ for an instant where two steps belong together: so that a job's end is never tol
 - `_running`: ref → (start, worker). Whoever pops an entry owns the job's outcome: the worker when the call returns, or the loop
   when it gives the job up. A thread cannot be killed, so a job told to stop while it runs is ABANDONED at once: its thread no
   longer counts, a new one may take its place, and it ends by itself if the call ever returns.
+- `_out`: refs whose outcome nobody owns yet. One that is neither in `_jobs` nor in `_running` is just between the two.
 - `_outbox`: reports not handed over yet. A worker that has more jobs at hand leaves its report there and goes on; the one
   that finds no more hands over everything. Thus a burst of short jobs costs one wake-up of the loop.
 - `_asleep`: workers about to block on `_wake`. A worker adds itself *first*, then looks at `_jobs` once more, then blocks;
@@ -54,6 +55,7 @@ class ThreadsExecutor:
         self.capabilities = Capabilities(accepts=frozenset({"sync"}), default_slots=self._slots)
         self._jobs: deque[Job] = deque()
         self._running: dict[int, tuple[int, str]] = {}
+        self._out: set[int] = set()
         self._told: set[int] = set()  # refs whose STARTED was told; loop thread only
         self._outbox: deque[Report] = deque()
         self._order = threading.Lock()
@@ -63,13 +65,14 @@ class ThreadsExecutor:
         self._lost: set[int] = set()  # numbers of threads whose job was given up
         self._started = 0
         self._ticking = False
-        self._closed = False
 
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
+        self._ticking = False  # a tick that an earlier loop was closed under never came
 
     def submit(self, jobs: Sequence[Job]) -> None:
+        self._out.update([job.ref for job in jobs])
         self._jobs.extend(jobs)
         if self._asleep:
             self._wake.put(True)
@@ -84,7 +87,19 @@ class ThreadsExecutor:
         number = self._started
         thread = threading.Thread(target=self._work, args=(number,), name=f"flowlane-thread-{number}", daemon=True)
         self._threads[number] = thread
-        thread.start()
+        try:
+            thread.start()
+        except RuntimeError as error:  # the system has no thread for us: those there are carry on
+            del self._threads[number]
+            if len(self._threads) == len(self._lost):  # there is none that could
+                self._refuse(error)
+
+    def _refuse(self, error: RuntimeError) -> None:
+        """Nobody can run what is queued."""
+        now, failure = monotonic_ns(), Failure.of(error.with_traceback(None))
+        refused = [self._jobs.popleft().ref for _ in range(len(self._jobs))]
+        self._out.difference_update(refused)
+        self._deliver([Report(ref, FAILED, NEVER, now, failure=failure) for ref in refused])
 
     # ── in the worker threads ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -117,10 +132,12 @@ class ThreadsExecutor:
             except BaseException as error:  # noqa: BLE001 - SystemExit and KeyboardInterrupt too: a task must not end a worker
                 report = Report(ref, FAILED, started, monotonic_ns(), None, Failure.of(error), worker)
             report.cpu = thread_time_ns() - before
-            del job  # while this thread sleeps, it must not keep the arguments alive
+            # While this thread sleeps, it must not keep the arguments alive, nor what the task left in its context.
+            del job, context, target
             with self._order:
                 owned = running.pop(ref, None) is not None
                 if owned:
+                    self._out.discard(ref)
                     outbox.append(report)
             if not owned:
                 self._lost.discard(number)
@@ -150,31 +167,31 @@ class ThreadsExecutor:
             for _ in range(min(waiting - sleepers, room)):
                 self._start_thread()
         with self._order:
-            running = self._running
+            running = self._running.copy()
             if self._told:
                 self._told.intersection_update(running)
-            fresh = [(ref, since) for ref, since in running.copy().items() if ref not in self._told]
+            fresh = [(ref, since) for ref, since in running.items() if ref not in self._told]
             if fresh:
                 self._told.update([ref for ref, _ in fresh])
                 self._deliver([Report(ref, STARTED, started, worker=worker) for ref, (started, worker) in fresh])
         if self._jobs or self._outbox:
             self._loop.call_later(_TICK, self._tick)
-        elif waiting or len(self._running) > len(self._told):
+        elif waiting or len(self._out) > len(self._told):
             self._loop.call_later(_LATER_TICK, self._tick)
         else:
             self._ticking = False
 
-    def interrupt(self, refs: Sequence[int], grace: float) -> None:  # noqa: ARG002 - nothing makes a thread listen
+    def interrupt(self, refs: Sequence[int], grace: float) -> None:
         """Take back what is queued; give up what runs, at once: no grace period would make a thread listen."""
-        unseen = self._stop(refs)
-        if unseen:  # answered already, or just between the queue and `_running`
-            self._loop.call_later(_TICK, self._stop, unseen)
+        between = self._stop(refs)
+        if between:  # a worker has taken it and not told yet; on a busy machine that may last
+            self._loop.call_later(_TICK, self.interrupt, between, grace)
 
     def _stop(self, refs: Sequence[int]) -> list[int]:
-        """Answer for each of `refs` that is queued or running; returns the others."""
+        """Answer for each of `refs` that is queued or running; returns those that are neither and not answered yet."""
         now = monotonic_ns()
         answers: list[Report] = []
-        unseen: list[int] = []
+        between: list[int] = []
         queued = {job.ref: job for job in self._jobs.copy()}
         for ref in refs:
             job = queued.get(ref)
@@ -184,25 +201,29 @@ class ThreadsExecutor:
                 except ValueError:
                     pass  # a worker has just taken it
                 else:
+                    self._out.discard(ref)
                     answers.append(Report(ref, INTERRUPTED, NEVER, now))
                     continue
             since = self._running.pop(ref, None)
             if since is None:
-                unseen.append(ref)
+                if ref in self._out:
+                    between.append(ref)
                 continue
+            self._out.discard(ref)
             started, worker = since
             self._lost.add(int(worker.removeprefix("thread-")))
             answers.append(Report(ref, ABANDONED, started, now, worker=worker))
         if answers:
             self._deliver(answers)
-        return unseen
+        return between
 
     async def close(self, grace: float) -> None:
         self._stop([job.ref for job in self._jobs.copy()])
         deadline = self._loop.time() + grace
-        while self._running and self._loop.time() < deadline:  # noqa: ASYNC110 - threads end without telling the loop
+        while self._out and self._loop.time() < deadline:  # noqa: ASYNC110 - threads end without telling the loop
             await asyncio.sleep(_LATER_TICK)
-        self._stop(list(self._running))
+        while self._stop(list(self._out)):
+            await asyncio.sleep(_TICK)
         for _ in range(len(self._threads)):
             self._wake.put(False)
         # What is idle ends at once; what was given up may never end, and daemon threads do not hold up the exit.
