@@ -44,6 +44,9 @@ _SIZED: Final = ("asyncio", "processes", "threads")
 #: Seconds that a task told to stop has before it is given up: long enough to close a connection, short enough to wait.
 GRACE: Final = 5.0
 
+# Seconds that closing may block the loop for the journal's thread, which as a rule ends within a millisecond.
+_AT_ONCE: Final = 0.02
+
 
 class StartOptions(TypedDict, total=False):
     """Options of one run on an engine: `routes` win over the engine's and the tasks' own, `on_failure` over the workflow's."""
@@ -162,7 +165,15 @@ class Engine:
             try:
                 await self._dispatcher.close()
             finally:
-                self._journal.close()
+                await self._close_journal()
+
+    async def _close_journal(self) -> None:
+        """End the journal's thread. A sink that blocks is left behind after the grace period: logging holds up nobody."""
+        self._journal.close(timeout=_AT_ONCE)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._dispatcher.grace
+        while self._journal.writing and loop.time() < deadline:  # noqa: ASYNC110 - a thread that cannot tell the loop
+            await asyncio.sleep(_AT_ONCE)
 
     async def _all_ended(self) -> None:
         while running := list(self._running):  # a list, in one go: other threads may start runs meanwhile
@@ -269,8 +280,12 @@ class Engine:
         outcome = runner.outcome()
         delivered = self._journal.finish(run.id, outcome)
 
-        def tell() -> None:
+        def tell(behind: bool = False) -> None:
+            if run.future.done():
+                return
             notes = self._journal.notes(run.id)
+            if behind:
+                notes.append("a sink is slow: the log was not complete when the run ended")
             if runner.abandoned:
                 count = runner.abandoned
                 notes.insert(
@@ -282,18 +297,26 @@ class Engine:
                 notes.append(f"{runner.scheduler.late} late reports were ignored")
             run.outcome = outcome
             try:
-                result = RunResult(runner, notes)
+                result: RunResult[Any] = RunResult(runner, notes)
             except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
                 run.future.set_exception(error)
             else:
                 run.future.set_result(result)
+            runner.forget()
             self._running.discard(run)
             run.wake_readers()
 
         if delivered.done():
             tell()
         else:
-            delivered.add_done_callback(lambda _: self.call(tell))
+            assert self._loop is not None
+            patience = self._loop.call_later(self._dispatcher.grace, tell, True)
+
+            def delivered_in_time() -> None:
+                patience.cancel()
+                tell()
+
+            delivered.add_done_callback(lambda _: self.call(delivered_in_time))
 
     def on_loop(self) -> bool:
         """Whether the caller is on the thread of the engine's loop."""

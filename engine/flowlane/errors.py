@@ -11,7 +11,7 @@ This module imports nothing of ours, so every layer and every worker process may
 from __future__ import annotations
 
 import traceback as _traceback
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -156,7 +156,8 @@ class Failure:
     message    ``str(exception)``, or a stand-in when that itself fails; of our own errors the sentence alone
     traceback  formatted text, our own frames left out; ends with the "Type: message" line
     where      ``"file:line in function"`` of the innermost frame; the place that an error of ours names; or None
-    notes      the exception's ``__notes__``; the hint of an error of ours is the last one, "hint: ..."
+    notes      the exception's ``__notes__``, then where it came from ("caused by Type: message"; "with Type: message" for
+               the first members of a group); for an error of ours its hint instead ("hint: ...")
     ancestry   qualified names of the classes in its MRO; retry policies match by it when the object did not travel
     exception  the object itself, or None when it could not travel from a worker
 
@@ -198,6 +199,8 @@ class Failure:
             hint = getattr(exception, "hint", None)
             if hint:
                 notes = (*notes, f"hint: {hint}")
+        else:
+            notes = (*notes, *_origins(exception))
         return cls(
             shown_name(kind),
             _safe_str(exception) if message is None else message,
@@ -284,6 +287,37 @@ def _safe_notes(exception: BaseException) -> tuple[str, ...]:
         return tuple([str(note) for note in getattr(exception, "__notes__", ()) or ()])
     except BaseException:  # noqa: BLE001 - __notes__ is an attribute like any other, and may hold anything
         return ()
+
+
+_MEMBERS = 3  # of an exception group that are told
+_ORIGIN_MAX = 500  # characters told of a cause or a member
+
+
+def _origins(exception: BaseException) -> list[str]:
+    """One line for the direct cause of an error, and one for each of the first members of a group."""
+    lines: list[str] = []
+    cause = exception.__cause__ or (None if exception.__suppress_context__ else exception.__context__)
+    if cause is not None:
+        lines.append(f"caused by {_one_line(cause)}")
+    if isinstance(exception, BaseExceptionGroup):
+        group = cast("BaseExceptionGroup[BaseException]", exception)
+        leaves: list[BaseException] = []
+        left: list[BaseException] = [group]
+        while left and len(leaves) <= _MEMBERS:
+            each = left.pop()
+            if isinstance(each, BaseExceptionGroup):
+                left.extend(reversed(cast("BaseExceptionGroup[BaseException]", each).exceptions))
+            else:
+                leaves.append(each)
+        lines += [f"with {_one_line(leaf)}" for leaf in leaves[:_MEMBERS]]
+        if len(leaves) > _MEMBERS:
+            lines.append("with more: see the traceback")
+    return lines
+
+
+def _one_line(exception: BaseException) -> str:
+    text = f"{shown_name(type(exception))}: {_safe_str(exception)}"
+    return text if len(text) <= _ORIGIN_MAX else f"{text[:_ORIGIN_MAX]}…"
 
 
 _OURS = ("flowlane", "flowlane_plugins")

@@ -108,7 +108,10 @@ def load_settings(
     origin of what is wrong. Reads files; call it once.
     """
     settings = Settings()
-    found = _find_pyproject(folder or os.getcwd())
+    try:
+        found = _find_pyproject(folder or os.getcwd())
+    except FileNotFoundError:
+        raise SettingsError("the current directory does not exist any more", hint="cd to one that does") from None
     if found is not None:
         path, table = found
         _apply_pyproject(settings, path, table)

@@ -48,7 +48,7 @@ async def test_an_exception_is_a_failure_with_its_whole_story(lane: Lane) -> Non
     assert failure is not None
     assert failure.type == "Rejected"
     assert failure.message == "bad row 118"
-    assert failure.notes == ("a note",)
+    assert failure.notes == ("a note", "caused by KeyError: 'the cause'")
     assert failure.ancestry[:3] == ("_flow_contract_cases.Rejected", "ValueError", "Exception")
     assert failure.matches((ValueError,))
     assert not failure.matches((OSError,))

@@ -770,3 +770,48 @@ def test_utilisation_is_work_over_slots() -> None:
     result = run(wf, slots={"threads": 2})
     assert result.slots == {"threads": 2}
     assert 0.5 < result.utilisation["threads"] <= 1.0
+
+
+def test_the_members_of_a_group_and_the_cause_of_an_error_are_told() -> None:
+    @task.io
+    async def crawl() -> None:
+        async def one(host: int) -> None:
+            raise ConnectionError(f"host {host} refused")
+
+        async with asyncio.TaskGroup() as group:
+            for host in range(5):
+                group.create_task(one(host))
+
+    @task.io
+    def outer() -> None:
+        try:
+            _ = 1 / 0
+        except ZeroDivisionError as error:
+            raise ValueError("outer") from error
+
+    wf = Workflow("w")
+    wf.add(crawl.bind())
+    wf.add(outer.bind())
+    failures = run(wf, check=False).failures
+    assert failures["outer"].notes == ("caused by ZeroDivisionError: division by zero",)
+    assert failures["crawl"].notes[:1] == ("with ConnectionError: host 0 refused",)
+    assert failures["crawl"].notes[-1] == "with more: see the traceback"
+
+
+def test_a_sink_that_blocks_holds_up_neither_the_result_nor_the_end() -> None:
+    release = threading.Event()
+
+    class Stuck:
+        def open(self, run: Any) -> None:
+            release.wait(30)
+
+        def write(self, chunk: Any) -> None: ...
+
+        def close(self, run: Any, outcome: Any) -> None: ...
+
+    try:
+        result = run(mixed.bind(n=1), routes={"cpu": "threads"}, sinks=[Stuck()], grace=0.1)
+        assert result.value == [1]
+        assert any("a sink is slow" in note for note in result.notes)
+    finally:
+        release.set()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import sys
 import threading
+import time
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +14,9 @@ from typing import Any, NamedTuple
 
 import pytest
 
-from flowlane import Engine, EngineClosed, RunState, SettingsError, TaskState, task, workflow
+from flowlane import Engine, EngineClosed, FlowError, RunState, SettingsError, TaskState, task, workflow
 from flowlane.handle import LiveRun, RunHandle
-from flowlane.runtime.ports import Capabilities, Job
+from flowlane.runtime.ports import SUCCEEDED, Capabilities, Job, Report
 from flowlane_plugins.executors.futures import FuturesExecutor
 
 
@@ -92,6 +94,105 @@ async def test_an_executor_that_never_opens_does_not_hold_up_the_end() -> None:
             assert (await handle.wait()).state is RunState.CANCELLED
 
 
+class OpensLate(Stub):
+    """Fails to open the first time, after `delay` seconds."""
+
+    def __init__(self, delay: float) -> None:
+        self.delay = delay
+        self.opened = 0
+
+    async def open(self, deliver: Any) -> None:
+        self.opened += 1
+        attempt = self.opened
+        await asyncio.sleep(self.delay)
+        if attempt == 1:
+            raise OSError(f"not open after {self.delay}")
+        self.deliver = deliver
+
+    def submit(self, jobs: Sequence[Job]) -> None:
+        now = time.monotonic_ns()
+        self.deliver([Report(job.ref, SUCCEEDED, now, now, 1) for job in jobs])
+
+
+@task.io(executor="late")
+def later() -> int: ...
+
+
+@workflow
+def both() -> None:
+    stubbed(1)
+    later()
+
+
+@workflow
+def only_later() -> Any:
+    return later()
+
+
+async def test_each_run_hears_of_its_own_openings_only() -> None:
+    late = OpensLate(0.02)
+    async with Engine(executors={"stub": OpensLate(0.0), "late": late}) as engine:
+        with pytest.raises(OSError, match=r"not open after 0\.0"):
+            await engine.start(both)
+        await asyncio.sleep(0.04)  # the other one fails when nobody waits for it any more
+        assert (await engine.start(only_later)).value == 1
+    assert late.opened == 2
+
+
+@pytest.mark.skipif(sys.version_info < (3, 12), reason="eager tasks came with 3.12")
+async def test_a_host_whose_tasks_are_eager() -> None:
+    asyncio.get_running_loop().set_task_factory(asyncio.eager_task_factory)  # type: ignore[attr-defined]
+    try:
+        async with Engine() as engine:
+            assert (await engine.start(single)).value == 1
+            assert (await engine.start(single)).value == 1
+    finally:
+        asyncio.get_running_loop().set_task_factory(None)
+
+
+class NeverCloses(OpensLate):
+    async def close(self, grace: float) -> None:
+        await asyncio.Event().wait()
+
+
+async def test_an_executor_that_never_closes_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flowlane.runtime.dispatcher._CLOSING", 0.01)
+    late = NeverCloses(0.0)
+    late.opened = 1
+    async with asyncio.timeout(10):
+        with pytest.raises(FlowError, match="executor 'late' has not closed"):
+            async with Engine(executors={"late": late}, grace=0.01) as engine:
+                await engine.start(only_later)
+
+
+async def test_a_failed_run_keeps_no_values() -> None:
+    class Big:
+        pass
+
+    alive: list[weakref.ref[Big]] = []
+
+    @task.io
+    async def make() -> Big:
+        big = Big()
+        alive.append(weakref.ref(big))
+        return big
+
+    @task.io
+    async def fails() -> None:
+        raise ValueError("no")
+
+    @workflow
+    def etl() -> Any:
+        return [make(), fails()]
+
+    async with Engine() as engine:
+        result = await engine.start(etl).wait()
+        assert result.state is RunState.FAILED
+        await asyncio.sleep(0)
+        gc.collect()
+        assert alive[0]() is None
+
+
 class Picky(NamedTuple):
     x: Any
 
@@ -140,7 +241,7 @@ async def test_a_job_that_its_pool_takes_back_is_not_called_late() -> None:
     pool = ThreadPoolExecutor(1)
     async with Engine(executors={"pool": FuturesExecutor(pool, slots=2)}) as engine:
         handle = engine.start(two)
-        while not pool._work_queue.qsize():  # type: ignore[attr-defined]
+        while not pool._work_queue.qsize():  # type: ignore[attr-defined]  # noqa: ASYNC110
             await asyncio.sleep(0.001)
         pool.shutdown(wait=False, cancel_futures=True)
         release.set()

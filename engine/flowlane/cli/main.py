@@ -91,5 +91,18 @@ def _fill_closed_streams() -> None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115
 
 
+def entry() -> int:
+    """The console script: `main`, and an exit that no abandoned thread can spoil.
+
+    A thread that was given up may sit in a call that holds a lock of the interpreter's (``input()`` holds stdin's), and
+    then Python ends with SIGABRT instead of our exit code.
+    """
+    code = main()
+    threading = sys.modules.get("threading")
+    if threading is not None and any(t.name.startswith("flowlane-thread-") for t in threading.enumerate()):
+        os._exit(code)  # everything is flushed: see the end of `main`
+    return code
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(entry())

@@ -25,6 +25,7 @@ __all__ = ["duration", "path_of", "show_summary"]
 _SHOWN: Final = 3  # failed tasks shown whole
 _FRAMES: Final = 4  # lines of the user's code a failure
 _MESSAGE_LINES: Final = 4
+_LINE_MAX: Final = 500  # characters: a message may hold a whole document
 _NAMES: Final = 8  # names in a path or a list
 _LOOKED_AT: Final = 500  # tasks asked for their root cause: a failure at the head of a wide graph stops them all
 _MARKS: Final = {"succeeded": ("✔", "32"), "failed": ("✗", "31")}
@@ -50,7 +51,8 @@ def show_summary(messages: Messages, result: RunResult[Any], *, events: str | No
         shares = _shares(result)
         if shares:
             messages.write(f"  time: {shares}\n")
-            messages.write(f"  slots: {_busy(result)}\n")
+            if result.slots:
+                messages.write(f"  slots: {_busy(result)}\n")
     for note in result.notes:
         messages.write(f"  ! {inert(note)}\n")
     _show_failures(messages, result)
@@ -140,7 +142,7 @@ def _show_failure(
     messages: Messages, result: RunResult[Any], name: str, failure: Failure, stopped: Sequence[str], frames: int
 ) -> None:
     task = result.tasks[name]
-    first, *rest = inert(failure.message, newlines=True).splitlines() or [""]
+    first, *rest = [_cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
     attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
     kind = f"{inert(failure.type)}: " if first else inert(failure.type)
     messages.write(f"{messages.paint(inert(name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
@@ -153,11 +155,15 @@ def _show_failure(
     for place, source in lines:
         messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
     for note in failure.notes[:_MESSAGE_LINES]:
-        messages.write(f"  note     {inert(note)}\n")
+        messages.write(f"  note     {_cut(inert(note))}\n")
     ran = f", {duration(task.duration)}" if task.duration else ""
     messages.write(f"  ran on   {inert(task.executor)}{ran}\n")
     if stopped:
         messages.write(f"  stopped  {_list(stopped)}\n")
+
+
+def _cut(line: str) -> str:
+    return line if len(line) <= _LINE_MAX else f"{line[:_LINE_MAX]}… ({len(line):,} characters)"
 
 
 def _stopped_by(result: RunResult[Any], failures: Mapping[str, Failure]) -> dict[str, list[str]]:
@@ -178,7 +184,7 @@ def _list(names: Sequence[str]) -> str:
     return f"{text}, … ({len(names)})" if len(names) > _NAMES else text
 
 
-_FRAME: Final = re.compile(r'^ *File "(.+)", line (\d+), in (.+)$')
+_FRAME: Final = re.compile(r'^[ |+]*File "(.+)", line (\d+), in (.+)$')
 
 
 def user_lines(failure: Failure) -> list[tuple[str, str]]:
@@ -195,13 +201,13 @@ def user_lines(failure: Failure) -> list[tuple[str, str]]:
             file, number, function = match.groups()
             frames.append((file, f"{shown_path(file)}:{number} in {function}", ""))
             pending = (file, frames[-1][1])
-        elif line.startswith("Traceback "):
+        elif line.startswith(("Traceback ", "  + Exception Group Traceback ")):
             frames.clear()
             pending = None
         elif pending is not None:
-            frames[-1] = (*pending, line.strip())
+            frames[-1] = (*pending, line.lstrip(" |").rstrip())  # the members of a group stand behind bars
             pending = None
-    own = [(place, source) for file, place, source in frames if is_user_code(file, "")]
+    own = list(dict.fromkeys((place, source) for file, place, source in frames if is_user_code(file, "")))
     if not own and failure.where is not None and " in " not in failure.where:
         return _place_only(failure)  # an error of ours names the user's line, where no frame of theirs is left
     return own or [(place, source) for _, place, source in frames[-1:]] or _place_only(failure)

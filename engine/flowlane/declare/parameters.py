@@ -8,6 +8,7 @@ pydantic's reading of strings. Defaults are the author's own and pass unchecked.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import types
 import typing
@@ -193,6 +194,9 @@ def _from_text(parameter: Parameter, text: str) -> Any:
         return adapter.validate_python(text)
     if text.lstrip()[:1] in ("[", "{"):
         return adapter.validate_json(text)
+    if text == "null":  # as in JSON; for a text parameter it is text, and never comes here
+        with contextlib.suppress(ValueError):
+            return adapter.validate_python(None)
     return adapter.validate_strings(text)
 
 

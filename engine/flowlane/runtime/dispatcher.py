@@ -14,10 +14,11 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
+from functools import partial
 from typing import TYPE_CHECKING, Final, Protocol
 
 from flowlane.core.lanes import Lane
-from flowlane.errors import EngineClosed, SettingsError
+from flowlane.errors import EngineClosed, FlowError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -30,6 +31,9 @@ __all__ = ["ATTEMPT_BITS", "ELEMENT_BITS", "TOKEN_SHIFT", "Dispatcher", "Recipie
 ATTEMPT_BITS: Final = 8  # attempts are at most 255
 ELEMENT_BITS: Final = 40
 TOKEN_SHIFT: Final = ATTEMPT_BITS + ELEMENT_BITS
+
+# Seconds beyond the grace period that an executor may take to close: what `processes` needs at most, twice.
+_CLOSING: Final = 3.0
 
 
 def make_ref(token: int, element: int, attempt: int) -> int:
@@ -95,19 +99,22 @@ class Dispatcher:
             task = self._opening.get(name)
             if task is None:
                 task = self._opening[name] = self._loop.create_task(self._open_one(name))
+                task.add_done_callback(partial(self._opened, name))
             waiting.append(task)
-        try:
-            for task in waiting:
-                await asyncio.shield(task)  # another run may wait for it as well
-        finally:
-            for name in names:
-                if name in self._opening and self._opening[name].done():
-                    del self._opening[name]
+        if waiting:  # another run may wait for them as well, so they are never cancelled from here
+            done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_EXCEPTION)
+            for task in done:
+                task.result()
 
     async def _open_one(self, name: str) -> None:
         executor = self.registry.get(name)
         await executor.open(self.deliver)
         self._open[name] = executor
+
+    def _opened(self, name: str, task: asyncio.Task[None]) -> None:
+        del self._opening[name]
+        if not task.cancelled():
+            task.exception()  # the run that waits for it tells it; when there is none left, nobody misses it
 
     # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -202,10 +209,13 @@ class Dispatcher:
         if opening:
             await asyncio.wait(opening, timeout=self.grace)
         executors, self._open = self._open, {}
-        closing = [self._loop.create_task(executor.close(self.grace)) for executor in executors.values()]
+        closing = {self._loop.create_task(executor.close(self.grace)): name for name, executor in executors.items()}
         if closing:
-            await asyncio.wait(closing)
-        for task in closing:
+            await asyncio.wait(closing, timeout=self.grace + _CLOSING)
+        for task, name in closing.items():
+            if not task.done():
+                task.cancel()
+                raise FlowError(f"executor '{name}' has not closed {self.grace + _CLOSING:g} s after being told to")
             task.result()  # a plug-in that fails to close is told to whoever closes the engine
 
     @property

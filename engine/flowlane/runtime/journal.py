@@ -197,6 +197,11 @@ class Journal:
         if self._writer is not None and self._writer is not threading.current_thread():
             self._writer.join(timeout)
 
+    @property
+    def writing(self) -> bool:
+        """Whether the writer thread is there. Any thread."""
+        return self._writer is not None and self._writer.is_alive()
+
     def notes(self, run_id: str) -> list[str]:
         """What there is to say to people about the log of one run; whole once its `finish` is resolved."""
         return [f"{fault.sink}: {fault.message}" for fault in list(self.faults) if fault.run == run_id]

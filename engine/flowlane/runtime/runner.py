@@ -372,6 +372,10 @@ class Runner:
         """The run's value; only after success."""
         return fill(self.program.result, self._values)
 
+    def forget(self) -> None:
+        """Let go of all values: the result has its own, and what is left (of a run that failed, say) nobody can read."""
+        self._values.clear()
+
     def outcome(self) -> RunOutcome:
         """The end of the run for sinks."""
         error = None

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import sys
 import threading
 from collections import deque
@@ -32,7 +33,7 @@ from flowlane_plugins.executors import worker
 from flowlane_plugins.executors.futures import Flight, FuturesExecutor, broken_or, ended_within
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Generator, Sequence
     from concurrent.futures import Executor
     from multiprocessing.context import BaseContext
 
@@ -95,11 +96,12 @@ class ProcessesExecutor(FuturesExecutor):
             from flowlane_plugins.executors.spawning import Spawner
 
             spawner = Spawner(self._start_method)
-            pool = ProcessPoolExecutor(
-                self._slots, mp_context=cast("BaseContext", spawner), initializer=worker.initialize
-            )
-            for _ in range(self._slots):  # a submit starts a worker whenever none is idle
-                pool.submit(worker.ready).add_done_callback(partial(self._greeted, pool))
+            with _collector_paused():
+                pool = ProcessPoolExecutor(
+                    self._slots, mp_context=cast("BaseContext", spawner), initializer=worker.initialize
+                )
+                for _ in range(self._slots):  # a submit starts a worker whenever none is idle
+                    pool.submit(worker.ready).add_done_callback(partial(self._greeted, pool))
         except Exception as error:  # noqa: BLE001 - no memory, no descriptors, no processes: told with the jobs
             if pool is None or not isinstance(broken_or(error, pool), BrokenExecutor):
                 problem = error  # broken already: the first job to be handed to it will say how
@@ -204,6 +206,24 @@ class ProcessesExecutor(FuturesExecutor):
                 thread.join()
 
         await ended_within(_POLITELY + _TERMINATED + _KILLED, all_ended)
+
+
+@contextlib.contextmanager
+def _collector_paused() -> Generator[None]:
+    """Keep cyclic garbage uncollected for the tens of milliseconds in which a pool is made.
+
+    An earlier pool's semaphores are cyclic garbage. When the collector finds them while this thread is inside
+    multiprocessing's resource tracker, their finalizers enter the tracker a second time, which raises ReentrantCallError
+    (seen on 3.12.1) and leaks them.
+    """
+    if not gc.isenabled():
+        yield
+        return
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 def _end(pool: Executor, spawner: Spawner, politely: float) -> None:

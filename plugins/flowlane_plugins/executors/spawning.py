@@ -14,6 +14,7 @@ import io
 import multiprocessing
 import multiprocessing.context as mp_context
 import os
+import signal
 import sys
 from multiprocessing import reduction, spawn
 from typing import TYPE_CHECKING, Any, cast
@@ -32,7 +33,7 @@ else:
     _multiprocessing: Any = util
 
     class _FreshPopen(_popen):  # type: ignore[misc]
-        """As the standard library's, version for version alike from 3.11 to 3.13, but for the two lines marked."""
+        """As the standard library's, alike in 3.11 to 3.13, but for the lines marked and the signal mask."""
 
         def _launch(self, process: Any) -> None:
             tracker = resource_tracker.getfd()
@@ -53,7 +54,13 @@ else:
                 child_r, parent_w = os.pipe()
                 command = spawn.get_command_line(tracker_fd=tracker, pipe_handle=child_r)
                 self._fds.extend([child_r, child_w])
-                self.pid = _multiprocessing.spawnv_passfds(spawn.get_executable(), command, self._fds)
+                # Ctrl-C goes to the whole foreground group, and would end a worker that is still importing. A signal mask
+                # outlives exec; the worker lifts it when it has settled in (worker.initialize).
+                blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+                try:
+                    self.pid = _multiprocessing.spawnv_passfds(spawn.get_executable(), command, self._fds)
+                finally:
+                    signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
                 self.sentinel = parent_r
                 with open(parent_w, "wb", closefd=False) as pipe:
                     pipe.write(message.getbuffer())

@@ -121,8 +121,8 @@ class ThreadsExecutor:
             before = thread_time_ns()
             started = monotonic_ns()
             running[ref] = (started, worker)
+            context, target = job.context, job.target
             try:
-                context, target = job.context, job.target
                 if context is None:
                     value = plain(target, target.fn(*job.args, **job.kwargs))
                 else:
@@ -222,7 +222,7 @@ class ThreadsExecutor:
         deadline = self._loop.time() + grace
         while self._out and self._loop.time() < deadline:  # noqa: ASYNC110 - threads end without telling the loop
             await asyncio.sleep(_LATER_TICK)
-        while self._stop(list(self._out)):
+        while self._stop(list(self._out)):  # noqa: ASYNC110 - likewise
             await asyncio.sleep(_TICK)
         for _ in range(len(self._threads)):
             self._wake.put(False)

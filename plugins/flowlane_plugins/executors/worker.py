@@ -92,6 +92,8 @@ def initialize() -> None:
         # Ctrl-C goes to the whole foreground group; only the engine decides what it means.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a host may ignore it, and ignoring is inherited
+        if sys.platform != "win32":  # blocked while we were starting; programs that tasks start must not inherit that
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
     with contextlib.suppress(Exception):
         _die_with_parent()
 
