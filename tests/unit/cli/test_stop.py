@@ -48,6 +48,13 @@ def spin():
     time.sleep(600)
 
 @task.io
+async def smother():
+    while not (os.path.exists("pid") and open("pid").read()):
+        await asyncio.sleep(0.01)
+    open("smothered", "w").close()
+    time.sleep(600)               # with the loop blocked, nothing but the third signal ends the run
+
+@task.io
 async def after(x):
     open("after", "w").close()
 
@@ -65,6 +72,7 @@ def blocked():
 
 @workflow
 def crunch():
+    smother()
     return spin()
 """
 
@@ -173,7 +181,7 @@ def test_the_third_signal_ends_a_process_whose_loop_is_blocked(start: Callable[[
 
 def test_the_third_signal_leaves_no_worker_behind(start: Callable[[str], Running], tmp_path: Path) -> None:
     run = start("crunch")
-    until(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
+    until((tmp_path / "smothered").exists)
     worker = int((tmp_path / "pid").read_text())
     run.signal(signal.SIGINT, "stopping: ")
     run.signal(signal.SIGINT, "stopping at once")
