@@ -217,8 +217,3 @@ class Dispatcher:
                 task.cancel()
                 raise FlowError(f"executor '{name}' has not closed {self.grace + _CLOSING:g} s after being told to")
             task.result()  # a plug-in that fails to close is told to whoever closes the engine
-
-    @property
-    def slots(self) -> dict[str, int]:
-        """Executor name → slots, for the lanes in use so far."""
-        return {name: lane.slots for name, lane in self._lanes.items()}
