@@ -13,14 +13,17 @@ import sys
 import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
+from flowlane.core.states import RunState
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import loading
+from flowlane.record import Record
 from flowlane.results import RunResult
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
+from flowlane.runtime.measured import OUTPUT_KEPT
 from flowlane.runtime.registry import Registry, make_sink
 from flowlane.runtime.runner import Runner
 
@@ -253,6 +256,7 @@ class Engine:
             run.future.set_exception(error)
             run.wake_readers()
             raise
+        run.info = runner.info
         run.wake_readers()
         if self._dispatcher.is_open(program.lanes):
             runner.begin()
@@ -283,26 +287,21 @@ class Engine:
         def tell(behind: bool = False) -> None:
             if run.future.done():
                 return
+            record = Record(runner)
             notes = self._journal.notes(run.id)
             if behind:
                 notes.append("a sink is slow: the log was not complete when the run ended")
-            if runner.abandoned:
-                count = runner.abandoned
-                notes.insert(
-                    0,
-                    f"{count} attempt{'s' if count > 1 else ''} did not stop when told to and {'were' if count > 1 else 'was'}"
-                    " abandoned",
-                )
-            if runner.scheduler.late:
-                notes.append(f"{runner.scheduler.late} late reports were ignored")
+            if record.late:
+                notes.append(f"{record.late} late reports were ignored")
             run.outcome = outcome
             try:
-                result: RunResult[Any] = RunResult(runner, notes)
+                value = runner.value() if record.state is RunState.SUCCEEDED else None
             except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
                 run.future.set_exception(error)
             else:
-                run.future.set_result(result)
+                run.future.set_result(RunResult(record, value, [*_notes(record), *notes]))
             runner.forget()
+            run.runner = None
             self._running.discard(run)
             run.wake_readers()
 
@@ -338,6 +337,26 @@ class Engine:
 
 def _closed() -> EngineClosed:
     return EngineClosed("the engine is closed", hint="start runs inside its `with` block")
+
+
+def _notes(record: Record) -> list[str]:
+    """What there is to say of a run besides its tasks' outcomes."""
+    notes: list[str] = []
+    if record.abandoned:
+        count = record.abandoned
+        notes.append(
+            f"{count} attempt{'s' if count > 1 else ''} did not stop when told to and {'were' if count > 1 else 'was'} abandoned"
+        )
+    notes += [f"{record.names[note.element]} {note.text}" for note in record.notes]
+    if record.noted > len(record.notes):
+        notes.append(f"{record.noted - len(record.notes):,} more such notes are in the event log only")
+    if record.measured.dropped:
+        kept = OUTPUT_KEPT >> 20
+        notes.append(
+            f"the output of {record.measured.dropped:,} attempts is not in the result, which keeps the first {kept} MB"
+            " of a run: sinks get it all"
+        )
+    return notes
 
 
 def own_options(kwargs: dict[str, Any], options: type) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -27,6 +27,7 @@ __all__ = [
     "LoadError",
     "NameTaken",
     "ParameterError",
+    "PoisonTask",
     "RouteError",
     "RunCancelled",
     "RunFailed",
@@ -123,6 +124,10 @@ class TransportError(FlowError):
 
 class WorkerCrashed(FlowError):
     """The worker that ran a task died. Matches ``RetryPolicy(on=(WorkerCrashed,))``."""
+
+
+class PoisonTask(WorkerCrashed):
+    """A task's worker died twice, the second time alone in a fresh one: the task kills workers. Never retried again."""
 
 
 class RunFailed(FlowError):

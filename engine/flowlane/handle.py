@@ -14,13 +14,14 @@ from flowlane.core.states import RunState
 from flowlane.errors import UsageError
 from flowlane.runtime.events import History, run_finished, run_started
 from flowlane.runtime.naming import new_id, new_name
+from flowlane.runtime.ports import NOTED
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Generator
 
     from flowlane.core.messages import Transition
     from flowlane.results import RunResult
-    from flowlane.runtime.ports import Report, RunOutcome
+    from flowlane.runtime.ports import Report, RunInfo, RunOutcome
     from flowlane.runtime.runner import Runner
 
 __all__ = ["LiveRun", "RunHandle"]
@@ -31,7 +32,8 @@ R = TypeVar("R")
 class LiveRun:
     """A run between start and result.
 
-    runner   set when the run reaches the loop
+    runner   from the moment the run reaches the loop to its end
+    info     set with the runner, and kept
     future   gets the RunResult; set running at once, so that a waiter that is cancelled cannot cancel it
     steps    the run's history as it comes, or None when nobody can ask for it
     outcome  set with the result
@@ -42,6 +44,7 @@ class LiveRun:
         self.name = new_name()
         self.workflow = workflow
         self.runner: Runner | None = None
+        self.info: RunInfo | None = None
         self.outcome: RunOutcome | None = None
         self.future: concurrent.futures.Future[RunResult[Any]] = concurrent.futures.Future()
         self.future.set_running_or_notify_cancel()
@@ -140,12 +143,12 @@ class RunHandle(Generic[R]):
         reader = (asyncio.get_running_loop(), wake)
         run.readers.append(reader)
         try:
-            while run.runner is None and not run.future.done():
+            while run.info is None and not run.future.done():
                 await wake.wait()
                 wake.clear()
-            if run.runner is None:
+            info = run.info
+            if info is None:
                 return
-            info = run.runner.info
             history = History(info)
             yield run_started(info)
             position = 0
@@ -154,6 +157,12 @@ class RunHandle(Generic[R]):
                 while position < len(run.steps):
                     transitions, reports = run.steps[position]
                     position += 1
+                    if not transitions:
+                        for (element, attempt), report in reports.items():
+                            if report.kind is NOTED:
+                                for event in history.noted(element, attempt, report).events():
+                                    yield event
+                        continue
                     for event in history.chunk(transitions, reports).events():
                         yield event
                 if outcome is not None:

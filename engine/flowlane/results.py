@@ -1,6 +1,6 @@
 """What is left of a run when it has ended: its value, and by task what became of it.
 
-A result is a view of the run's arrays of ints; nothing is copied and no object per task exists until it is asked for.
+A result is a view of the run's `Record`, columns of ints; no object per task exists until it is asked for.
 """
 
 from __future__ import annotations
@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from flowlane.core.states import RunState, TaskState
 from flowlane.errors import Failure, RunCancelled, RunFailed
+from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
+from flowlane.times import Times, times_of
+from flowlane.verdicts import Verdict, verdicts_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from flowlane.runtime.runner import Runner
+    from flowlane.record import Record
 
-__all__ = ["RunResult", "TaskResult", "Times"]
+__all__ = ["RunResult", "TaskResult", "Times", "Verdict"]
 
 R = TypeVar("R")
 
@@ -29,6 +32,15 @@ class TaskResult(NamedTuple):
 
     waited    from ready to the start of the attempt
     duration  from the start of the attempt to its end
+
+    What its executor measured of the latest attempt; None where it does not, or could not any more:
+
+    cpu                  seconds of CPU time
+    peak_rss             most memory that its worker process had held by its end, bytes
+    bytes_in, bytes_out  size of its arguments and of its result on the way to and from its worker
+    pickling             seconds spent on encoding and decoding both
+    output               what it printed, where that is captured; of the first 16 MB of a run
+    worker               who ran it ("pid 4711"), of tasks that did not succeed
     """
 
     name: str
@@ -39,38 +51,25 @@ class TaskResult(NamedTuple):
     waited: float | None
     duration: float | None
     failure: Failure | None
-
-
-class Times(NamedTuple):
-    """Where a run's time went, in seconds that add up to its duration.
-
-    Followed back from the task that ended last, through the upstream that each was waiting for: the chain that decided when the
-    run was over. In a wide run with few slots that chain mostly waits for a slot; `utilisation` says how busy those were.
-
-    work      executor → the latest attempts of tasks on the chain
-    slot      executor → ready, waiting for a slot: more slots would have helped
-    retry     failed attempts and the backoff after them
-    handover  from launch to start: queues of the executor, pickling, starting and waking workers
-    engine    between the end of a task and the next being ready, start and end of the run included
-    """
-
-    work: dict[str, float]
-    slot: dict[str, float]
-    retry: float
-    handover: float
-    engine: float
+    cpu: float | None = None
+    peak_rss: int | None = None
+    bytes_in: int | None = None
+    bytes_out: int | None = None
+    pickling: float | None = None
+    output: str | None = None
+    worker: str | None = None
 
 
 class _Tasks(Mapping[str, TaskResult]):
     """Task name → TaskResult, made when asked for."""
 
-    def __init__(self, runner: Runner) -> None:
-        self._runner = runner
+    def __init__(self, record: Record) -> None:
+        self._record = record
         self._numbers: dict[str, int] | None = None
 
     def _index(self) -> dict[str, int]:
         if self._numbers is None:
-            self._numbers = {name: number for number, name in enumerate(self._runner.program.names)}
+            self._numbers = {name: number for number, name in enumerate(self._record.names)}
         return self._numbers
 
     def number(self, name: str) -> int:
@@ -79,35 +78,42 @@ class _Tasks(Mapping[str, TaskResult]):
 
     def __getitem__(self, name: str) -> TaskResult:
         element = self._index()[name]
-        runner, scheduler = self._runner, self._runner.scheduler
-        ready, started, ended = (
-            scheduler.ready_ns[element],
-            scheduler.started_ns[element],
-            scheduler.ended_ns[element],
-        )
-        state = scheduler.state(element)
+        record, measured = self._record, self._record.measured
+        ready, started, ended = (record.ready_ns[element], record.started_ns[element], record.ended_ns[element])
+        state = record.state_of(element)
         return TaskResult(
             name=name,
             state=state,
-            kind=runner.program.kinds[element],
-            executor=runner.info.executors[element],
-            attempts=scheduler.attempt(element),
+            kind=record.kinds[element],
+            executor=record.lane_of(element),
+            attempts=record.attempts[element],
             waited=(started - ready) / 1e9 if started != NEVER else None,
             duration=(ended - started) / 1e9 if started != NEVER and ended != NEVER else None,
-            failure=runner.failures.get(element) if state in _FAILED else None,
+            failure=record.failures.get(element) if state in _FAILED else None,
+            cpu=_seconds(at(measured.cpu, element)),
+            peak_rss=at(measured.rss, element),
+            bytes_in=at(measured.bytes_in, element),
+            bytes_out=at(measured.bytes_out, element),
+            pickling=_seconds(at(measured.pickling, element)),
+            output=measured.outputs.get(element),
+            worker=measured.workers.get(element) or None,
         )
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._runner.program.names)
+        return iter(self._record.names)
 
     def __len__(self) -> int:
-        return len(self._runner.program.names)
+        return len(self._record.names)
 
     def __contains__(self, name: object) -> bool:
         return name in self._index()
 
     def __repr__(self) -> str:
         return f"<{len(self)} tasks>"
+
+
+def _seconds(ns: int | None) -> float | None:
+    return None if ns is None else ns / 1e9
 
 
 class RunResult(Generic[R]):
@@ -118,19 +124,21 @@ class RunResult(Generic[R]):
     state          a RunState: succeeded, failed, cancelled or interrupted
     tasks          task name → TaskResult, in the order of declaration
     failures       task name → Failure, of tasks that failed, timed out or crashed for good, the first to fail first
-    notes          what there is to say about the run besides: abandoned attempts, faults of sinks
+    notes          what there is to say about the run besides: what executors noticed about tasks, abandoned attempts, faults
+                   of sinks
     """
 
-    def __init__(self, runner: Runner, notes: list[str]) -> None:
-        self._runner = runner
-        self.id = runner.info.id
-        self.name = runner.info.name
-        self.workflow = runner.info.workflow
-        self.state: RunState = runner.state
-        self._tasks = _Tasks(runner)
+    def __init__(self, record: Record, value: Any, notes: list[str]) -> None:
+        """Made by an Engine. `value` is the run's, None unless it succeeded."""
+        self._record = record
+        self.id = record.id
+        self.name = record.name
+        self.workflow = record.workflow
+        self.state: RunState = record.state
+        self._tasks = _Tasks(record)
         self.tasks: Mapping[str, TaskResult] = self._tasks
         self.notes = notes
-        self._value: Any = runner.value() if self.state is RunState.SUCCEEDED else None
+        self._value: Any = value
 
     @property
     def value(self) -> R:
@@ -142,9 +150,8 @@ class RunResult(Generic[R]):
         """Return the result itself after success. Raises RunFailed, or RunCancelled when it was told to stop."""
         if self.state is RunState.SUCCEEDED:
             return self
-        runner = self._runner
-        if runner.error is not None:
-            raise runner.error
+        if self._record.error is not None:
+            raise self._record.error
         if self.state is not RunState.FAILED:
             raise RunCancelled(f"run {self.name} of '{self.workflow}' was {self.state} before it ended", result=self)
         failures = self.failures
@@ -159,31 +166,28 @@ class RunResult(Generic[R]):
 
     @property
     def failures(self) -> dict[str, Failure]:
-        runner = self._runner
+        record = self._record
         final = [
-            (runner.scheduler.ended_ns[element], element, failure)
-            for element, failure in runner.failures.items()
-            if runner.scheduler.state(element) in _FAILED
+            (record.ended_ns[element], element, failure)
+            for element, failure in record.failures.items()
+            if record.state_of(element) in _FAILED
         ]
-        return {
-            runner.program.names[element]: failure for _, element, failure in sorted(final, key=lambda row: row[:2])
-        }
+        return {record.names[element]: failure for _, element, failure in sorted(final, key=lambda row: row[:2])}
 
     @property
     def counts(self) -> Counts:
         """State → number of tasks, for states that occur."""
-        return Counts(self._runner.scheduler.counts())
+        return Counts(self._record.counts())
 
     @property
     def duration(self) -> float:
         """Seconds from start to end."""
-        return (self._runner.ended_ns - self._runner.info.mono_ns) / 1e9
+        return (self._record.ended - self._record.started) / 1e9
 
     @property
     def retries(self) -> int:
         """Attempts beyond the first, over all tasks."""
-        attempts = self._runner.scheduler.attempt
-        return sum(max(0, attempts(element) - 1) for element in range(self._runner.program.plan.size))
+        return sum([attempts - 1 for attempts in self._record.attempts if attempts > 1])
 
     @property
     def critical_path(self) -> list[tuple[str, float]]:
@@ -192,57 +196,21 @@ class RunResult(Generic[R]):
         (name, seconds) from source to sink: the latest attempt, and for a retried task what came before it. Tasks that did
         not run count 0.
         """
-        scheduler = self._runner.scheduler
-        took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in self._spans()]
-        for element, first in scheduler.first_ready_ns.items():
-            took[element] += max(0, scheduler.ready_ns[element] - first)
-        path = self._runner.program.plan.longest_path(took)
-        return [(self._runner.program.names[node], took[node] / 1e9) for node in path]
-
-    def _spans(self) -> Iterator[tuple[int, int]]:
-        scheduler = self._runner.scheduler
-        return zip(scheduler.started_ns, scheduler.ended_ns, strict=True)
+        record = self._record
+        took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in record.spans()]
+        for element, first in record.first_ready_ns.items():
+            took[element] += max(0, record.ready_ns[element] - first)
+        return [(record.names[node], took[node] / 1e9) for node in record.plan.longest_path(took)]
 
     @property
     def times(self) -> Times:
         """Where the time went; see Times."""
-        runner = self._runner
-        scheduler, plan, lanes = runner.scheduler, runner.program.plan, runner.program.lanes
-        work = dict.fromkeys(lanes, 0)
-        slot = dict.fromkeys(lanes, 0)
-        retry = handover = engine = 0
-        reached = runner.ended_ns  # everything after this moment is accounted for
-        last = max(range(plan.size), key=scheduler.ended_ns.__getitem__, default=None)
-        while last is not None and scheduler.ended_ns[last] != NEVER:
-            lane = lanes[plan.lane[last]]
-            ended = min(reached, scheduler.ended_ns[last])
-            engine += reached - ended
-            reached = ended
-            # Each moment, clamped: a worker's reading of the clock may come before the loop's by a hair.
-            for moment, book in ((scheduler.started_ns[last], "work"), (scheduler.launched_ns[last], "handover")):
-                if moment != NEVER:
-                    span = max(0, reached - moment)
-                    reached -= span
-                    if book == "work":
-                        work[lane] += span
-                    else:
-                        handover += span
-            if scheduler.ready_ns[last] != NEVER:
-                span = max(0, reached - scheduler.ready_ns[last])
-                slot[lane] += span
-                reached -= span
-                span = max(0, reached - scheduler.first_ready_ns.get(last, reached))
-                retry += span
-                reached -= span
-            last = max(plan.upstreams[last], key=scheduler.ended_ns.__getitem__, default=None)
-        engine += max(0, reached - runner.info.mono_ns)
-        return Times(
-            work={name: ns / 1e9 for name, ns in work.items()},
-            slot={name: ns / 1e9 for name, ns in slot.items()},
-            retry=retry / 1e9,
-            handover=handover / 1e9,
-            engine=engine / 1e9,
-        )
+        return times_of(self._record)
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """What the run's figures say about how its tasks are declared, the costliest first; often nothing. See Verdict."""
+        return verdicts_of(self._record)
 
     @property
     def utilisation(self) -> dict[str, float]:
@@ -250,24 +218,27 @@ class RunResult(Generic[R]):
 
         Near 1: more slots (or cores) would make the run shorter. Above 1 by a little: slots of abandoned attempts.
         """
-        runner = self._runner
-        lanes, lane_of = runner.program.lanes, runner.program.plan.lane
+        record = self._record
+        lanes, lane_of = record.lanes, record.plan.lane
         busy = [0] * len(lanes)
-        for element, (started, ended) in enumerate(self._spans()):
+        for element, (started, ended) in enumerate(record.spans()):
             if started != NEVER and ended != NEVER:
                 busy[lane_of[element]] += max(0, ended - started)
-        span = max(1, runner.ended_ns - runner.info.mono_ns)
-        return {name: ns / span / runner.slots[name] for name, ns in zip(lanes, busy, strict=True)}
+        span = max(1, record.ended - record.started)
+        return {name: ns / span / record.slots[name] for name, ns in zip(lanes, busy, strict=True)}
 
     @property
     def slots(self) -> dict[str, int]:
         """Executor → slots it had."""
-        return dict(self._runner.slots)
+        return dict(self._record.slots)
 
     def upstream(self, task: str) -> list[str]:
         """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""
-        runner = self._runner
-        return [runner.program.names[node] for node in runner.scheduler.cause(self._tasks.number(task))]
+        record = self._record
+        path = [self._tasks.number(task)]
+        while path[-1] in record.causes:
+            path.append(record.causes[path[-1]])
+        return [record.names[node] for node in reversed(path)]
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())

@@ -38,19 +38,21 @@ def script(seed: int, element: int, attempt: int) -> Attempt:
         retryable=draw.random() < 0.8,
         begins=draw.random() < 0.9,
         stops=draw.choice([0, 1, 15, 90]),
+        poison=draw.random() < 0.3,
     )
 
 
 def attempt_ends_as(attempt: Attempt, policy: Policy) -> tuple[str, bool]:
     """How one attempt ends in a world without delays, and whether the policy would try again."""
+    crash = ("crashed", policy.retry_crashes and not attempt.poison)
     if not attempt.begins:
-        return ("crashed", policy.retry_crashes) if attempt.ends == "crashes" else ("failed", attempt.retryable)
+        return crash if attempt.ends == "crashes" else ("failed", attempt.retryable)
     if policy.timeout and attempt.duration > policy.timeout:
         return "timed_out", policy.retry_timeouts
     return {
         "succeeds": ("succeeded", False),
         "fails": ("failed", attempt.retryable),
-        "crashes": ("crashed", policy.retry_crashes),
+        "crashes": crash,
     }[attempt.ends]
 
 

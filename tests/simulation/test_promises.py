@@ -101,7 +101,7 @@ def test_random_worlds_meet_every_rule() -> None:
     """A property test proves nothing of a rule that it never meets."""
     seen: set[int] = set()
 
-    @settings(quick, max_examples=600)
+    @settings(quick, max_examples=1200)
     @given(worlds())
     def meet(world: World) -> None:
         if len(seen) < len(RULES):

@@ -43,6 +43,7 @@ class World:
             begins=draw.random() < 0.9,
             told=draw.random() < 0.6,
             stops=draw.choice([0, 0, 3, 20, 60]),
+            poison=draw.random() < 0.1,
         )
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from flowlane.program import Arguments, Ref
-from flowlane.runtime.values import fill, fill_arguments
+from flowlane.runtime.ports import RemoteValue
+from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at
 
 
 class Pair(NamedTuple):
@@ -66,3 +67,42 @@ def test_arguments_are_filled_by_position_or_by_a_walk() -> None:
     assert fill_arguments(direct, values) == ([1, 20, 10], {})
     nested = Arguments((Ref(0), [Ref(1)]), {"k": Ref(1)}, (0,), nested=True)
     assert fill_arguments(nested, values) == ([10, [20]], {"k": 20})
+
+
+# ── values that stay where they were made ─────────────────────────────────────────────────────────────────────────
+
+
+class Far(RemoteValue):
+    def __init__(self, home: object, value: Any) -> None:
+        super().__init__(home, 8)
+        self.value = value
+        self.fetched = 0
+
+    def fetch(self) -> Any:
+        self.fetched += 1
+        return self.value
+
+
+def test_a_remote_value_goes_home_as_it_is_and_elsewhere_as_what_it_stands_for() -> None:
+    home, away = object(), object()
+    far = Far(home, "x")
+    arguments = Arguments((Ref(0), 5, Ref(1)), {}, direct=(0, 2))
+    assert fill_arguments_at(home, arguments, [far, "y"]) == ([far, 5, "y"], {})
+    assert far.fetched == 0
+    assert fill_arguments_at(away, arguments, [far, "y"]) == (["x", 5, "y"], {})
+    assert arguments.args[0] is not far  # the template stays
+
+
+def test_remote_values_inside_containers_and_keywords() -> None:
+    home = object()
+    far = Far(home, "x")
+    arguments = Arguments((5,), {"all": [Ref(0), {"k": (Ref(0), Ref(1))}], "one": Ref(0)}, nested=True)
+    assert fill_arguments_at(home, arguments, [far, "y"]) == ([5], {"all": [far, {"k": (far, "y")}], "one": far})
+    assert fill_arguments_at(None, arguments, [far, "y"]) == ([5], {"all": ["x", {"k": ("x", "y")}], "one": "x"})
+
+
+def test_arguments_without_upstream_values_are_not_copied() -> None:
+    arguments = Arguments((1, 2), {"a": 3})
+    args, kwargs = fill_arguments_at(object(), arguments, [])
+    assert args is arguments.args
+    assert kwargs is arguments.kwargs

@@ -1,4 +1,4 @@
-"""Where runs are recorded: ``.flow/runs/<run id>/events.jsonl``.
+"""Where runs are recorded: ``.flow/runs/<run id>/events.jsonl``, and beside it ``output/<task>.<attempt>.txt``.
 
 The state directory belongs to its user alone (0700: events hold names and error messages) and holds its own
 ``.gitignore``, so that nobody commits it. A directory that cannot be written costs the record, never the run.
@@ -6,15 +6,34 @@ The state directory belongs to its user alone (0700: events hold names and error
 
 from __future__ import annotations
 
+import hashlib
 import os
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
+from flowlane.runtime.events import outputs
 from flowlane.runtime.registry import make_sink
 
 if TYPE_CHECKING:
     from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome, Sink
 
-__all__ = ["EventLog", "prepare_state_dir"]
+__all__ = ["EventLog", "file_name", "prepare_state_dir"]
+
+_UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.#\[\]=,@+-]|^\.")
+_NAME_MAX: Final = 120  # characters; file systems have 255 bytes
+
+
+def file_name(task: str) -> str:
+    """A task's name as a part of a file name: different for different names, and the same where it is a plain one."""
+    safe = _UNSAFE.sub(_escaped, task)
+    if len(safe) > _NAME_MAX:
+        digest = hashlib.sha256(task.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        safe = f"{safe[: _NAME_MAX - 18]}%%{digest}"  # "%%" is in no other
+    return safe
+
+
+def _escaped(match: re.Match[str]) -> str:
+    return "".join([f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass")])
 
 
 def prepare_state_dir(path: str) -> None:
@@ -31,7 +50,7 @@ def prepare_state_dir(path: str) -> None:
 
 
 class EventLog:
-    """A Sink that writes each run's events to a folder of its own. Called on the journal's thread.
+    """A Sink that writes each run's events, and what its tasks printed, to a folder of its own. On the journal's thread.
 
     It writes nothing unless `enabled`, which is set once the state directory is known to be there: nothing must be left
     behind by a command line that is refused.
@@ -42,10 +61,15 @@ class EventLog:
         self._state_dir = state_dir
         self._sinks: dict[str, Sink] = {}
         self._faults: list[str] = []
+        self._unwritten = False  # a fault with an output was told
 
     def path(self, run_id: str) -> str:
         """Where the events of run `run_id` are."""
         return os.path.join(self._state_dir, "runs", run_id, "events.jsonl")
+
+    def output_path(self, run_id: str, task: str, attempt: int) -> str:
+        """Where the output of an attempt is, if it printed anything."""
+        return os.path.join(self._state_dir, "runs", run_id, "output", f"{file_name(task)}.{attempt}.txt")
 
     def open(self, run: RunInfo) -> None:
         if not self.enabled:
@@ -60,6 +84,28 @@ class EventLog:
         sink = self._sinks.get(chunk.run.id)
         if sink is not None:
             sink.write(chunk)
+            for index, report in outputs(chunk):
+                element, attempt, _, _ = chunk.transitions[index]
+                self._write_output(chunk.run, chunk.run.names[element], attempt, report.output or "")
+
+    def _write_output(self, run: RunInfo, task: str, attempt: int, text: str) -> None:
+        path = self.output_path(run.id, task, attempt)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        try:
+            try:
+                fd = os.open(path, flags, 0o600)
+            except FileNotFoundError:  # the first of the run
+                os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
+                fd = os.open(path, flags, 0o600)
+            with open(fd, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
+                file.write(text)
+        except OSError as error:
+            if not self._unwritten:
+                self._unwritten = True
+                why = (error.strerror or str(error)).lower()
+                self._faults.append(
+                    f"what '{task}' printed could not be written: {why}; others are tried, and not told of"
+                )
 
     def close(self, run: RunInfo, outcome: RunOutcome) -> None:
         sink = self._sinks.pop(run.id, None)

@@ -96,8 +96,7 @@ def command(
             if settings.log_format.value == "console":
                 from flowlane.cli.summary import show_summary
 
-                events = log.path(result.id) if log.enabled else None
-                show_summary(messages, result, events=events, quiet=quiet)
+                show_summary(messages, result, log=log if log.enabled else None, quiet=quiet)
         return _exit_code(state, signum)
 
 

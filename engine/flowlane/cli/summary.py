@@ -1,7 +1,7 @@
 """The last thing a run says: one block when it went well, and when it did not, what failed, last on the screen.
 
 Text for people, on stderr. A failed task is shown with the lines of the user's code that led to the error, who ran it,
-and what it kept from running; at most three of them, at most `_LINES` lines.
+what it printed last, and what it kept from running; at most three of them.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from flowlane.loader import is_user_code, shown_path
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flowlane.cli.record import EventLog
     from flowlane.cli.terminal import Messages
     from flowlane.errors import Failure
-    from flowlane.results import RunResult
+    from flowlane.results import RunResult, TaskResult
 
 __all__ = ["duration", "path_of", "show_summary"]
 
@@ -28,11 +29,18 @@ _MESSAGE_LINES: Final = 4
 _LINE_MAX: Final = 500  # characters: a message may hold a whole document
 _NAMES: Final = 8  # names in a path or a list
 _LOOKED_AT: Final = 500  # tasks asked for their root cause: a failure at the head of a wide graph stops them all
+_NOTES: Final = 8  # notes shown; more are repetitions as a rule
+_HELD: Final = "held the event loop"
+_HINTS: Final = 3  # verdicts shown
+_OUTPUT_LINES: Final = (10, 2)  # last lines of a failed task's output: of the only one, of one of several
+_UNITS: Final = ("B", "kB", "MB", "GB")
 _MARKS: Final = {"succeeded": ("✔", "32"), "failed": ("✗", "31")}
 
 
-def show_summary(messages: Messages, result: RunResult[Any], *, events: str | None, quiet: bool = False) -> None:
-    """Print how the run ended. `events` is the path of its event log. With `quiet` a success prints nothing."""
+def show_summary(
+    messages: Messages, result: RunResult[Any], *, log: EventLog | None = None, quiet: bool = False
+) -> None:
+    """Print how the run ended. `log` is where it was recorded. With `quiet` a success prints nothing."""
     state = str(result.state)
     if quiet and state == "succeeded" and not result.notes:
         return
@@ -53,12 +61,24 @@ def show_summary(messages: Messages, result: RunResult[Any], *, events: str | No
             messages.write(f"  time: {shares}\n")
             if result.slots:
                 messages.write(f"  slots: {_busy(result)}\n")
-    for note in result.notes:
-        messages.write(f"  ! {inert(note)}\n")
-    _show_failures(messages, result)
-    if events is not None and state != "succeeded":
-        messages.write(f"  events   {inert(shown_path(events))}\n")
+    hints = [] if quiet else result.verdicts[:_HINTS]
+    summed_up = {verdict.task for verdict in hints if verdict.code == "blocks_loop"}
+    notes = [note for note in result.notes if not (_HELD in note and _task_of(note) in summed_up)]
+    for note in notes[:_NOTES]:
+        messages.write(f"  ! {_cut(inert(note))}\n")
+    if len(notes) > _NOTES:
+        messages.write(f"  ! and {len(notes) - _NOTES} more notes\n")
+    for verdict in hints:
+        messages.write(f"  hint: {inert(verdict.sentence)}\n")
+    _show_failures(messages, result, log)
+    if log is not None and state != "succeeded":
+        messages.write(f"  events   {inert(shown_path(log.path(result.id)))}\n")
     messages.flush()
+
+
+def _task_of(note: str) -> str:
+    """The declared name of the task that a note of an executor is about: "parse#2 held …" → "parse"."""
+    return note.partition(f" {_HELD}")[0].partition("#")[0]
 
 
 def duration(seconds: float) -> str:
@@ -113,7 +133,8 @@ def _shares(result: RunResult[Any]) -> str:
         waits[slot] = waits.get(slot, 0.0) + seconds
     parts = [("work", sum(times.work.values()))]
     parts += [(f"waiting for {'an' if slot[0] in 'aeiou' else 'a'} {slot} slot", s) for slot, s in waits.items()]
-    parts += [("retrying", times.retry), ("handing over", times.handover), ("engine", times.engine)]
+    parts += [("retrying", times.retry), ("pickling", times.pickling)]
+    parts += [("handing over", times.handover), ("engine", times.engine)]
     total = sum(seconds for _, seconds in parts)
     if total <= 0:
         return ""
@@ -125,27 +146,28 @@ def _shares(result: RunResult[Any]) -> str:
 # ── failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _show_failures(messages: Messages, result: RunResult[Any]) -> None:
+def _show_failures(messages: Messages, result: RunResult[Any], log: EventLog | None) -> None:
     failures = result.failures
     if not failures:
         return
     stopped = _stopped_by(result, failures)
     frames = _FRAMES if len(failures) == 1 else 1
     for name in list(failures)[:_SHOWN]:
-        _show_failure(messages, result, name, failures[name], stopped.get(name, []), frames)
+        task = result.tasks[name]
+        _show_failure(messages, task, failures[name], frames)
+        _show_output(messages, result, task, log, _OUTPUT_LINES[len(failures) > 1])
+        if of := stopped.get(name):
+            messages.write(f"  stopped  {_list(of)}\n")
     left = list(failures)[_SHOWN:]
     if left:
         messages.write(f"  and {len(left)} more: {_list(left)}\n")
 
 
-def _show_failure(
-    messages: Messages, result: RunResult[Any], name: str, failure: Failure, stopped: Sequence[str], frames: int
-) -> None:
-    task = result.tasks[name]
+def _show_failure(messages: Messages, task: TaskResult, failure: Failure, frames: int) -> None:
     first, *rest = [_cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
     attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
     kind = f"{inert(failure.type)}: " if first else inert(failure.type)
-    messages.write(f"{messages.paint(inert(name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
+    messages.write(f"{messages.paint(inert(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
     for line in rest[:_MESSAGE_LINES]:
         messages.write(f"    {line}\n")
     if len(rest) > _MESSAGE_LINES:
@@ -156,10 +178,39 @@ def _show_failure(
         messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
     for note in failure.notes[:_MESSAGE_LINES]:
         messages.write(f"  note     {_cut(inert(note))}\n")
-    ran = f", {duration(task.duration)}" if task.duration else ""
-    messages.write(f"  ran on   {inert(task.executor)}{ran}\n")
-    if stopped:
-        messages.write(f"  stopped  {_list(stopped)}\n")
+    ran = [inert(task.executor)]
+    if task.worker and task.worker != task.executor:
+        ran.append(inert(task.worker))
+    if task.duration:
+        ran.append(duration(task.duration))
+    if task.cpu is not None:
+        ran.append(f"cpu {duration(task.cpu)}")
+    if task.peak_rss is not None:
+        ran.append(f"peak {_size(task.peak_rss)}")
+    messages.write(f"  ran on   {', '.join(ran)}\n")
+
+
+def _show_output(messages: Messages, result: RunResult[Any], task: TaskResult, log: EventLog | None, most: int) -> None:
+    """The last lines that a failed task printed, where that was captured, and where the rest is."""
+    lines = (task.output or "").rstrip().split("\n")
+    if lines == [""]:
+        return
+    if len(lines) > most:
+        place = f" in {inert(shown_path(log.output_path(result.id, task.name, task.attempts)))}" if log else ""
+        messages.write(f"  printed  … {len(lines) - most:,} more lines{place}\n")
+    for number, line in enumerate(lines[-most:]):
+        label = "printed" if number == 0 and len(lines) <= most else ""
+        shown = inert(line.rstrip().rpartition("\r")[2].expandtabs(4))
+        messages.write(f"  {label:7}  {_cut(shown)}".rstrip() + "\n")
+
+
+def _size(count: int) -> str:
+    """Bytes as people say them, in powers of ten: "812 B", "3.4 kB", "212 MB", "1.5 GB"."""
+    if count < 1000:
+        return f"{count} B"
+    power = min(3, (len(str(count)) - 1) // 3)
+    size = count / 1000**power
+    return f"{size:.0f} {_UNITS[power]}" if size >= 9.95 else f"{size:.1f} {_UNITS[power]}"
 
 
 def _cut(line: str) -> str:

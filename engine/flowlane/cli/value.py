@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 if TYPE_CHECKING:
-    from flowlane.results import RunResult
+    from flowlane.results import RunResult, TaskResult
 
 __all__ = ["RESULT_VERSION", "result_as_json", "value_as_text"]
 
@@ -33,7 +33,7 @@ def result_as_json(result: RunResult[Any], value: object) -> str:
             "executor": task.executor,
             "duration_s": task.duration,
             "failure": None if failure is None else failure.to_dict(),
-        }
+        } | {name: value for name, value in _measured(task).items() if value is not None}
     head = {
         "version": RESULT_VERSION,
         "run": {"id": result.id, "name": result.name, "workflow": result.workflow, "duration_s": result.duration},
@@ -41,6 +41,17 @@ def result_as_json(result: RunResult[Any], value: object) -> str:
     }
     # Apart, so that a value which has no JSON form cannot take the rest down with it.
     return f'{_json(head)[:-1]},"value":{_json(value)},"tasks":{_json(tasks)}}}'
+
+
+def _measured(task: TaskResult) -> dict[str, float | int | None]:
+    """Under the names that they have in the event log."""
+    return {
+        "cpu_s": task.cpu,
+        "peak_rss": task.peak_rss,
+        "bytes_in": task.bytes_in,
+        "bytes_out": task.bytes_out,
+        "pickling_s": task.pickling,
+    }
 
 
 def _json(value: object) -> str:

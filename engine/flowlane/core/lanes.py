@@ -4,26 +4,33 @@ A run's scheduler takes slots when it launches and gives them back when an attem
 there are, it is put on the lane's waiting list with the number it still wants. A slot given back goes round the
 waiting list, one slot a turn, and is *granted*: set aside for that run, so that nobody can overtake it on the way.
 Hence the invariant: while anybody waits, no slot is free.
+
+A lane may be stretched beyond its slots, for an executor that likes to have jobs in hand before a worker is free. When
+it is stretched less again, slots that are out stay out: the lane then is in *debt*, and swallows what is given back
+until it is out of it. A lane in debt has no free slot and grants none.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 __all__ = ["Lane"]
 
+_NOBODY: Final = -1  # no run's token
+
 
 class Lane:
     """`slots` places for jobs. `token` is the number by which a run is known to the lane.
 
-    `enforces_timeouts` tells schedulers that the executor behind the lane stops an attempt at its timeout by itself (and
-    reports it interrupted), so that they set no deadline of their own.
+    `slots` never changes; `capacity` is what the lane grants at present. `enforces_timeouts` tells schedulers that the
+    executor behind the lane stops an attempt at its timeout by itself (and reports it interrupted), so that they set no
+    deadline of their own.
     """
 
-    __slots__ = ("_granted", "_waiting", "enforces_timeouts", "free", "name", "slots")
+    __slots__ = ("_debt", "_granted", "_waiting", "enforces_timeouts", "extra", "free", "name", "slots")
 
     def __init__(self, name: str, slots: int, *, enforces_timeouts: bool = False) -> None:
         if slots < 1:
@@ -32,6 +39,8 @@ class Lane:
         self.slots = slots
         self.enforces_timeouts = enforces_timeouts
         self.free = slots
+        self.extra = 0  # beyond `slots`; set by `stretch` only
+        self._debt = 0  # slots that are out beyond the capacity, to be swallowed when they come back
         self._waiting: dict[int, int] = {}  # token → slots still wanted, in the order of turns
         self._granted: dict[int, int] = {}  # token → slots set aside
 
@@ -58,6 +67,8 @@ class Lane:
 
     def give(self, token: int, count: int) -> Sequence[int]:
         """Give `count` slots back. Returns the tokens of *other* runs that were granted one and must be woken."""
+        if self._debt:
+            count = self._repay(count)
         waiting = self._waiting
         if not waiting or (len(waiting) == 1 and token in waiting):
             waiting.clear()  # the giver asks again with take() right away
@@ -81,6 +92,8 @@ class Lane:
 
         Returns how many were taken, and the tokens of other runs to wake.
         """
+        if self._debt:
+            back = self._repay(back)
         waiting = self._waiting
         if not self._granted and (not waiting or (len(waiting) == 1 and token in waiting)):  # nobody else is here
             have = self.free + back
@@ -102,16 +115,47 @@ class Lane:
         unused = self._granted.pop(token, 0)
         return self.give(token, unused) if unused else ()
 
+    def stretch(self, extra: int) -> Sequence[int]:
+        """Let the lane grant `extra` (≥ 0) slots beyond its own. Returns the tokens of runs to wake.
+
+        Nothing is taken back: with less than is out and set aside, nothing is granted until enough has come back.
+        """
+        more = extra - self.extra
+        if not more:
+            return ()
+        if extra < 0:
+            raise ValueError(f"lane {self.name!r} cannot be stretched by {extra}")
+        self.extra = extra
+        if more > 0:
+            return self.give(_NOBODY, more)
+        kept = min(self.free, -more)
+        self.free -= kept
+        self._debt += -more - kept
+        return ()
+
+    def _repay(self, count: int) -> int:
+        """Swallow of `count` slots what the lane owes; returns the rest."""
+        paid = min(self._debt, count)
+        self._debt -= paid
+        return count - paid
+
+    @property
+    def capacity(self) -> int:
+        """Slots that may be out at present."""
+        return self.slots + self.extra
+
     @property
     def in_use(self) -> int:
-        """Slots held by launched attempts."""
-        return self.slots - self.free - sum(self._granted.values())
+        """Slots held by launched attempts; beyond the capacity for a while after it shrank."""
+        return self.capacity + self._debt - self.free - sum(self._granted.values())
 
     def check(self) -> None:
         """Raise AssertionError unless the invariants hold."""
-        assert 0 <= self.free <= self.slots, (self.name, self.free, self.slots)
+        assert 0 <= self.free <= self.capacity, (self.name, self.free, self.capacity)
+        assert self.extra >= 0 and self._debt >= 0, (self.name, self.extra, self._debt)
+        assert not (self._debt and self.free), f"lane {self.name}: {self.free} free while it owes {self._debt}"
         assert self.in_use >= 0, (self.name, self.in_use)
         assert not (self._waiting and self.free), f"lane {self.name}: {self.free} free while runs wait"
 
     def __repr__(self) -> str:
-        return f"Lane({self.name!r}, {self.in_use}/{self.slots} in use, {len(self._waiting)} waiting)"
+        return f"Lane({self.name!r}, {self.in_use}/{self.capacity} in use, {len(self._waiting)} waiting)"

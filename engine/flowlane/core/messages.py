@@ -90,12 +90,16 @@ class Failed:
 
 @dataclass(slots=True)
 class Crashed:
-    """The worker died under the attempt (`started` is NEVER when it had not begun)."""
+    """The worker died under the attempt (`started` is NEVER when it had not begun).
+
+    `retryable` is False for a task that is known to kill its workers, whatever its retry policy says.
+    """
 
     element: int
     attempt: int
     started: int
     ended: int
+    retryable: bool = True
 
 
 @dataclass(slots=True)

@@ -161,6 +161,18 @@ class Scheduler:
         """The number of the current or latest attempt; 0 before the task was first ready."""
         return self._attempt[element]
 
+    def states(self) -> bytes:
+        """The state of every element, as indices of ``states.STATES``: a copy."""
+        return bytes(self._state)
+
+    def attempts(self) -> bytes:
+        """The number of the current or latest attempt of every element: a copy."""
+        return bytes(self._attempt)
+
+    def causes(self) -> dict[int, int]:
+        """`upstream_failed` element → the upstream through which the failure reached it: a copy."""
+        return dict(self._cause)
+
     def counts(self) -> dict[TaskState, int]:
         """How many elements stand in each state; states with none are left out."""
         return {state: count for code, state in enumerate(STATES) if (count := self._state.count(code))}
@@ -397,6 +409,8 @@ class Scheduler:
             target, reason, again = CANCELLED, asked, False
         elif isinstance(event, (m.Crashed, m.Abandoned)):
             target, reason, again = CRASHED, Reason.WORKER_DIED, policy.retry_crashes
+            if isinstance(event, m.Crashed):
+                again = again and event.retryable
         else:
             again = event.retryable if isinstance(event, m.Failed) else False
             target, reason = FAILED, Reason.RAISED if running else Reason.REJECTED

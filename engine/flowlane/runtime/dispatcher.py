@@ -6,6 +6,8 @@ under way or finds the flag clear and schedules the next one, and any number of 
 A delivery from a plain callback of the loop is drained at once, which saves a turn of the loop for every link of a chain;
 one from inside a step (an executor that answers within ``submit``) or from inside somebody's Task never is.
 
+An executor with an ``appetite`` has its lane stretched to it, asked after each batch of reports and each submit.
+
 A job is known by one int, ``run token · element · attempt``, so that a report finds its way without any table.
 """
 
@@ -15,7 +17,7 @@ import asyncio
 import threading
 from collections import deque
 from functools import partial
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core.lanes import Lane
 from flowlane.errors import EngineClosed, FlowError, SettingsError
@@ -58,6 +60,7 @@ class Dispatcher:
         self.late = 0  # reports for runs that have ended
         self._slots = dict(slots)
         self._lanes: dict[str, Lane] = {}
+        self._hungry: list[tuple[Any, Lane]] = []  # open executors that have an appetite, and their lanes
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, Executor] = {}
         self._runs: dict[int, Recipient] = {}
@@ -110,6 +113,29 @@ class Dispatcher:
         executor = self.registry.get(name)
         await executor.open(self.deliver)
         self._open[name] = executor
+        if hasattr(executor, "appetite"):
+            self._hungry.append((executor, self.lane(name)))
+            self._feed()
+
+    def executor(self, name: str) -> Executor:
+        """The open executor `name`."""
+        return self._open[name]
+
+    def is_stretched(self, name: str) -> bool:
+        """Whether the lane of executor `name` may grant more than its slots."""
+        return any(lane.name == name for _, lane in self._hungry)
+
+    def _feed(self) -> None:
+        """Let lanes grant what their executors would like to hold just now."""
+        for hungry in tuple(self._hungry):
+            executor, lane = hungry
+            try:
+                extra = max(0, int(executor.appetite) - lane.slots)
+            except Exception:  # noqa: BLE001 - a plug-in's property: its lane has its slots, then, and is not asked again
+                self._hungry.remove(hungry)
+                extra = 0
+            if extra != lane.extra:
+                self.wake(lane.stretch(extra))
 
     def _opened(self, name: str, task: asyncio.Task[None]) -> None:
         del self._opening[name]
@@ -134,6 +160,16 @@ class Dispatcher:
         outer, self._draining = self._draining, True
         try:
             self._open[name].submit(jobs)
+        finally:
+            self._draining = outer
+        if self._hungry and not outer:  # else the drain under way will ask
+            self._feed()
+
+    def answer(self, reports: Sequence[Report]) -> None:
+        """Take reports of jobs that never got to their executor, from inside a step; see `submit`."""
+        outer, self._draining = self._draining, True
+        try:
+            self.deliver(reports)
         finally:
             self._draining = outer
 
@@ -190,6 +226,8 @@ class Dispatcher:
                 self._pass_on(token, own)
         finally:
             self._draining = False
+            if self._hungry:
+                self._feed()
 
     def _pass_on(self, token: int, reports: list[Report]) -> None:
         run = self._runs.get(token)
@@ -209,6 +247,7 @@ class Dispatcher:
         if opening:
             await asyncio.wait(opening, timeout=self.grace)
         executors, self._open = self._open, {}
+        self._hungry.clear()
         closing = {self._loop.create_task(executor.close(self.grace)): name for name, executor in executors.items()}
         if closing:
             await asyncio.wait(closing, timeout=self.grace + _CLOSING)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Chunk, Report, RunInfo, RunOutcome
 
 __all__ = [
+    "ATTEMPT_ENDS",
     "LEVELS",
     "SCHEMA_VERSION",
     "SHAPES",
@@ -34,11 +35,15 @@ __all__ = [
     "History",
     "HistoryChunk",
     "LossChunk",
+    "NoteChunk",
     "Shape",
     "events_of",
     "log_lost",
+    "measures",
+    "outputs",
     "run_finished",
     "run_started",
+    "task_noted",
 ]
 
 SCHEMA_VERSION: Final = 1
@@ -84,6 +89,10 @@ LEVELS: Final = tuple(_level(rule.target) for rule in RULES)
 _SOURCES: Final = tuple(str(rule.source) for rule in RULES)
 _TARGETS: Final = tuple(str(rule.target) for rule in RULES)
 _REASONS: Final = tuple(str(rule.reason) for rule in RULES)
+#: By code: whether an attempt that was out ends with it, so that its report is a final one.
+ATTEMPT_ENDS: Final = tuple(
+    shape.reported and rule.target is not TaskState.RUNNING for shape, rule in zip(SHAPES, RULES, strict=True)
+)
 _STOPS: Final = tuple(shape.stopped for shape in SHAPES)
 
 
@@ -144,6 +153,11 @@ class History:
         self._since = array("q", [NEVER]) * len(self.run.names)
         return LossChunk(self.run, self.clock, count, t)
 
+    def noted(self, element: int, attempt: int, report: Report) -> NoteChunk:
+        """What an executor told about an attempt that is out."""
+        self.settle()
+        return NoteChunk(self.run, self.clock, element, attempt, report)
+
     def follow(self, transitions: Sequence[Transition]) -> list[int]:
         """Apply rows; for each, ns in the state it leaves (NEVER when not known)."""
         since = self._since
@@ -192,8 +206,8 @@ class History:
             "elapsed_s": elapsed / 1e9 if elapsed >= 0 and not shape.first else None,
         }
         if report is not None:
-            if shape.cpu and report.cpu >= 0:
-                event["cpu_s"] = report.cpu / 1e9
+            if shape.cpu:
+                event.update(measures(report))
             if shape.blamed and report.failure is not None:
                 event["error"] = _error(report)
         elif shape.upstream:
@@ -310,6 +324,57 @@ class LossChunk:
         yield log_lost(self.run, self._clock, self.count, self.t)
 
 
+class NoteChunk:
+    """What was told about an attempt without changing anything: a `Chunk` without rows and with one event, ``task.noted``."""
+
+    __slots__ = ("_clock", "_key", "_report", "run")
+
+    transitions: Sequence[Transition] = ()
+    elapsed: Sequence[int] = ()
+
+    def __init__(self, run: RunInfo, clock: Clock, element: int, attempt: int, report: Report) -> None:
+        self.run = run
+        self._clock = clock
+        self._key = (element, attempt)
+        self._report = report
+
+    @property
+    def reports(self) -> Mapping[tuple[int, int], Report]:
+        return {self._key: self._report}
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        yield task_noted(self.run, self._clock, *self._key, self._report)
+
+
+def measures(report: Report) -> dict[str, float | int]:
+    """What an executor measured of an attempt, as fields of its last event. Looked at where it measured CPU time, or failed."""
+    fields: dict[str, float | int] = {}
+    if report.cpu >= 0:
+        fields["cpu_s"] = report.cpu / 1e9
+    elif report.failure is None:
+        return fields
+    if report.rss >= 0:
+        fields["peak_rss"] = report.rss
+    if report.bytes_in >= 0:
+        fields["bytes_in"] = report.bytes_in
+    if report.bytes_out >= 0:
+        fields["bytes_out"] = report.bytes_out
+    if report.pickling >= 0:
+        fields["pickling_s"] = report.pickling / 1e9
+    return fields
+
+
+def outputs(chunk: Chunk) -> Iterator[tuple[int, Report]]:
+    """(index of the row that ends the attempt, report) for each attempt of `chunk` that printed something."""
+    if not any(report.output for report in chunk.reports.values()):
+        return
+    for index, (element, attempt, code, _) in enumerate(chunk.transitions):
+        if ATTEMPT_ENDS[code]:
+            report = chunk.reports.get((element, attempt))
+            if report is not None and report.output:
+                yield index, report
+
+
 def events_of(chunk: Chunk, codes: Collection[int]) -> Iterator[dict[str, Any]]:
     """The events of those rows whose code is among `codes`, without making the others where the chunk allows it.
 
@@ -358,6 +423,18 @@ def run_finished(run: RunInfo, outcome: RunOutcome) -> dict[str, Any]:
     event["counts"] = dict(outcome.counts)
     event["duration_s"] = max(0, outcome.ended - run.mono_ns) / 1e9
     event["error"] = outcome.error
+    return event
+
+
+def task_noted(run: RunInfo, clock: Clock, element: int, attempt: int, report: Report) -> dict[str, Any]:
+    """The event ``task.noted``."""
+    event = _common("task.noted", "warning", run, clock, report.ended)
+    event["task"] = run.names[element]
+    event["kind"] = run.kinds[element]
+    event["executor"] = run.executors[element]
+    event["worker"] = report.worker or None
+    event["attempt"] = attempt
+    event["note"] = report.note
     return event
 
 

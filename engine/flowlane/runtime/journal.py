@@ -49,6 +49,9 @@ LINGER: Final = 0.010
 #: Rows that may wait for slow sinks: about 100 MB with their reports.
 LIMIT: Final = 500_000
 
+#: Characters of tasks' output that may wait for slow sinks; what comes beyond is not told to them.
+OUTPUT_LIMIT: Final = 64 << 20
+
 _FAULTS_KEPT: Final = 1_000  # an Engine may live for months with a broken sink
 _NOW: Final = 0  # for _wake_at: any append rings
 _NOT: Final = 1 << 62  # no append rings
@@ -73,7 +76,7 @@ class Fault(NamedTuple):
 class _Stream:
     """One run on its way to its sinks. `gap` and `gap_end` belong to the loop thread, the rest to the writer."""
 
-    __slots__ = ("gap", "gap_end", "history", "last", "lost", "reports", "rows", "run", "sinks")
+    __slots__ = ("gap", "gap_end", "history", "last", "lost", "reports", "rows", "run", "sinks", "unprinted")
 
     def __init__(self, run: RunInfo, sinks: list[Sink]) -> None:
         self.run = run
@@ -84,6 +87,7 @@ class _Stream:
         self.gap = 0  # rows dropped since the last one that was taken
         self.gap_end = 0  # when the last of them happened
         self.lost = 0
+        self.unprinted = 0  # attempts whose output was left out; the loop thread's
         self.last = run.mono_ns  # when the last delivered row happened
 
 
@@ -94,6 +98,12 @@ class _Open:
 class _Gap(NamedTuple):
     rows: int
     t: int
+
+
+class _Noted(NamedTuple):
+    element: int
+    attempt: int
+    report: Report
 
 
 class _Close(NamedTuple):
@@ -124,6 +134,8 @@ class Journal:
         self._bell = threading.Event()
         self._appended = 0
         self._consumed = 0
+        self._output_in = 0  # characters, counted like the rows
+        self._output_out = 0
         self._wake_at = _NOT
         self._urgent = False
         self._closing = False
@@ -156,6 +168,8 @@ class Journal:
             return
         appended = self._appended
         if appended - self._consumed > self._limit:
+            if self._output_in != self._output_out:
+                self._output_in -= sum([len(report.output) for report in reports.values() if report.output])
             stream.gap += len(transitions)
             stream.gap_end = transitions[-1][3]
             return
@@ -165,6 +179,26 @@ class Journal:
         self._appended = appended = appended + len(transitions)
         if appended >= self._wake_at:
             self._ring()
+
+    def admit(self, run_id: str, characters: int) -> bool:
+        """Whether a report with so much output may be handed over; if not, that is counted and told at the end."""
+        if self._output_in - self._output_out + characters <= OUTPUT_LIMIT:
+            self._output_in += characters
+            return True
+        stream = self._streams.get(run_id)
+        if stream is not None:
+            stream.unprinted += 1
+        return False
+
+    def note(self, run_id: str, element: int, attempt: int, report: Report) -> None:
+        """Hand over a NOTED report, in its place between the steps."""
+        stream = self._streams.get(run_id)
+        if stream is None or self._appended - self._consumed > self._limit:
+            return
+        if stream.gap:
+            self._mark_gap(stream)
+        self._queue.append((stream, None, _Noted(element, attempt, report)))
+        self._ring()
 
     def finish(self, run_id: str, outcome: RunOutcome) -> Future[None]:
         """End a run. The future is resolved, with None, when its sinks have got everything and were closed for it."""
@@ -287,6 +321,8 @@ class Journal:
                 self._deliver(stream, part, {key: reports[key] for key in keys if key in reports})
         stream.last = rows[-1][3]
         self._consumed += len(rows)
+        if self._output_in != self._output_out:
+            self._output_out += sum([len(report.output) for report in reports.values() if report.output])
 
     def _deliver(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
         if not stream.sinks:
@@ -300,7 +336,7 @@ class Journal:
             return
         self._each(stream, "write", lambda sink: sink.write(chunk))
 
-    def _control(self, stream: _Stream, what: _Open | _Gap | _Close) -> None:
+    def _control(self, stream: _Stream, what: _Open | _Gap | _Noted | _Close) -> None:
         run = stream.run
         match what:
             case _Open():
@@ -309,6 +345,9 @@ class Journal:
                 stream.lost += count
                 chunk: Chunk = stream.history.lost(count, t)
                 self._each(stream, "write", lambda sink: sink.write(chunk))
+            case _Noted(element, attempt, report):
+                noted: Chunk = stream.history.noted(element, attempt, report)
+                self._each(stream, "write", lambda sink: sink.write(noted))
             case _Close(outcome, done):
                 ending = outcome or RunOutcome(
                     state="interrupted",
@@ -320,6 +359,13 @@ class Journal:
                 if stream.lost:
                     self._tell(
                         Fault(run.id, "journal", f"{stream.lost:,} events were dropped: the sinks were too slow")
+                    )
+                if stream.unprinted:
+                    count = stream.unprinted
+                    self._tell(
+                        Fault(
+                            run.id, "journal", f"the output of {count:,} attempts was left out: the sinks were too slow"
+                        )
                     )
                 done.set_result(None)
 

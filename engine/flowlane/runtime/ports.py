@@ -11,6 +11,15 @@ Executor
     (it must send it for longer ones: timeouts count from it, and people watch it). Slots are not the executor's
     business: the scheduler never has more jobs out than the lane has slots.
 
+    Three things an executor may do besides:
+
+    - It may have an attribute ``appetite``: how many jobs it would like to hold just now, its slots or more, so that a
+      worker need not wait for the loop between two short tasks. It is read on the loop's thread after each batch of
+      reports and each `submit`, so it must cost nothing, and may change as the executor measures. Jobs beyond the
+      slots wait inside the executor; people go on being told its slots.
+    - It may send NOTED reports about a job that is out; they change nothing but what is told.
+    - It may report a `RemoteValue` in place of a result, see there (``Capabilities.remote_values``).
+
 Sink
     Called on the journal's own thread, in the order of history, never on the event loop. What it raises is told once
     and never touches the run.
@@ -35,12 +44,15 @@ __all__ = [
     "CRASHED",
     "FAILED",
     "INTERRUPTED",
+    "NEVER",
+    "NOTED",
     "STARTED",
     "SUCCEEDED",
     "Capabilities",
     "Chunk",
     "Executor",
     "Job",
+    "RemoteValue",
     "Report",
     "ReportKind",
     "RunInfo",
@@ -59,6 +71,7 @@ class ReportKind(IntEnum):
     CRASHED = 3  # its worker died
     INTERRUPTED = 4  # it stopped because `interrupt` asked it to
     ABANDONED = 5  # it was told to stop and did not; it may still be running, its outcome will not be told
+    NOTED = 6  # not an end: something to tell about a job that is out, in `note`
 
 
 STARTED: Final = ReportKind.STARTED
@@ -67,6 +80,7 @@ FAILED: Final = ReportKind.FAILED
 CRASHED: Final = ReportKind.CRASHED
 INTERRUPTED: Final = ReportKind.INTERRUPTED
 ABANDONED: Final = ReportKind.ABANDONED
+NOTED: Final = ReportKind.NOTED
 
 NEVER: Final = -1  # a time that did not come
 
@@ -79,7 +93,8 @@ class Capabilities:
     default_slots  jobs it takes at once unless the engine is told otherwise; at least 1
     hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
     pickles        arguments and results cross a process boundary
-    remote_values  results may stay where they were made
+    remote_values  results may stay where they were made: it may report a RemoteValue, and takes its own back as arguments
+    interruptible  a running job hears that it is to stop; where none does (threads), one over its timeout is given up at once
     """
 
     accepts: frozenset[str]
@@ -87,6 +102,7 @@ class Capabilities:
     hard_kill: bool = False
     pickles: bool = False
     remote_values: bool = False
+    interruptible: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +150,17 @@ class Report:
     value           the result, for SUCCEEDED
     failure         for FAILED and CRASHED
     worker          who ran it: "loop", "thread-3", "pid 4711"
-    cpu             ns of CPU time the attempt used, NEVER when not measured
+    cpu             ns of CPU time the attempt used
+
+    What an executor may measure besides; NEVER where it did not. It is looked at where `cpu` is told as well, and for
+    attempts that did not succeed:
+
+    rss                  peak memory of the worker process up to the end of the attempt, bytes
+    bytes_in, bytes_out  size of the encoded arguments, and of the encoded result
+    pickling             ns spent on encoding and decoding both, on both sides together
+
+    output          what the attempt printed, where it was captured (cut to a sensible length by the executor)
+    note            for NOTED: what happened, in words that follow the task's name ("held the event loop for 312 ms at ...")
     """
 
     ref: int
@@ -145,6 +171,39 @@ class Report:
     failure: Failure | None = None
     worker: str = ""
     cpu: int = NEVER
+    rss: int = NEVER
+    bytes_in: int = NEVER
+    bytes_out: int = NEVER
+    pickling: int = NEVER
+    output: str | None = None
+    note: str = ""
+
+
+class RemoteValue:
+    """A result that stays where it was made. An executor with ``remote_values`` subclasses it and reports it as the value.
+
+    The engine keeps it as the task's value. It hands it as it is, also inside lists, tuples and dicts of arguments, to the
+    executor that made it (``value.home is executor``) and fetches it for everybody else: other executors, and the run's
+    result. It drops its reference when the last task that reads the value has ended; whoever makes one frees what is
+    behind it when it is garbage collected, which may happen on any thread.
+
+    home    the executor that made it
+    nbytes  about how much there is to fetch
+    """
+
+    __slots__ = ("home", "nbytes")
+
+    def __init__(self, home: object, nbytes: int) -> None:
+        self.home = home
+        self.nbytes = nbytes
+
+    def fetch(self) -> Any:
+        """The value itself, always the same object: fetched once, then kept.
+
+        Called on the thread of the engine's loop, which it holds up for as long as decoding takes. Raises TransportError
+        when the value cannot be had any more or does not load here.
+        """
+        raise NotImplementedError
 
 
 @runtime_checkable

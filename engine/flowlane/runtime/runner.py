@@ -10,29 +10,34 @@ from __future__ import annotations
 import asyncio
 import random
 import time
+from dataclasses import replace
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core import messages as m
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
-from flowlane.errors import Failure
+from flowlane.errors import Failure, FlowError, TransportError
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
+from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
     FAILED,
     INTERRUPTED,
     NEVER,
+    NOTED,
     STARTED,
     SUCCEEDED,
     Job,
+    RemoteValue,
+    Report,
     RunInfo,
     RunOutcome,
 )
-from flowlane.runtime.values import fill, fill_arguments
+from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at
 
 if TYPE_CHECKING:
     import contextvars
@@ -42,15 +47,29 @@ if TYPE_CHECKING:
     from flowlane.program import Program
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.journal import Journal
-    from flowlane.runtime.ports import Report
+    from flowlane.runtime.ports import Executor
 
-__all__ = ["Runner"]
+__all__ = ["NOTES_KEPT", "Note", "Runner"]
+
+#: Notes of executors that a run keeps for its result; sinks get them all.
+NOTES_KEPT: Final = 20
+
+_NOTE_MAX: Final = 500  # characters
+_POISON: Final = "flowlane.errors.PoisonTask"
 
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
-Reports = dict[tuple[int, int], "Report"]
+Reports = dict[tuple[int, int], Report]
+
+
+class Note(NamedTuple):
+    """What an executor told about an attempt that was out."""
+
+    element: int
+    attempt: int
+    text: str
 
 
 class Runner:
@@ -75,6 +94,9 @@ class Runner:
         self.program = program
         self.abandoned = 0  # attempts that were given up and may still be running
         self.failures: dict[int, Failure] = {}
+        self.measured = Measured(program.plan.size)
+        self.notes: list[Note] = []
+        self.noted = 0  # notes that came, those not kept included
         self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
         self._dispatcher = dispatcher
         self._journal = journal
@@ -92,6 +114,9 @@ class Runner:
         capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
+        self._deaf = [not c.interruptible for c in capabilities]
+        self._remote = any(c.remote_values for c in capabilities)
+        self._homes: list[Executor] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self.scheduler = Scheduler(
             program.plan,
@@ -111,6 +136,8 @@ class Runner:
             mono_ns=monotonic_ns(),
             params=program.params,
         )
+        self.stretched: frozenset[str] = frozenset()
+        self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
         self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
         self._recorded = journal.start(self.info)
@@ -120,6 +147,9 @@ class Runner:
 
     def begin(self) -> None:
         """Start the run. Its executors are open."""
+        self.stretched = frozenset([name for name in self._names if self._dispatcher.is_stretched(name)])
+        if self._remote:
+            self._homes = [self._dispatcher.executor(name) for name in self._names]
         self._step([m.RunStarted()], {})
 
     def cancel(self, grace: float | None = None) -> None:
@@ -174,7 +204,7 @@ class Runner:
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
-        keep = self._heard
+        keep, measured = self._heard, self.measured
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
@@ -184,17 +214,50 @@ class Runner:
                     asked = scheduler.asked(element)
                     if attempt > 1:  # an earlier attempt's error keeps its frames alive, and with them the arguments
                         self.failures.pop(element, None)
+                        measured.workers.pop(element, None)
+                        measured.take(element, report)
+                    elif report.cpu >= 0:
+                        measured.take(element, report)
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
                         report.failure = self.failures[element] = self._overdue(element, asked, None)
                 if keep:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
+            elif report.kind is NOTED:
+                if events:  # what came before it is told before it, and may have ended its attempt
+                    self._step(events, recorded)
+                    events, recorded = [], {}
+                if scheduler.awaits(element, attempt):
+                    self._note(element, attempt, report)
+                continue
             else:
                 events.append(self._event(report, element, attempt))
             if keep:
+                if report.output is not None:
+                    report = self._printed(report)  # noqa: PLW2901 - the same one, but for what nobody would get to
                 recorded[element, attempt] = report
-        self._step(events, recorded)
+        if events:
+            self._step(events, recorded)
+
+    def _printed(self, report: Report) -> Report:
+        """The report as it is recorded: with its output only where a sink will take it away soon."""
+        output = report.output
+        if self._recorded and output and self._journal.admit(self.info.id, len(output)):
+            return report
+        return replace(report, output=None)
+
+    def _note(self, element: int, attempt: int, report: Report) -> None:
+        report.note = report.note[:_NOTE_MAX]
+        self.noted += 1
+        if len(self.notes) < NOTES_KEPT:
+            self.notes.append(Note(element, attempt, report.note))
+        if report.ended == NEVER:
+            report.ended = monotonic_ns()
+        if self._recorded:
+            self._journal.note(self.info.id, element, attempt, report)
+        if self._on_step is not None:
+            self._on_step([], {(element, attempt): report})
 
     def wake(self) -> None:
         """A slot of a shared lane was set aside for this run."""
@@ -210,20 +273,28 @@ class Runner:
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self._overdue(element, asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
-            enforced = self._enforces[self.program.plan.lane[element]]
-            report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, None) if enforced else _taken_back()
+            plan = self.program.plan
+            enforced = self._enforces[plan.lane[element]] and plan.policies[plan.policy[element]].timeout
+            if enforced and started != NEVER:  # the executor kept the deadline
+                report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, report.failure)
+            else:
+                report.failure = _taken_back()
         elif kind is FAILED and report.failure is None:
             report.failure = Failure(
                 "Exception", "its executor does not say why", ancestry=("Exception", "BaseException")
             )
         elif (kind is CRASHED and report.failure is None) or (kind is ABANDONED and asked is None):
             report.failure = _worker_died()
-        if report.failure is not None and awaited:
-            self.failures[element] = report.failure
+        if awaited:
+            self.measured.take(element, report)
+            self.measured.workers[element] = report.worker
+            if report.failure is not None:
+                self.failures[element] = report.failure
         if kind is FAILED:
             return m.Failed(element, attempt, started, ended, self._retryable(element, report.failure))
         if kind is CRASHED:
-            return m.Crashed(element, attempt, started, ended)
+            poison = report.failure is not None and report.failure.ancestry[:1] == (_POISON,)
+            return m.Crashed(element, attempt, started, ended, not poison)
         if kind is INTERRUPTED:
             return m.Interrupted(element, attempt, started, ended)
         self.abandoned += awaited
@@ -270,6 +341,8 @@ class Runner:
         if self._recorded:
             self._journal.append(self.info.id, transitions, reports)
         if self._on_step is not None:
+            if self.measured.outputs or self.measured.dropped:  # a reader of this may come late, or never
+                reports = {key: replace(each, output=None) if each.output else each for key, each in reports.items()}
             self._on_step(transitions, reports)
 
     def _fail_soon(self, error: Exception) -> None:
@@ -290,7 +363,11 @@ class Runner:
             elif isinstance(command, m.Interrupt):
                 attempt = self.scheduler.attempt
                 refs = [make_ref(self.token, element, attempt(element)) for element in command.elements]
-                self._dispatcher.interrupt(self._names[command.lane], refs, self._grace)
+                # Whatever a job returns after its timeout cannot change the verdict: to wait for one that was not even told
+                # would only keep everybody else waiting. Cancelled ones may still count.
+                late = command.reason in (Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT)
+                grace = 0.0 if late and self._deaf[command.lane] else self._grace
+                self._dispatcher.interrupt(self._names[command.lane], refs, grace)
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
             else:
@@ -301,11 +378,19 @@ class Runner:
         names, targets, arguments = program.names, program.targets, program.arguments
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
         base_context = self._context if self._in_process[lane] else None
+        home = self._homes[lane] if self._homes is not None else None
         context: contextvars.Context | None = None
         jobs: list[Job] = []
         for element in elements:
             attempt = attempts(element)
-            args, kwargs = fill_arguments(arguments[element], values)
+            if home is None:
+                args, kwargs = fill_arguments(arguments[element], values)
+            else:
+                try:
+                    args, kwargs = fill_arguments_at(home, arguments[element], values)
+                except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
+                    self._refuse(element, attempt, error)
+                    continue
             if base_context is not None:
                 context = base_context.copy()
                 context.run(TASK.set, names[element])
@@ -325,9 +410,23 @@ class Runner:
                 )
             )
         if self._enforces[lane]:
-            for job, element in zip(jobs, elements, strict=True):
-                job.timeout = program.plan.policies[program.plan.policy[element]].timeout / 1e9 or None
-        self._dispatcher.submit(self._names[lane], jobs)
+            policies, policy = program.plan.policies, program.plan.policy
+            for job in jobs:
+                job.timeout = policies[policy[(job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK]].timeout / 1e9 or None
+        if jobs:
+            self._dispatcher.submit(self._names[lane], jobs)
+
+    def _refuse(self, element: int, attempt: int, error: Exception) -> None:
+        """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
+        if not isinstance(error, FlowError):
+            cause = error
+            error = TransportError(
+                f"a value that '{self.program.names[element]}' reads could not be fetched: {type(cause).__name__}: {cause}"
+            )
+            error.__cause__ = cause
+        failure = Failure.of(error.with_traceback(None))
+        ref = make_ref(self.token, element, attempt)
+        self._dispatcher.answer((Report(ref, FAILED, NEVER, monotonic_ns(), failure=failure),))
 
     def _set_timer(self, at: int) -> None:
         if self._timer is not None:
@@ -343,11 +442,32 @@ class Runner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._remote and self.state is RunState.SUCCEEDED:
+            self._fetch_result()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
         for element, failure in self._queued_too_long():
             self.failures[element] = failure
         self._on_finish()
+
+    def _fetch_result(self) -> None:
+        """Have the run's result here. A value of it that is lost fails the run: its tasks have succeeded, and it has not."""
+        values = self._values
+        for element in self.program.plan.pinned:
+            value = values[element]
+            if isinstance(value, RemoteValue):
+                try:
+                    values[element] = value.fetch()
+                except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
+                    name = self.program.names[element]
+                    what = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+                    self.error = TransportError(
+                        f"the value of task '{name}', part of the run's result, could not be fetched: {what}",
+                        hint=getattr(error, "hint", None),
+                    )
+                    self.error.exit_code = 1  # a run that failed, not a bad definition
+                    self.error.__cause__ = error
+                    return
 
     def _queued_too_long(self) -> list[tuple[int, Failure]]:
         """Failures of tasks whose total time ran out while no attempt was out, so that no report told of it."""
@@ -373,7 +493,7 @@ class Runner:
         return fill(self.program.result, self._values)
 
     def forget(self) -> None:
-        """Let go of all values: the result has its own, and what is left (of a run that failed, say) nobody can read."""
+        """Let go of all values, after the end: what is left (of a run that failed, say) nobody can read."""
         self._values.clear()
 
     def outcome(self) -> RunOutcome:

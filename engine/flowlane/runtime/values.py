@@ -2,6 +2,9 @@
 
 Owned by the run's loop thread. A template (`Arguments`, or a run's result) holds a `Ref` wherever an upstream value
 belongs; `fill` puts the values in. Everything is iterative: a template may be nested as deeply as its author likes.
+
+A value may be a `RemoteValue`: the executor that made it gets it as it is, everybody else what it stands for
+(`fill_arguments_at`). Runs without an executor that makes any never look.
 """
 
 from __future__ import annotations
@@ -9,13 +12,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, cast
 
 from flowlane.program import Ref
+from flowlane.runtime.ports import RemoteValue
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from flowlane.program import Arguments
 
-__all__ = ["fill", "fill_arguments"]
+__all__ = ["fill", "fill_arguments", "fill_arguments_at"]
 
 
 def fill_arguments(arguments: Arguments, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -29,6 +33,34 @@ def fill_arguments(arguments: Arguments, values: Sequence[Any]) -> tuple[Sequenc
             args[position] = values[args[position].node]
         return args, arguments.kwargs  # type: ignore[return-value]  # a Mapping that callers only unpack
     return arguments.args, arguments.kwargs  # type: ignore[return-value]
+
+
+def fill_arguments_at(
+    home: object, arguments: Arguments, values: Sequence[Any]
+) -> tuple[Sequence[Any], dict[str, Any]]:
+    """`fill_arguments` for the executor `home`, where values may be remote. Raises what fetching one raises."""
+    if arguments.nested:
+        return fill_arguments(arguments, cast("Sequence[Any]", _At(home, values)))
+    args, kwargs = fill_arguments(arguments, values)
+    for position in arguments.direct:
+        value = args[position]
+        if isinstance(value, RemoteValue) and value.home is not home:
+            args[position] = value.fetch()  # type: ignore[index]  # a list: it has a direct position
+    return args, kwargs
+
+
+class _At:
+    """The values as one executor may have them."""
+
+    __slots__ = ("_home", "_values")
+
+    def __init__(self, home: object, values: Sequence[Any]) -> None:
+        self._home = home
+        self._values = values
+
+    def __getitem__(self, node: int) -> Any:
+        value = self._values[node]
+        return value.fetch() if isinstance(value, RemoteValue) and value.home is not self._home else value
 
 
 def fill(template: Any, values: Sequence[Any]) -> Any:

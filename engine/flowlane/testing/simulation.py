@@ -38,6 +38,7 @@ class Attempt:
     duration   from its beginning to its end, when nobody asks it to stop
     ends       how it ends then
     retryable  whether the retry policy covers the error, for "fails"
+    poison     whether the crash is one that must not be repeated, for "crashes"
     begins     False: it ends before any worker began it (refused, or the worker died)
     told       whether its beginning is told at once, or only together with its end
     stops      time it takes to stop when asked; one that takes longer than the simulation's `grace` is abandoned
@@ -49,6 +50,7 @@ class Attempt:
     begins: bool = True
     told: bool = True
     stops: int = 0
+    poison: bool = False
 
 
 #: (element, attempt) → what becomes of it. Called once for each attempt, when it is launched.
@@ -160,9 +162,10 @@ class SimulatedRun:
         event: m.Event
         if not script.begins:
             over = begun
-            event = (m.Crashed if script.ends == "crashes" else m.Failed)(element, attempt, NEVER, over)
-            if isinstance(event, m.Failed):
-                event.retryable = script.retryable
+            if script.ends == "crashes":
+                event = m.Crashed(element, attempt, NEVER, over, not script.poison)
+            else:
+                event = m.Failed(element, attempt, NEVER, over, script.retryable)
             begun = NEVER
         else:
             over = begun + script.duration
@@ -176,7 +179,7 @@ class SimulatedRun:
             elif script.ends == "fails":
                 event = m.Failed(element, attempt, begun, over, script.retryable)
             else:
-                event = m.Crashed(element, attempt, begun, over)
+                event = m.Crashed(element, attempt, begun, over, not script.poison)
             if script.told:
                 told = world.post(self, m.Started(element, attempt, begun), begun + world.delay())
         final = world.post(self, event, over + world.delay(), after=told)
@@ -264,6 +267,11 @@ class Simulation:
         news = _News(at, tie, run, event)
         heappush(self._news, (at, tie, self._posted, news))
         return news
+
+    def stretch(self, lane: Lane, extra: int) -> None:
+        """Stretch a lane of this simulation, as an engine does for an executor with an appetite."""
+        for token in lane.stretch(extra):
+            self.post(self.runs[token], m.SlotAvailable(), self.now + self.delay())
 
     def delay(self) -> int:
         """A draw of how late something is."""

@@ -3,6 +3,10 @@
     etl · run brisk-otter (7f3a2c) · 42 tasks · cpu 12 · io 30
          0.004  fetch[eu]  ready → running     asyncio
          0.120  fetch[eu]  running → retrying  raised after 0.116s on asyncio (loop)  attempt 1  OSError: 503
+    parse#2 │ 118 rows
+
+A line with a bar is what a task printed, where its executor captures that: told when the attempt has ended, before its
+end, whole lines of one attempt together.
 
 Names and messages are made inert: what is not printable is written as an escape, so no task can move the cursor, forge a line or
 turn text around. Without `color` no ESC byte is ever written. Text that the stream's encoding does not know is written
@@ -15,13 +19,13 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from flowlane.runtime.encode import encode, inert
-from flowlane.runtime.events import run_finished, run_started
+from flowlane.runtime.events import outputs, run_finished, run_started
 from flowlane_plugins.sinks.lines import LineRenderer
 
 if TYPE_CHECKING:
     from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome
 
-__all__ = ["ConsoleSink", "encodable", "heading"]
+__all__ = ["ConsoleSink", "encodable", "heading", "printed"]
 
 _MESSAGE_MAX: Final = 200  # characters of an error's message on its line; the whole is in the log and in the summary
 
@@ -54,10 +58,10 @@ class ConsoleSink:
         self._runs: dict[str, LineRenderer] = {}
         self._faults: list[str] = []
         self._broken = False
-        arrow, dot = "→", "·"
-        if not encodable(stream, arrow + dot):
-            arrow, dot = "->", "-"
-        self._arrow, self._dot = arrow, dot
+        arrow, dot, bar = "→", "·", "│"
+        if not encodable(stream, arrow + dot + bar):
+            arrow, dot, bar = "->", "-", "|"
+        self._arrow, self._dot, self._bar = arrow, dot, bar
 
     def open(self, run: RunInfo) -> None:
         if self._json:
@@ -72,8 +76,12 @@ class ConsoleSink:
         elif self._json:
             self._print(self._runs[chunk.run.id].render(chunk))
         else:
-            base = chunk.run.mono_ns
-            self._print("".join([self._line(event, base) for event in chunk.events()]))
+            run = chunk.run
+            lines = [self._line(event, run.mono_ns) for event in chunk.events()]
+            for index, report in outputs(chunk):
+                text = printed(run.names[chunk.transitions[index][0]], report.output or "", self._bar)
+                lines[index] = f"{text}{lines[index]}"
+            self._print("".join(lines))
 
     def close(self, run: RunInfo, outcome: RunOutcome) -> None:
         if self._json:
@@ -87,6 +95,8 @@ class ConsoleSink:
 
     def _line(self, event: dict[str, Any], base: int) -> str:
         offset = f"{(event['mono_ns'] - base) / 1e9:>10.3f}"
+        if event["event"] == "task.noted":
+            return f"{offset}  {inert(event['task'])}  {self._paint(_short(event['note']), '33')}\n"
         if event["event"] != "task.transition":
             return f"{offset}  {event['event']}  {event['lost']} events were lost: the log could not keep up\n"
         target = event["to"]
@@ -137,6 +147,13 @@ def heading(run: RunInfo, dot: str = "·") -> str:
     kinds = [f"{kind} {count}" for kind, count in sorted(Counter(run.kinds).items())]
     parts = [run.workflow, f"run {run.name} ({run.id[:6]})", f"{tasks} task{'' if tasks == 1 else 's'}", *kinds]
     return inert(f" {dot} ".join(parts))
+
+
+def printed(task: str, text: str, bar: str = "│") -> str:
+    """What a task printed, as ``parse#2 │ text`` lines, inert. Of a line written over (a progress bar) the last state."""
+    head = f"{inert(task)} {bar} "
+    lines = [line.rstrip().rpartition("\r")[2].expandtabs(4) for line in text.rstrip().split("\n")]
+    return "".join([f"{head}{inert(line)}\n" for line in lines])
 
 
 def _duration(seconds: float | None) -> str:

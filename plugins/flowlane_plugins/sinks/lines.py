@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core.states import RULES
 from flowlane.runtime.encode import encode, quote
-from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk
+from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk, measures
 
 if TYPE_CHECKING:
     from flowlane.runtime.ports import Chunk, RunInfo
@@ -32,7 +32,7 @@ _WORKERS_KEPT: Final = 1_024
 _FIRST: Final = 0  # nothing: no earlier state, nobody has worked on it
 _PLAIN: Final = 1  # the time in its earlier state
 _WORKED: Final = 2  # that, and the worker; the error, when there is one, takes the slow way
-_ENDED: Final = 3  # that, and the CPU time
+_ENDED: Final = 3  # that, and what was measured: the CPU time, of some executors more
 _SLOW: Final = 4  # the way from a failure
 
 
@@ -115,7 +115,10 @@ class LineRenderer:
                 continue
             worker = workers.get(report.worker) or self._worker(report.worker)
             if shape == _ENDED and (cpu := report.cpu) >= 0:
-                spent = f'{spent},"cpu_s":{cpu / 1e9!r}}}\n'
+                if report.rss >= 0 or report.bytes_in >= 0 or report.bytes_out >= 0 or report.pickling >= 0:
+                    spent = f"{spent},{_fields(**measures(report))}}}\n"
+                else:
+                    spent = f'{spent},"cpu_s":{cpu / 1e9!r}}}\n'
                 parts += (head, micros, task, worker, middle, str(t), ',"elapsed_s":', spent)
             else:
                 parts += (head, micros, task, worker, middle, str(t), ',"elapsed_s":', spent, "}\n")

@@ -7,7 +7,8 @@
 
 The journal's thread keeps the figures: two dictionary operations a transition. A thread of the sink's own draws at most four
 frames a second, each of a few plain lines whatever the number of tasks (a rich table costs 18 ms, these lines about
-one). Nothing is drawn where there is no terminal. A stream that breaks ends the view, is told once, and no more.
+one). What tasks of worker processes printed is written above the view when their attempt has ended. Nothing is drawn
+where there is no terminal. A stream that breaks ends the view, is told once, and no more.
 """
 
 from __future__ import annotations
@@ -23,7 +24,8 @@ from typing import TYPE_CHECKING, Any, Final, TextIO, cast
 
 from flowlane.core.states import RULES, TERMINAL, TaskState
 from flowlane.runtime.encode import inert
-from flowlane_plugins.sinks.console import encodable, heading
+from flowlane.runtime.events import outputs
+from flowlane_plugins.sinks.console import encodable, heading, printed
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -41,8 +43,8 @@ _RUNS_SHOWN: Final = 4  # a screen has so many lines
 _DUMB: Final = ("dumb", "unknown")
 _NAME_WIDTH: Final = 40
 _BAR_WIDTH: Final = 34
-_FINE: Final = ("━", "─", "▶", "·")
-_PLAIN: Final = ("=", "-", ">", "-")
+_FINE: Final = ("━", "─", "▶", "·", "│")
+_PLAIN: Final = ("=", "-", ">", "-", "|")
 
 _BEGINS: Final = tuple(rule.target is TaskState.RUNNING for rule in RULES)
 _LEAVES: Final = tuple(rule.source is TaskState.RUNNING for rule in RULES)
@@ -167,6 +169,18 @@ class ProgressSink:
             figures = self._runs.get(chunk.run.id)
             if figures is not None:
                 figures.follow(chunk)
+        for index, report in outputs(chunk):
+            self._show(chunk.run.names[chunk.transitions[index][0]], report.output or "")
+
+    def _show(self, task: str, text: str) -> None:
+        """Write what a task printed above the view. Not under our lock: rich calls _frame under its own."""
+        live = self._live
+        if live is None or self._terminal.error:
+            return
+        from rich.text import Text
+
+        with contextlib.suppress(Exception):  # a terminal that broke is told of by `take_faults`
+            live.console.print(Text(printed(task, text, self._glyphs[4]).removesuffix("\n")), soft_wrap=True)
 
     def close(self, run: RunInfo, outcome: RunOutcome) -> None:  # noqa: ARG002 - the protocol has it
         with self._lock:
@@ -248,7 +262,7 @@ class ProgressSink:
         run = figures.run
         total, done = len(run.names), figures.done
         spent = max(0, now - run.mono_ns) / 1e9
-        done_glyph, left_glyph, mark, dot = self._glyphs
+        done_glyph, left_glyph, mark, dot, _ = self._glyphs
         view.append(heading(run, dot), "bold")
         filled = _BAR_WIDTH * done // total if total else _BAR_WIDTH
         view.append(f"\n  {done}/{total} ")

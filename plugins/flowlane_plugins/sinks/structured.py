@@ -267,6 +267,8 @@ def _sentence(event: Mapping[str, Any]) -> str:
                 words.append(f"{error.get('type')}: {error.get('message')}")  # pyright: ignore[reportUnknownMemberType]
             elif get("root") is not None:
                 words.append(f"(because of {get('root')})")
+        case "task.noted":
+            words += [get("task"), get("note")]
         case "run.started":
             words.append(f"started: {get('tasks')} tasks")
         case "run.finished":

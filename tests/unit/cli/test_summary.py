@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane.cli.summary import duration, path_of, show_summary, user_lines
+from flowlane.cli.record import EventLog
+from flowlane.cli.summary import _size, duration, path_of, show_summary, user_lines
 from flowlane.cli.terminal import Messages
 from flowlane.core.states import RunState, TaskState
 from flowlane.errors import Failure
-from flowlane.results import Counts, TaskResult, Times
+from flowlane.results import Counts, TaskResult, Times, Verdict
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -43,7 +44,9 @@ def show(state: RunState, tasks: list[TaskResult], quiet: bool = False, **more: 
 
     result: Any = SimpleNamespace(
         **{
+            "id": "7f",
             "workflow": "etl",
+            "verdicts": [],
             "name": "brisk-otter",
             "state": state,
             "duration": 12.4,
@@ -61,7 +64,7 @@ def show(state: RunState, tasks: list[TaskResult], quiet: bool = False, **more: 
         }
     )
     stream = io.StringIO()
-    show_summary(Messages(stream), result, events=".flow/runs/7f/events.jsonl", quiet=quiet)
+    show_summary(Messages(stream), result, log=EventLog(".flow"), quiet=quiet)
     return stream.getvalue()
 
 
@@ -135,6 +138,62 @@ def test_a_failure_is_last_with_its_lines_its_worker_and_what_it_stopped() -> No
         "  stopped  total, report",
         "  events   .flow/runs/7f/events.jsonl",
     ]
+
+
+def test_a_failure_tells_who_ran_it_what_it_used_and_what_it_printed_last() -> None:
+    lost = task(
+        "parse/7",
+        TaskState.FAILED,
+        failure=fail(),
+        attempts=2,
+        worker="pid 4711",
+        cpu=1.8,
+        peak_rss=212_400_000,
+        output="\n".join(["reading \x1b[31mred", "10%\r20%\r30%", *(f"row {n}" for n in range(11))]) + "\n\n",
+    )
+    lines = show(RunState.FAILED, [lost]).splitlines()
+    assert "  ran on   processes, pid 4711, 1.9 s, cpu 1.8 s, peak 212 MB" in lines
+    start = lines.index("  printed  … 3 more lines in .flow/runs/7f/output/parse%2F7.2.txt")
+    assert lines[start + 1 : start + 11] == [f"           row {n}" for n in range(1, 11)]
+    assert lines[start + 11] == "  events   .flow/runs/7f/events.jsonl"
+    little = show(RunState.FAILED, [task("a", TaskState.FAILED, failure=fail(), output="a\x1b[2J\n1%\r99%\r\n")])
+    assert "  printed  a\\x1b[2J\n           99%\n" in little
+    assert "printed" not in show(RunState.FAILED, [task("a", TaskState.FAILED, failure=fail(), output="\n")])
+
+
+def test_at_most_three_verdicts_are_told_as_hints() -> None:
+    found = [Verdict(f"t{n}", "too_small", f"t{n} is\x1b too small", {}) for n in range(5)]
+    tasks = [task("a", TaskState.SUCCEEDED)]
+    hints = [line for line in show(RunState.SUCCEEDED, tasks, verdicts=found).splitlines() if "hint" in line]
+    assert hints == [f"  hint: t{n} is\\x1b too small" for n in range(3)]
+    assert "hint" not in show(RunState.SUCCEEDED, tasks, verdicts=found, notes=["x"], quiet=True)
+
+
+def test_notes_that_a_hint_sums_up_are_not_told_again() -> None:
+    notes = ["fetch#2 held the event loop for 1 s at a.py:1 in fetch", "other held the event loop for 1 s", "fetch x"]
+    found = [Verdict("fetch", "blocks_loop", "fetch held the event loop for 1 s at a.py:1; make it", {})]
+    lines = show(RunState.SUCCEEDED, [task("a", TaskState.SUCCEEDED)], notes=notes, verdicts=found).splitlines()
+    assert lines[-3:] == ["  ! other held the event loop for 1 s", "  ! fetch x", f"  hint: {found[0].sentence}"]
+    assert f"  ! {notes[0]}" in show(RunState.FAILED, [], notes=notes, verdicts=found, quiet=True)
+
+
+def test_notes_are_cut_after_a_few() -> None:
+    shown = show(RunState.SUCCEEDED, [task("a", TaskState.SUCCEEDED)], notes=[f"n{n}" for n in range(20)])
+    assert "  ! n7\n  ! and 12 more notes\n" in shown
+
+
+def test_pickling_is_a_part_of_the_time() -> None:
+    times = Times({"x": 1.0}, {}, 0.0, 0.5, 0.5, 2.0)
+    assert "time: work 25% · pickling 50% · handing over 12% · engine 12%\n" in show(
+        RunState.SUCCEEDED, [task("a", TaskState.SUCCEEDED)], times=times
+    )
+
+
+@pytest.mark.parametrize(
+    ("size", "text"), [(0, "0 B"), (999, "999 B"), (3_400, "3.4 kB"), (212_400_000, "212 MB"), (2 * 10**12, "2000 GB")]
+)
+def test_sizes_read_as_people_say_them(size: int, text: str) -> None:
+    assert _size(size) == text
 
 
 def test_an_error_of_ours_is_a_sentence_with_its_place_and_its_hint() -> None:

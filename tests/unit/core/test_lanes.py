@@ -186,6 +186,77 @@ def test_a_trade_uses_what_was_set_aside_first() -> None:
     assert lane.give(2, 1) == (1,)
 
 
+def test_a_stretched_lane_grants_more_than_its_slots() -> None:
+    lane = Lane("cpu", 2)
+    assert lane.stretch(3) == ()
+    assert (lane.slots, lane.capacity, lane.free) == (2, 5, 5)
+    assert lane.take(1, 9) == (5, ())
+    assert repr(lane) == "Lane('cpu', 5/5 in use, 1 waiting)"
+    lane.check()
+
+
+def test_stretching_wakes_who_waits_one_slot_a_turn() -> None:
+    lane = Lane("cpu", 1)
+    lane.take(1, 1)
+    lane.take(2, 3)
+    lane.take(3, 1)
+    assert lane.stretch(3) == (2, 3)
+    assert lane.take(3, 1) == (1, ())
+    assert lane.take(2, 3) == (2, ())
+    assert lane.stretch(3) == ()
+    lane.check()
+
+
+def test_a_lane_that_shrank_below_its_use_grants_nothing_until_it_fell_under() -> None:
+    lane = Lane("cpu", 2)
+    lane.stretch(3)
+    lane.take(1, 5)
+    assert lane.take(2, 2) == (0, ())
+    assert lane.stretch(0) == ()
+    assert (lane.in_use, lane.free) == (5, 0)
+    assert lane.trade(1, 2, 1) == (0, [])  # down to 3: still too many
+    assert lane.give(1, 1) == ()  # 2 of 2
+    assert lane.give(1, 1) == (2,)
+    assert lane.take(2, 2) == (1, ())
+    lane.check()
+
+
+def test_a_lane_in_debt_that_is_stretched_again_owes_less() -> None:
+    lane = Lane("cpu", 1)
+    lane.stretch(4)
+    lane.take(1, 5)
+    lane.stretch(1)  # owes 3
+    lane.take(2, 1)
+    assert lane.stretch(4) == ()  # owes nothing, and has nothing
+    assert lane.stretch(5) == (2,)
+    assert lane.in_use == 5
+    lane.check()
+
+
+def test_what_is_set_aside_survives_a_shrinking() -> None:
+    lane = Lane("cpu", 1)
+    lane.stretch(1)
+    lane.take(1, 2)
+    lane.take(2, 1)
+    assert lane.give(1, 1) == (2,)
+    lane.stretch(0)
+    assert lane.take(2, 1) == (1, ())
+    assert lane.in_use == 2
+    lane.check()
+
+
+def test_a_lane_cannot_be_stretched_below_its_slots() -> None:
+    with pytest.raises(ValueError, match="'cpu' cannot be stretched by -1"):
+        Lane("cpu", 2).stretch(-1)
+
+
+def test_check_finds_debts_beside_free_slots() -> None:
+    lane = Lane("a", 2)
+    lane._debt = 1
+    with pytest.raises(AssertionError):
+        lane.check()
+
+
 def test_check_finds_slots_that_came_from_nowhere() -> None:
     lane = Lane("a", 1)
     lane.give(1, 1)
@@ -206,7 +277,7 @@ def test_check_finds_slots_that_came_from_nowhere() -> None:
 @given(
     st.integers(1, 4),
     st.lists(
-        st.tuples(st.integers(0, 3), st.sampled_from(["want", "end", "shrink", "leave"]), st.integers(0, 4)),
+        st.tuples(st.integers(0, 3), st.sampled_from(["want", "end", "shrink", "leave", "stretch"]), st.integers(0, 4)),
         max_size=40,
     ),
 )
@@ -220,12 +291,14 @@ def test_whatever_runs_do_no_slot_is_lost_and_nobody_sleeps_beside_a_free_one(
 
     def serve(token: int, back: int) -> None:
         woken.discard(token)
+        set_aside = lane._granted.get(token, 0)
         taken, others = lane.trade(token, back, wish[token])
         held[token] += taken
         wish[token] -= taken
         woken.update(others)
         assert token not in others
-        assert sum(held.values()) == lane.in_use <= slots
+        assert sum(held.values()) == lane.in_use
+        assert lane.in_use <= lane.capacity or taken <= set_aside, "granted beyond the capacity"
         lane.check()
 
     for token, move, count in moves:
@@ -236,6 +309,9 @@ def test_whatever_runs_do_no_slot_is_lost_and_nobody_sleeps_beside_a_free_one(
             back = min(count, held[token])
             held[token] -= back
             serve(token, back)
+        elif move == "stretch":
+            woken.update(lane.stretch(count))
+            lane.check()
         elif move == "shrink":
             wish[token] = max(0, wish[token] - count)
             serve(token, 0)
@@ -247,7 +323,7 @@ def test_whatever_runs_do_no_slot_is_lost_and_nobody_sleeps_beside_a_free_one(
     while woken:
         serve(woken.pop(), 0)
     assert lane.in_use == sum(held.values())
-    assert lane.free == slots - lane.in_use  # nothing is set aside for one who was not woken
+    assert lane.free == max(0, lane.capacity - lane.in_use)  # nothing is set aside for one who was not woken
     assert not (lane.free and any(wish.values())), "a run waits beside a free slot"
 
 

@@ -101,6 +101,12 @@ def test_a_crash_is_retried_only_when_the_policy_says_so(begun: bool) -> None:
     assert play.at(5, Crashed(0, 1, started, 5))[-2:] == ["0#1 crashed worker_died @5", "finish failed"]
     play = Play([[]], Policy(attempts=2, retry_crashes=True))
     play.at(0, RunStarted())
+    poisoned = Play([[]], Policy(attempts=2, retry_crashes=True))
+    poisoned.at(0, RunStarted())
+    assert poisoned.at(5, Crashed(0, 1, started, 5, retryable=False))[-2:] == [
+        "0#1 crashed worker_died @5",
+        "finish failed",
+    ]
     assert "0#1 retrying worker_died @5" in play.at(5, Crashed(0, 1, started, 5))
     assert play.at(9, Crashed(0, 2, started, 9))[-2:] == ["0#2 crashed worker_died @9", "finish failed"]
 

@@ -141,7 +141,10 @@ def _stories(draw: st.DrawFn) -> Story:
                 kind = SUCCEEDED if failure is None else draw(st.sampled_from([FAILED, CRASHED]))
                 cpu = draw(st.sampled_from([NEVER, 0, 1, 1_234_567, 10**10]))
                 worker = draw(st.sampled_from(["", "loop", "pid 4711"]) | _words)
-                reports[element, attempts[element]] = Report(1, kind, t, t, failure=failure, worker=worker, cpu=cpu)
+                measured = [draw(st.sampled_from([NEVER, NEVER, 0, 1, 1_234_567, 10**12])) for _ in range(4)]
+                reports[element, attempts[element]] = Report(
+                    1, kind, t, t, None, failure, worker, cpu, *measured, output=draw(st.none() | _words)
+                )
             if rule.source is TaskState.RETRYING and rule.target is TaskState.READY:
                 attempts[element] += 1
             state[element] = rule.target

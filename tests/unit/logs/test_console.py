@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flowlane.errors import Failure
-from flowlane.runtime.events import History
+from flowlane.runtime.events import History, outputs
 from flowlane.runtime.ports import FAILED, Report, RunOutcome, Sink
 from flowlane_plugins.sinks.console import ConsoleSink
 from flowlane_plugins.sinks.structured import JsonLinesSink
@@ -105,6 +105,7 @@ def test_no_control_character_and_one_line_an_event(kit: Any, data: st.DataObjec
     for chunk in story.chunks():
         sink.write(chunk)
         count += len(chunk.transitions) or 1
+        count += sum(len((report.output or "").rstrip().split("\n")) for _, report in outputs(chunk))
     assert stream.getvalue().count("\n") == count
     assert stream.getvalue().replace("\n", "").isprintable()
     assert sink.take_faults() == []

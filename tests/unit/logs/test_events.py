@@ -14,7 +14,7 @@ from flowlane.core.states import RULES, TERMINAL, TaskState
 from flowlane.errors import Failure
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import Clock, History, events_of, run_finished, run_started
-from flowlane.runtime.ports import CRASHED, FAILED, NEVER, Report, RunOutcome
+from flowlane.runtime.ports import CRASHED, FAILED, NEVER, NOTED, Report, RunOutcome
 
 # Seeded; a slow machine is no failure.
 CALM = settings(derandomize=True, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -255,7 +255,12 @@ def test_every_field_is_documented(kit: Any) -> None:
     run = kit.info(upstreams=[(), (0,), ()])
     history = History(run)
     rows = [(0, 1, kit.code(RAISED), kit.MONO), (1, 1, kit.code(UPSTREAM), kit.MONO)]
-    events = list(history.chunk(rows, {(0, 1): Report(1, FAILED, failure=failure, cpu=1)}).events())
+    events = list(
+        history.chunk(
+            rows, {(0, 1): Report(1, FAILED, failure=failure, cpu=1, rss=1, bytes_in=1, bytes_out=1, pickling=1)}
+        ).events()
+    )
+    events += history.noted(0, 1, Report(1, NOTED, ended=kit.MONO, note="x")).events()
     events += history.lost(1, kit.MONO).events()
     events += [run_started(run), run_finished(run, RunOutcome("succeeded", kit.MONO, {}))]
     used = {field for event in events for field in event}

@@ -1,0 +1,113 @@
+"""What is kept of a run that has ended: its plan, columns of ints and what failed. No value, no argument, no executor.
+
+Made once from the run's runner, which can then go, and with it the arguments of all tasks. Read by results, times and
+verdicts; nobody changes it. Columns are indexed by element; times are monotonic ns of the latest attempt, NEVER where
+it did not come to that.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowlane.core.states import STATES
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowlane.core.states import TaskState
+    from flowlane.runtime.runner import Runner
+
+__all__ = ["Record"]
+
+
+class Record:
+    """The record of one run.
+
+    tasks      by element: the name of the task as declared; `names` are those in the workflow ("parse#2")
+    lanes      executor names; ``plan.lane`` indexes them
+    slots      executor → slots it had
+    stretched  executors that were given more jobs than they have slots
+    pickling   executors whose workers are other processes
+    notes      what executors told about attempts while they were out, the first of `noted`
+    error      a fault of ours, of an executor's or of the result's that ended the run
+    """
+
+    __slots__ = (
+        "abandoned",
+        "attempts",
+        "causes",
+        "ended",
+        "ended_ns",
+        "error",
+        "failures",
+        "first_ready_ns",
+        "id",
+        "kinds",
+        "lanes",
+        "late",
+        "launched_ns",
+        "measured",
+        "name",
+        "names",
+        "noted",
+        "notes",
+        "pickling",
+        "plan",
+        "ready_ns",
+        "slots",
+        "started",
+        "started_ns",
+        "state",
+        "states",
+        "stretched",
+        "tasks",
+        "workflow",
+    )
+
+    def __init__(self, runner: Runner) -> None:
+        """The record of a run that has ended. On the engine's loop."""
+        program, scheduler = runner.program, runner.scheduler
+        self.id = runner.info.id
+        self.name = runner.info.name
+        self.workflow = program.workflow
+        self.state = runner.state
+        self.error = runner.error
+        self.started = runner.info.mono_ns
+        self.ended = runner.ended_ns
+        self.plan = program.plan
+        self.names = program.names
+        self.tasks = tuple([target.name for target in program.targets])
+        self.kinds = program.kinds
+        self.lanes = program.lanes
+        self.slots = dict(runner.slots)
+        self.stretched = runner.stretched
+        self.pickling = runner.pickling
+        self.states = scheduler.states()
+        self.attempts = scheduler.attempts()
+        self.ready_ns = scheduler.ready_ns
+        self.launched_ns = scheduler.launched_ns
+        self.started_ns = scheduler.started_ns
+        self.ended_ns = scheduler.ended_ns
+        self.first_ready_ns = scheduler.first_ready_ns
+        self.causes = scheduler.causes()
+        self.late = scheduler.late
+        self.failures = runner.failures
+        self.measured = runner.measured
+        self.notes = runner.notes
+        self.noted = runner.noted
+        self.abandoned = runner.abandoned
+
+    def state_of(self, element: int) -> TaskState:
+        return STATES[self.states[element]]
+
+    def lane_of(self, element: int) -> str:
+        """The executor an element was routed to."""
+        return self.lanes[self.plan.lane[element]]
+
+    def spans(self) -> Iterator[tuple[int, int]]:
+        """By element (start, end) of its latest attempt."""
+        return zip(self.started_ns, self.ended_ns, strict=True)
+
+    def counts(self) -> dict[TaskState, int]:
+        """How many elements ended in each state; states with none are left out."""
+        return {state: count for code, state in enumerate(STATES) if (count := self.states.count(code))}
