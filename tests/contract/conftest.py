@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from flowlane.loader import address_of, load_file
-from flowlane.runtime.ports import STARTED, Executor, Job, Report, Target
+from flowlane.runtime.ports import NOTED, STARTED, Executor, Job, Report, Target
 from flowlane_plugins.executors.asyncio_ import AsyncioExecutor
 from flowlane_plugins.executors.futures import FuturesExecutor
 from flowlane_plugins.executors.inline import InlineExecutor
@@ -87,7 +87,7 @@ class Lane:
         return Job(next(self._refs), target, args, kwargs, run="run-1", task=f"{case}#1", attempt=3)
 
     def finals(self, ref: int) -> list[Report]:
-        return [r for r in list(self.reports) if r.ref == ref and r.kind != STARTED]
+        return [r for r in list(self.reports) if r.ref == ref and r.kind not in (STARTED, NOTED)]
 
     def any_final(self, refs: Sequence[int]) -> bool:
         return any(self.finals(ref) for ref in refs)
@@ -166,7 +166,9 @@ async def lane(request: pytest.FixtureRequest, pools: dict[str, Any], cases: Mod
         yield opened
     refs = {report.ref for report in opened.reports}
     for ref in refs:
-        kinds = [report.kind for report in opened.reports if report.ref == ref]
+        told = [report.kind for report in opened.reports if report.ref == ref]
+        assert told[-1] != NOTED, f"a note on {ref} after its end"
+        kinds = [kind for kind in told if kind != NOTED]
         assert kinds.count(STARTED) <= 1, f"STARTED twice for {ref}"
         assert len(kinds) - kinds.count(STARTED) == 1, f"not exactly one final report for {ref}: {kinds}"
         assert STARTED not in kinds[1:], f"STARTED after the end of {ref}"

@@ -14,7 +14,7 @@ Rules:
 A pool cannot be asked when a job began. Short jobs need no STARTED (their outcome carries the time that the worker
 measured); for longer ones one timer looks at ``future.running()``, which may be early by what the pool queues ahead.
 
-`processes` is built on this class; the methods it replaces are listed under "what a pool of our own does otherwise".
+`standin` is built on this class; the methods it replaces are listed under "what a pool of our own does otherwise".
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ if TYPE_CHECKING:
     from flowlane.errors import FlowError
     from flowlane.runtime.ports import Job, Target
 
-__all__ = ["Flight", "FuturesExecutor", "broken_or", "ended_within", "usable_cores"]
+__all__ = ["Flight", "FuturesExecutor", "broken_or", "ended_within", "refuse_in_starting_child", "usable_cores"]
 
 # When to look for jobs that began but were not told: often enough for a person watching, rarely enough to cost nothing.
 _FIRST_LOOK: Final = 0.005
@@ -109,7 +109,9 @@ class FuturesExecutor:
         if slots < 1:
             raise SettingsError(f"slots must be at least 1, not {slots}")
         self._slots = slots
-        self.capabilities = Capabilities(accepts=frozenset({"sync"}), default_slots=slots, pickles=pickles)
+        self.capabilities = Capabilities(
+            accepts=frozenset({"sync"}), default_slots=slots, pickles=pickles, interruptible=False
+        )
         self._flights: dict[int, Flight] = {}
         self._headers: dict[tuple[int, str], tuple[Target, bytes]] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -126,7 +128,7 @@ class FuturesExecutor:
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         """Get ready. Raises UsageError in a worker process that is still importing its parent's script."""
         if self.capabilities.pickles:
-            _refuse_in_starting_child()
+            refuse_in_starting_child()
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._drained = None
@@ -200,7 +202,7 @@ class FuturesExecutor:
     def _unsend(self, flight: Flight) -> None:
         """Forget a job that still waits for a pool; here none ever does. Loop thread."""
 
-    def _rejected(self, flight: Flight, call: Sequence[Any], error: Exception) -> None:  # noqa: ARG002 - for `processes`
+    def _rejected(self, flight: Flight, call: Sequence[Any], error: Exception) -> None:  # noqa: ARG002 - for `standin`
         """The pool would not take a job. Loop thread."""
         self._land(flight, self._crashed(flight, error))
 
@@ -451,7 +453,8 @@ def _pickles(pool: Executor) -> bool:
     )
 
 
-def _refuse_in_starting_child() -> None:
+def refuse_in_starting_child() -> None:
+    """Raise UsageError in a worker process of multiprocessing's that is still importing its parent's script."""
     process = sys.modules.get("multiprocessing.process")
     if process is not None and getattr(process.current_process(), "_inheriting", False):
         error: FlowError = UsageError(

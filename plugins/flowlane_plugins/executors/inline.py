@@ -18,4 +18,4 @@ class InlineExecutor(AsyncioExecutor):
     default_slots = 1
 
     def __init__(self) -> None:
-        super().__init__(slots=1)
+        super().__init__(slots=1, blocked_after=None)

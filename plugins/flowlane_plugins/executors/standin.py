@@ -1,6 +1,6 @@
-"""The `processes` executor: worker processes of our own, for functions that compute.
+"""What stands in for `processes` where our own workers cannot be had (Windows): a ProcessPoolExecutor, as well kept as it can be.
 
-It stands on ``ProcessPoolExecutor``, through `futures`, and adds what a pool of one's own can do:
+It goes through `futures`, and adds what a pool of one's own can do:
 
 - It is built in the background, workers included, so that their start overlaps whatever else the engine does; jobs
   that come before it is there wait in `_held`, and ``submit`` never does.
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
     from flowlane_plugins.executors.spawning import Spawner
 
-__all__ = ["ProcessesExecutor"]
+__all__ = ["StandInExecutor"]
 
 # How long a worker may take to leave by itself, and then after SIGTERM; with SIGKILL it comes to less than a second.
 _POLITELY: Final = 0.5
@@ -47,8 +47,8 @@ _TERMINATED: Final = 0.2
 _KILLED: Final = 0.2
 
 
-class ProcessesExecutor(FuturesExecutor):
-    """Runs plain functions in worker processes.
+class StandInExecutor(FuturesExecutor):
+    """Runs plain functions in the worker processes of a ProcessPoolExecutor: no hard kill, and a dying worker costs its neighbours.
 
     slots         workers, one job each at a time; None takes the cores this process may run on
     start_method  how workers start. "spawn" is what is tested and meant; "forkserver" and "fork" are for code that
@@ -62,7 +62,7 @@ class ProcessesExecutor(FuturesExecutor):
     ) -> None:
         if start_method not in ("spawn", "forkserver", "fork"):
             raise SettingsError(
-                f"start_method of executor 'processes' must be spawn, forkserver or fork, not {start_method!r}"
+                f"start_method must be spawn, forkserver or fork, not {start_method!r}"
             )
         self._prepare(True, slots)
         self._start_method = start_method

@@ -5,9 +5,8 @@ So nothing that a task does with arguments, results or exceptions can harm the c
 standard library, loky and pebble all break for good on, say, an exception class whose ``__init__`` takes two arguments.
 
 - A *function* travels by name (module, qualified name, path of its file), and by value only where it has no address.
-- *Values* are pickled; by value (cloudpickle) only where plain pickle cannot, or where what it made refers to
-  ``__main__``, which is another module in a worker. What cannot travel raises TransportError, which names the way to
-  the culprit: ``parse(cfg) .session._lock``.
+- *Values* are pickled (see `pickling`). What cannot travel raises TransportError, which names the way to the culprit:
+  ``parse(cfg) .session._lock``. Our own workers, which have shared memory for large ones, use `workers.cargo` instead.
 - A *failure* always travels as data: type, message, notes, traceback text with its chain of causes, ancestry. The
   exception object comes along when it was seen to survive the trip.
 
@@ -21,8 +20,10 @@ import pickle
 import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from flowlane.errors import Failure, TransportError, qualified_name, shown_name
-from flowlane.loader import Address, resolve, user_frame
+from flowlane.errors import Failure, FlowError, qualified_name, shown_name
+from flowlane.loader import Address, resolve
+from flowlane_plugins.executors import pickling
+from flowlane_plugins.executors.pickling import INLINE_MAX
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Target
 
 __all__ = [
+    "INLINE_MAX",
     "Files",
     "decode_arguments",
     "decode_failure",
@@ -47,7 +49,6 @@ __all__ = [
 Files: TypeAlias = "tuple[tuple[str, str], ...]"
 
 _PROTOCOL: Final = 5
-_MAIN: Final = b"__main__"
 _LOADED_BY_PATH: Final = b"_flow_"  # the prefix of loader.module_name_for
 
 
@@ -65,12 +66,12 @@ def encode_header(target: Target, run: str) -> bytes:
         files: Files = ()
     else:
         try:
-            function = _by_value(target.fn)
+            function = pickling.by_value(target.fn)
         except KeyboardInterrupt:
             raise
         except BaseException as error:
-            path, reason = _search(target.fn, error)
-            raise _refusal(
+            path, reason = pickling.search(target.fn, error)
+            raise pickling.refusal(
                 f"{target.name}{path} cannot travel to a worker process: {reason}",
                 error,
                 hint="a function of a script, a notebook or another function travels with all that it refers to; move"
@@ -88,18 +89,19 @@ def decode_header(header: bytes) -> tuple[Callable[..., Any], str, str]:
     function, files, name, run = pickle.loads(header)  # noqa: S301 - made by us, see the module's text
     if isinstance(function, bytes):
         load_files(files)
-        fn: Callable[..., Any] = _decode(function, lambda segments: f"{name}{_written(segments)}")
+        fn: Callable[..., Any] = pickling.unpickled(function, lambda segments: f"{name}{pickling.written(segments)}")
         return fn, name, run
     return resolve(Address(*function)), name, run
 
 
-def files_in(payload: bytes) -> Files:
-    """The modules loaded by path that `payload` seems to refer to: a worker must load them before it decodes."""
-    if _LOADED_BY_PATH not in payload:
+def files_in(*pieces: pickling.Bytes) -> Files:
+    """The modules loaded by path that a payload, in one or more pieces, seems to refer to: to be loaded before it is decoded."""
+    looked_into = [piece for piece in pickling.frames(pieces) if _LOADED_BY_PATH in piece]
+    if not looked_into:
         return ()
     found: list[tuple[str, str]] = []
     for name, module in list(sys.modules.items()):
-        if name.startswith("_flow_") and name.encode() in payload:
+        if name.startswith("_flow_") and any(name.encode() in piece for piece in looked_into):
             path = getattr(module, "__flow_path__", None)
             if isinstance(path, str):
                 found.append((name, path))
@@ -118,16 +120,11 @@ def load_files(files: Files) -> None:
 def encode_arguments(target: Target, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bytes:
     """The arguments of one call as bytes. Raises TransportError that names the parameter and the way to the culprit."""
     try:
-        return _encode([dict(kwargs), *args])
+        return pickling.pickled([dict(kwargs), *args])
     except KeyboardInterrupt:
         raise
     except BaseException as error:
-        where, reason = _culprit_argument(target, args, kwargs, error)
-        raise _refusal(
-            f"{target.name}({where} cannot travel to a worker process: {reason}",
-            error,
-            hint=f"make it inside the task, or let the task run on threads: routes={{{target.name!r}: 'threads'}}",
-        ) from error
+        raise pickling.bad_argument(target, args, kwargs, error) from error
 
 
 def decode_arguments(payload: bytes, fn: Callable[..., Any], name: str) -> tuple[list[Any], dict[str, Any]]:
@@ -135,119 +132,21 @@ def decode_arguments(payload: bytes, fn: Callable[..., Any], name: str) -> tuple
 
     Raises TransportError, in terms of `fn`'s parameters and `name`, the task's, when a value explodes while loading.
     """
-
-    def subject(segments: list[str]) -> str:
-        from flowlane_plugins.executors.culprit import parameter_name
-
-        if not segments or not segments[0][1:-1].isdigit():
-            return f"an argument of {name}"
-        index = int(segments[0][1:-1])
-        if index:
-            return f"{name}({parameter_name(fn, index - 1)}){_written(segments[1:])}"
-        return f"{name}({segments[1][2:-2] if len(segments) > 1 else '…'}){_written(segments[2:])}"
-
-    values: list[Any] = _decode(payload, subject)
+    values: list[Any] = pickling.unpickled(payload, pickling.argument_namer(payload, fn, name))
     return values[1:], values[0]
 
 
 def encode_result(value: Any, name: str) -> bytes:
     """A task's result as bytes. `name` is the task's. Raises TransportError with the way to the culprit."""
     try:
-        return _encode(value)
+        return pickling.pickled(value)
     except BaseException as error:
-        path, reason = _search(value, error)
-        raise _refusal(
-            f"the result of {name}{path} cannot travel back from its worker process: {reason}",
-            error,
-            hint=f"return plain data, or let the task run on threads: routes={{{name!r}: 'threads'}}",
-        ) from error
+        raise pickling.bad_result(value, name, error) from error
 
 
 def decode_result(payload: bytes, name: str) -> Any:
     """The result from what `encode_result` made. Raises TransportError when it explodes while loading."""
-    return _decode(payload, lambda segments: f"the result of {name}{_written(segments)}")
-
-
-def _encode(value: Any) -> bytes:
-    try:
-        payload = pickle.dumps(value, _PROTOCOL)
-    except (RecursionError, KeyboardInterrupt):
-        raise
-    except BaseException:  # noqa: BLE001 - what matters is whether it can be pickled by value
-        return _by_value(value)  # a lambda, a local class, a class of __main__ as a worker sees it
-    if _MAIN in payload:
-        # It refers, as far as we can see, to something of __main__, which a worker has not, or has otherwise.
-        try:
-            return _by_value(value)
-        except Exception:  # noqa: BLE001 - plain pickle could: let the other side try with that
-            return payload
-    return payload
-
-
-def _by_value(value: Any) -> bytes:
-    # Imported here because that takes 90 ms, and most processes never need it.
-    import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
-
-    payload: bytes = cloudpickle.dumps(value, protocol=_PROTOCOL)  # pyright: ignore[reportUnknownMemberType]
-    return payload
-
-
-def _decode(payload: bytes, subject: Callable[[list[str]], str]) -> Any:
-    try:
-        return pickle.loads(payload)  # noqa: S301 - made by us
-    except BaseException as error:
-        if isinstance(error, TransportError):  # a task among the values whose module does not load: it says it better
-            raise
-        from flowlane_plugins.executors.culprit import one_line
-        from flowlane_plugins.executors.explosion import exploding
-
-        segments, culprit = exploding(payload)
-        what = f" ({culprit})" if culprit else ""
-        raise _refusal(
-            f"{subject(segments)}{what} cannot be unpickled: {one_line(error)}",
-            error,
-            hint="pickle calls the class's __init__, __setstate__ or what __reduce__ names with what was stored",
-        ) from error
-
-
-def _attempt(value: Any) -> BaseException | None:
-    """Encode `value`; the error, or None: the question that the search for a culprit asks again and again."""
-    try:
-        _encode(value)
-    except KeyboardInterrupt:
-        raise
-    except BaseException as error:  # noqa: BLE001 - any error means no
-        return error
-    return None
-
-
-def _search(value: Any, error: BaseException) -> tuple[str, str]:
-    """The written way to what in `value` cannot be pickled, with a space before it, and the reason."""
-    from flowlane_plugins.executors.culprit import unpicklable
-
-    path, reason = unpicklable(value, _attempt, error)
-    return (f" {path}" if path else ""), reason
-
-
-def _culprit_argument(
-    target: Target, args: Sequence[Any], kwargs: Mapping[str, Any], error: BaseException
-) -> tuple[str, str]:
-    from flowlane_plugins.executors.culprit import one_line, parameter_name
-
-    keyed: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
-    for key, value in keyed:
-        own = _attempt(value)
-        if own is not None:
-            path, reason = _search(value, own)
-            return f"{parameter_name(target.fn, key)}){path}", reason
-    return "…)", one_line(error)
-
-
-def _written(segments: list[str]) -> str:
-    from flowlane_plugins.executors.culprit import written
-
-    path = written(segments)
-    return f" {path}" if path else ""
+    return pickling.unpickled(payload, lambda segments: f"the result of {name}{pickling.written(segments)}")
 
 
 # ── failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -291,9 +190,10 @@ def decode_failure(payload: bytes) -> Failure:
 def _surviving(error: BaseException, message: str) -> bytes | None:
     """`error` pickled, if it comes back as the same class with the same message; otherwise None."""
     try:
-        payload = _encode(error)
+        payload = pickling.pickled(error)
         back: Any = pickle.loads(payload)  # noqa: S301 - made by us
-        same = type(back) is type(error) and str(back) == message
+        said = back.message if isinstance(back, FlowError) else str(back)  # the text of ours has place and hint besides
+        same = type(back) is type(error) and said == message
     except BaseException:  # noqa: BLE001 - two-argument __init__, a lock as attribute, an exploding __reduce__, …
         return None
     return payload if same else None
@@ -301,18 +201,3 @@ def _surviving(error: BaseException, message: str) -> bytes | None:
 
 def _text(text: str) -> str:
     return str.__str__(text)  # a str subclass (from the user's __str__) may itself not be picklable
-
-
-# ── words ─────────────────────────────────────────────────────────────────────────────────────────────────────────
-
-
-def _refusal(message: str, cause: BaseException, *, hint: str) -> TransportError:
-    # The cause is kept for the user's own frames (a __getstate__ that raises); ours would only keep the values alive.
-    tb = cause.__traceback__
-    while tb is not None and tb.tb_frame.f_globals.get("__name__", "").startswith(("flowlane", "cloudpickle")):
-        tb = tb.tb_next
-    cause.__traceback__ = tb
-    cause.__context__ = None
-    if isinstance(cause, RecursionError):
-        hint = "flatten it: pickle gives up on data nested more than a few hundred levels deep"
-    return TransportError(message, where=user_frame(cause), hint=hint)

@@ -1,4 +1,4 @@
-"""ProcessesExecutor over real worker processes: what they survive, what they do not, and what is left of them."""
+"""StandInExecutor over real worker processes: what they survive, what they do not, and what is left of them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from flowlane.errors import SettingsError
 from flowlane.runtime.ports import ABANDONED, CRASHED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED
 from flowlane_plugins.executors.futures import usable_cores
 from flowlane_plugins.executors.postmortem import MAIN_GUARD
-from flowlane_plugins.executors.processes import ProcessesExecutor
+from flowlane_plugins.executors.standin import StandInExecutor
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -31,8 +31,8 @@ if TYPE_CHECKING:
 
 
 @contextlib.asynccontextmanager
-async def opened(inbox: Inbox, slots: int = 2, grace: float = 0.0) -> AsyncIterator[ProcessesExecutor]:
-    executor = ProcessesExecutor(slots)
+async def opened(inbox: Inbox, slots: int = 2, grace: float = 0.0) -> AsyncIterator[StandInExecutor]:
+    executor = StandInExecutor(slots)
     await executor.open(inbox.deliver)
     try:
         yield executor
@@ -316,7 +316,7 @@ def program(tmp_path: Path, **parts: str) -> list[str]:
     return [sys.executable, "-W", "error", str(file)]
 
 
-OURS = {"module": "processes", "executor": "ProcessesExecutor", "make": "ProcessesExecutor(1)"}
+OURS = {"module": "standin", "executor": "StandInExecutor", "make": "StandInExecutor(1)"}
 THEIRS = {
     "module": "futures",
     "executor": "FuturesExecutor",
@@ -374,23 +374,23 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
 
 
 def test_capabilities_and_settings() -> None:
-    capabilities = ProcessesExecutor().capabilities
+    capabilities = StandInExecutor().capabilities
     assert capabilities.default_slots == usable_cores() >= 1
     assert capabilities.accepts == {"sync"}
     assert capabilities.pickles
     assert not capabilities.hard_kill
     assert not capabilities.remote_values
     with pytest.raises(SettingsError, match="slots must be at least 1, not 0"):
-        ProcessesExecutor(0)
+        StandInExecutor(0)
     with pytest.raises(SettingsError, match="must be spawn, forkserver or fork, not 'thread'"):
-        ProcessesExecutor(1, "thread")  # type: ignore[arg-type]
+        StandInExecutor(1, "thread")  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("nothing_left")
 async def test_the_fork_method_works_too(inbox: Inbox, job: Callable[..., Job], shapes: ModuleType) -> None:
     if sys.version_info >= (3, 12):
         pytest.skip("from 3.12 on, forking a process that has threads is warned about")
-    executor = ProcessesExecutor(1, "fork")
+    executor = StandInExecutor(1, "fork")
     await executor.open(inbox.deliver)
     one = job(shapes.add, 1, 2)
     executor.submit([one])

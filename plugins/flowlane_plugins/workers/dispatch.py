@@ -1,0 +1,286 @@
+"""Who gets which jobs next: the queue of a pool, and how frames are made of it.
+
+Handing a job over costs 20 to 60 µs in wake-ups, whatever its size. So as many jobs go together as make about `_FRAME`
+ns of work, by the durations measured of each function; a function that was not measured yet travels alone. A worker has
+at most two frames: the second hides the hand-over. What is queued is shared out evenly, so that the last frames end
+together.
+
+The next attempt of a task that has killed a worker runs *alone*: in a worker that never ran anything, with nothing
+beside it."""
+
+from __future__ import annotations
+
+from collections import deque
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.errors import Failure
+from flowlane.runtime.ports import FAILED, INTERRUPTED, NEVER, Report
+from flowlane_plugins.workers.cargo import encode_call
+from flowlane_plugins.workers.chunks import owner_of
+from flowlane_plugins.workers.functions import Functions
+from flowlane_plugins.workers.handle import Flight
+from flowlane_plugins.workers.parcel import Parcel
+from flowlane_plugins.workers.records import EXIT, FUNCTION, JOBS
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from flowlane.runtime.ports import Job
+    from flowlane_plugins.workers.functions import Function
+    from flowlane_plugins.workers.handle import WorkerHandle
+    from flowlane_plugins.workers.leases import Book, Chunk
+
+__all__ = ["FRAME", "FRAME_JOBS", "PREFETCH", "Dispatch"]
+
+FRAME: Final = 2_000_000  # ns of work that travel together
+FRAME_JOBS: Final = 128
+PREFETCH: Final = 50_000_000  # ns: for longer jobs a second one at hand saves nothing
+_FRAME_BYTES: Final = 1 << 17
+_APART: Final = 1_000  # bytes of a payload that refers to chunks, roughly
+
+
+class Dispatch:
+    """The jobs that are out (`flights`, by ref), those of them that wait, and the giving.
+
+    workers     the pool's
+    new_worker  makes one more that can be given jobs at once, or None when there cannot be one now
+    max_tasks   jobs after which a worker is dismissed
+    """
+
+    def __init__(
+        self,
+        workers: dict[int, WorkerHandle],
+        book: Book,
+        new_worker: Callable[[], WorkerHandle | None],
+        max_tasks: int | None,
+    ) -> None:
+        self.flights: dict[int, Flight] = {}
+        self._workers = workers
+        self._book = book
+        self._new_worker = new_worker
+        self._max_tasks = max_tasks
+        self._functions = Functions(book)
+        self._queue: deque[Flight] = deque()
+        self._alone: deque[Flight] = deque()
+        self._deaths: dict[tuple[str, str], int] = {}  # (run, task) that was charged → how often
+
+    def add(self, jobs: Sequence[Job], reports: list[Report]) -> None:
+        """Queue jobs; a report is added for each whose function cannot travel."""
+        flights, find, queue, deaths = self.flights, self._functions.find, self._queue, self._deaths
+        for job in jobs:
+            function = find(job.target, job.run)
+            if function is None:
+                try:
+                    in_use = [flight.function.fid for flight in flights.values()]
+                    function = self._functions.add(job.target, job.run, in_use)
+                except Exception as error:  # noqa: BLE001 - it fails its own jobs only
+                    reports.append(_refusal(job.ref, error))
+                    continue
+            flight = flights[job.ref] = Flight(job, function)
+            if deaths and (job.run, job.task) in deaths:
+                flight.alone = True
+                self._alone.append(flight)
+            else:
+                queue.append(flight)
+
+    @property
+    def waiting(self) -> bool:
+        """Whether jobs are queued."""
+        return bool(self._queue or self._alone)
+
+    def give(self, reports: list[Report]) -> None:
+        """Give workers what is queued. A report is added for each job that turns out not to travel."""
+        if self._alone:
+            self._give_alone(reports)
+        queue, flights = self._queue, self.flights
+        while queue:
+            if queue[0].job.ref not in flights:  # interrupted meanwhile
+                queue.popleft()
+                continue
+            worker = self._next_worker(queue[0])
+            if worker is None or not self._send(worker, queue, reports):
+                break
+
+    def put_back(self, back: Sequence[Flight]) -> list[Report]:
+        """Queue flights again, first of all, in their order; the reports of those that were to be stopped."""
+        now = monotonic_ns()
+        answers: list[Report] = []
+        for flight in reversed(back):
+            flight.worker = None
+            flight.number = -1
+            if flight.asked:
+                del self.flights[flight.job.ref]
+                answers.append(Report(flight.job.ref, INTERRUPTED, NEVER, now))
+            else:
+                (self._alone if flight.alone else self._queue).appendleft(flight)
+        return answers
+
+    def give_up(self) -> list[Job]:
+        """Forget all flights that no worker has; their jobs."""
+        waiting = [flight for flight in self.flights.values() if flight.worker is None]
+        for flight in waiting:
+            del self.flights[flight.job.ref]
+        self._queue.clear()
+        self._alone.clear()
+        return [flight.job for flight in waiting]
+
+    # ── blame ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def charge(self, flight: Flight) -> bool:
+        """Its worker died of it: whether its task is poison, having killed the last one alone as well."""
+        key = (flight.job.run, flight.job.task)
+        deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
+        if flight.alone and deaths > 1:
+            del self._deaths[key]
+            return True
+        return False
+
+    def absolve(self, flight: Flight) -> None:
+        """It ran alone, and its worker lives."""
+        self._deaths.pop((flight.job.run, flight.job.task), None)
+
+    # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _next_worker(self, flight: Flight) -> WorkerHandle | None:
+        """Somebody idle, best who holds the largest argument; else a new worker; else who has one frame of short jobs."""
+        idle: WorkerHandle | None = None
+        second: WorkerHandle | None = None
+        wanted = 0
+        for worker in self._workers.values():
+            if worker.ending or worker.hold or worker.unsent:
+                continue
+            frames = len(worker.frames)
+            if not frames:
+                if idle is None:
+                    wanted = _holder(flight.job)
+                    idle = worker
+                if not wanted or worker.wid == wanted:
+                    return worker
+            elif frames == 1 and second is None:
+                cost = worker.flights[-1].function.cost.ns
+                if 0 < cost < PREFETCH and not worker.flights[0].told:
+                    second = worker
+        return idle or self._new_worker() or second
+
+    def _give_alone(self, reports: list[Report]) -> None:
+        alone, workers = self._alone, self._workers
+        while alone:
+            if alone[0].job.ref not in self.flights:
+                alone.popleft()
+                continue
+            fresh = next((worker for worker in workers.values() if not (worker.given or worker.ending)), None)
+            fresh = fresh or self._new_worker()
+            if fresh is None:
+                if not any(worker.ending for worker in workers.values()):
+                    idle = next((worker for worker in workers.values() if worker.idle), None)
+                    if idle is not None:
+                        self.dismiss(idle)  # its successor will be fresh
+                return
+            if self._send(fresh, alone, reports):
+                fresh.ending = True  # gets nothing more; it is told to leave when it has answered
+            elif alone and alone[0].job.ref in self.flights:
+                return
+
+    def dismiss(self, worker: WorkerHandle) -> None:
+        """Let it end when it has done what it was given."""
+        worker.ending = True
+        worker.later.append((EXIT,))
+        worker.send_later()
+        worker.wake()
+
+    # ── frames ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _send(self, worker: WorkerHandle, queue: deque[Flight], reports: list[Report]) -> bool:
+        """Give `worker` the next jobs of `queue`; False when nothing could be given."""
+        if not worker.send_later():
+            return False
+        self._functions.let_forget(self._workers.values())
+        flights, known = self.flights, worker.functions
+        most, budget, room = self._share(worker, queue), FRAME, _FRAME_BYTES
+        sent: list[Flight] = []
+        jobs: list[Any] = []
+        while queue and len(sent) < most:
+            flight = queue.popleft()
+            job, function = flight.job, flight.function
+            if job.ref not in flights:
+                continue
+            call = flight.call
+            if call is None:
+                try:
+                    call = flight.call = encode_call(job.target, job.args, job.kwargs, self._book)
+                except Exception as error:  # noqa: BLE001 - an argument that cannot travel fails its own job only
+                    del flights[job.ref]
+                    reports.append(_refusal(job.ref, error))
+                    continue
+            payload = call.payload
+            cost = function.cost.ns or FRAME
+            size = len(payload) if type(payload) is bytes else _APART
+            if sent and (cost > budget or size > room):
+                queue.appendleft(flight)
+                break
+            if (function.fid not in known and not self._introduce(worker, function)) or (
+                call.chunks and not self._send_arenas(worker, call.chunks)
+            ):
+                queue.appendleft(flight)  # no room now: the next result or tick tries again
+                break
+            budget -= cost
+            room -= size
+            entry = (function.fid, job.task, job.attempt, payload)
+            jobs.append((*entry, call.files) if call.files else entry)
+            sent.append(flight)
+        number = worker.given
+        if not sent or not worker.page.jobs.put((JOBS, number, jobs)):
+            queue.extendleft(reversed(sent))
+            return False
+        for flight in sent:
+            flight.worker = worker
+            flight.number = number
+            number += 1
+        worker.flights.extend(sent)
+        worker.given = number
+        worker.frames.append(number - 1)
+        worker.wake()
+        if self._max_tasks is not None and number >= self._max_tasks:
+            self.dismiss(worker)
+        return True
+
+    def _share(self, worker: WorkerHandle, queue: deque[Flight]) -> int:
+        """How many jobs of `queue` may go to `worker`: no more than leaves as many for each of the others."""
+        if queue is self._alone:
+            return 1
+        takers = 0
+        for other in self._workers.values():
+            takers += not (other.ending or other.hold) and len(other.frames) < 2
+        most = min(FRAME_JOBS, -(-len(queue) // (takers or 1)))
+        return most if self._max_tasks is None else min(most, self._max_tasks - worker.given)
+
+    def _introduce(self, worker: WorkerHandle, function: Function) -> bool:
+        header: Any = function.header
+        if not isinstance(header, bytes):
+            if not self._send_arenas(worker, (header,)):
+                return False
+            header = header.ref
+        if not worker.page.jobs.put((FUNCTION, function.fid, header)):
+            return False
+        worker.functions.add(function.fid)
+        return True
+
+    def _send_arenas(self, worker: WorkerHandle, chunks: Iterable[Chunk]) -> bool:
+        try:
+            return worker.send_arenas(self._book.sends(worker.wid, chunks))
+        except LookupError:  # its descriptor never came (there were none left when it was sent): the task will say so
+            return True
+
+
+def _holder(job: Job) -> int:
+    """The worker that made the largest of the values that `job` is called with; 0 when none is large."""
+    largest, wid = 0, 0
+    for value in (*job.args, *job.kwargs.values()) if job.kwargs else job.args:
+        if type(value) is Parcel and value.chunks and value.nbytes > largest:
+            largest, wid = value.nbytes, owner_of(value.chunks[0].ref[0])
+    return wid
+
+
+def _refusal(ref: int, error: Exception) -> Report:
+    return Report(ref, FAILED, NEVER, monotonic_ns(), failure=Failure.of(error.with_traceback(None)))
