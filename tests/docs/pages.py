@@ -90,6 +90,8 @@ def plain(line: str) -> str:
     line = re.sub(r"\b[0-9a-f]{12}\b", "RUN-ID", line)
     line = re.sub(r"(?:<\s*)?\b\d+(?:\.\d+)?\s?(?:ms|s|min)\b", "TIME", line)
     line = re.sub(r"\bpid \d+|\bthread-\d+", "WORKER", line)
+    if line.startswith("  ran on "):
+        line = re.sub(r", peak [\d.]+ [kMG]?B\b", "", line)  # asked for after a millisecond only
     if line.startswith("  time: "):
         return "time:"  # parts too small to matter come and go
     if line.startswith("  slots: "):

@@ -179,6 +179,25 @@ def test_without_grace_there_is_no_clean_up(tasks: ModuleType, perform: Perform,
     assert not marker.exists()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="a stopped process is seen in /proc")
+def test_a_worker_stopped_before_it_begins_does_not_hold_its_jobs(tasks: ModuleType, method: str) -> None:
+    import asyncio
+
+    from flowlane import Engine, Workflow
+
+    async def main() -> list[int]:
+        async with Engine(slots={"processes": 1}, options={"processes": {"start_method": method}}) as engine:
+            first = Workflow("first")
+            pid = (await engine.start(first.returns(first.add(tasks.whoami.bind())))).value
+            os.kill(pid, signal.SIGSTOP)
+            second = Workflow("second")
+            again = (await engine.start(second.returns(second.add(tasks.whoami.bind())))).value
+            return [pid, again]
+
+    pid, again = asyncio.run(main())
+    assert pid != again
+
+
 # ── exceptions [12, 17] ───────────────────────────────────────────────────────────────────────────────────────────
 
 

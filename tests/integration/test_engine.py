@@ -15,6 +15,7 @@ import time
 import weakref
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 
 from flowlane import (
@@ -673,12 +674,14 @@ def test_ctrl_c_ends_run_and_leaves_no_worker(tmp_path: Any) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         textwrap.dedent("""
-            import sys, time
+            import os, sys, time
+            from pathlib import Path
             from flowlane import run, task, workflow
 
             @task.cpu
-            def spin() -> None:
-                print("spinning", flush=True)
+            def spin() -> None:  # what it prints is captured: a file says that it has begun, and where
+                Path("begun.new").write_text(str(os.getpid()))
+                os.rename("begun.new", "begun")
                 time.sleep(60)
 
             @workflow
@@ -689,16 +692,20 @@ def test_ctrl_c_ends_run_and_leaves_no_worker(tmp_path: Any) -> None:
                 try:
                     run(w.bind(), grace=0.2)
                 except KeyboardInterrupt:
-                    import multiprocessing
-                    print("interrupted", len(multiprocessing.active_children()), flush=True)
+                    import psutil
+                    print("interrupted", len(psutil.Process().children(recursive=True)), flush=True)
         """)
     )
-    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "spinning\n"
+    begun = tmp_path / "begun"
+    with subprocess.Popen([sys.executable, str(script)], stdout=subprocess.PIPE, text=True, cwd=tmp_path) as process:
+        deadline = time.monotonic() + 30
+        while not begun.exists():
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.01)
         process.send_signal(signal.SIGINT)
         out, _ = process.communicate(timeout=30)
     assert out == "interrupted 0\n"
+    assert not psutil.pid_exists(int(begun.read_text()))
 
 
 def test_times_follow_the_chain_that_ended_last_and_add_up() -> None:

@@ -298,7 +298,7 @@ async def test_the_last_steps_come_before_the_end_whenever_they_come() -> None:
             return length
 
     run = LiveRun(ended.workflow, keep_history=True)
-    run.runner, run.steps = ended.runner, Racing()
+    run.info, run.steps = ended.info, Racing()
     names = [event["event"] async for event in RunHandle[Any](run, lambda call: call(), lambda: True).events()]
     assert names == ["run.started", *["task.transition"] * 3, "run.finished"]
 

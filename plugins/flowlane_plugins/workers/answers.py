@@ -86,7 +86,7 @@ class Answers:
         ring.commit()
         self.mean = mean
         if not flights:
-            worker.hold = False
+            worker.let_go()
             output.relieve(idle=True)
         return True
 

@@ -239,6 +239,7 @@ class Dispatch:
             number += 1
         worker.flights.extend(sent)
         worker.given = number
+        worker.given_at = monotonic_ns()
         worker.frames.append(number - 1)
         worker.wake()
         if self._max_tasks is not None and number >= self._max_tasks:
@@ -246,12 +247,12 @@ class Dispatch:
         return True
 
     def _share(self, worker: WorkerHandle, queue: deque[Flight]) -> int:
-        """How many jobs of `queue` may go to `worker`: no more than leaves as many for each of the others."""
+        """How many jobs of `queue` may go to `worker`: no more than leaves as many for each that has as little to do."""
         if queue is self._alone:
             return 1
-        takers = 0
+        takers, busy = 0, len(worker.frames)
         for other in self._workers.values():
-            takers += not (other.ending or other.hold) and len(other.frames) < 2
+            takers += not (other.ending or other.hold) and len(other.frames) == busy
         most = min(FRAME_JOBS, -(-len(queue) // (takers or 1)))
         return most if self._max_tasks is None else min(most, self._max_tasks - worker.given)
 

@@ -13,7 +13,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane_plugins.workers.output import Output
-from flowlane_plugins.workers.page import BODY, ENCODING, IDLE, NO_LIMIT, PHASE, PHASES, SINCE, STARTED, Page
+from flowlane_plugins.workers.page import BODY, ENCODING, IDLE, NO_LIMIT, PHASE, PHASES, SINCE, SKIP_TO, STARTED, Page
 from flowlane_plugins.workers.protocol import receive
 from flowlane_plugins.workers.records import ARENA_FORMAT, WAKE
 
@@ -70,6 +70,7 @@ class WorkerHandle:
         "frames",
         "functions",
         "given",
+        "given_at",
         "hold",
         "later",
         "limit",
@@ -94,6 +95,7 @@ class WorkerHandle:
         self.later: deque[tuple[Any, ...]] = deque()  # records for which its ring had no room
         self.unsent: deque[tuple[int, int, int]] = deque()  # arenas for which its socket had no room
         self.given = 0  # jobs so far: the next one's number
+        self.given_at = 0  # when the last frame was given, ns
         self.ending = False  # it gets no more
         self.hold = False  # it gets no more before it has answered all: jobs were taken back
         self.limit = NO_LIMIT  # as in its page
@@ -130,6 +132,18 @@ class WorkerHandle:
     def born(self, pid: int) -> None:
         self.pid = pid
         self.name = f"pid {pid}"
+
+    def let_go(self) -> bool:
+        """End the hold, if it may end now; whether there was one and it has.
+
+        It lasts until the worker has passed over the jobs that were taken back: what it is to skip is one stretch of numbers, which
+        the next taking back writes anew.
+        """
+        cells = self.page.cells
+        if not self.hold or self.flights or self.limit != NO_LIMIT or cells[STARTED] < cells[SKIP_TO] - 1:
+            return False
+        self.hold = False
+        return True
 
     @property
     def idle(self) -> bool:

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from asyncio import AbstractEventLoop
     from collections.abc import Callable, Container, Iterator
 
-__all__ = ["kill_children", "kill_sessions", "sweep", "sweep_aside"]
+__all__ = ["kill_children", "kill_sessions", "stopped", "sweep", "sweep_aside"]
 
 _PROC: Final = "/proc"
 _DEAD: Final = (b"Z", b"X")
+_STOPPED: Final = (b"T", b"t")
 _CLEAN: Final = 3  # looks in a row that find nothing: a process in the middle of an exec shows no environment
 _PAUSE: Final = 0.002  # seconds between two looks: what was killed needs about that long to go
 
@@ -68,6 +69,12 @@ def kill_sessions(sessions: Container[int]) -> bool:
     for pid in found:
         _kill_if(pid, member)
     return bool(found)
+
+
+def stopped(pid: int) -> bool:
+    """Whether `pid` is stopped, by SIGSTOP or a debugger; False where that cannot be seen."""
+    process = _stat(pid)
+    return process is not None and process.state in _STOPPED
 
 
 def sweep(mark: str, patience: float) -> bool:

@@ -34,6 +34,7 @@ from flowlane_plugins.workers.answers import Answers
 from flowlane_plugins.workers.dispatch import FRAME, FRAME_JOBS, PREFETCH, Dispatch
 from flowlane_plugins.workers.handle import CANCELLED, OVERDUE, Flight, WorkerHandle
 from flowlane_plugins.workers.leases import Book
+from flowlane_plugins.workers.orphans import stopped
 from flowlane_plugins.workers.page import LIMIT, NO_LIMIT, POLLING, SKIP_FROM, SKIP_TO, STOP
 from flowlane_plugins.workers.page import STARTED as STARTED_CELL
 from flowlane_plugins.workers.records import DROP, FREE
@@ -58,6 +59,7 @@ _LAST_TICK: Final = 0.05
 _FORK_AGAIN: Final = 0.05  # s
 _REFUSALS_MAX: Final = 30  # forks in a row that the system refuses while there is no worker at all
 _STILLBORN_MAX: Final = 3  # workers in a row that die before their first job
+_UNMOVED: Final = 1_000_000_000  # ns after which a worker that does not begin is looked at
 _LEAVE: Final = 0.3  # s that idle workers have to leave when the pool closes
 
 _log: Final = logging.getLogger("flowlane")
@@ -262,6 +264,8 @@ class Pool:
         if not worker.receive():
             self._loop.remove_reader(worker.sock)  # dead, as a rule: that will be told when it is reaped
         self._news(worker)
+        if worker.let_go():
+            self._go_on([])
 
     def _news(self, worker: WorkerHandle) -> None:
         if worker.page.results.news:
@@ -361,6 +365,7 @@ class Pool:
             self._collect(worker, reports)
             worker.send_arenas()
             worker.send_later()
+            worker.let_go()
             if worker.flights:
                 settled = self._look_at(worker, reports) and settled
         self._go_on(reports)
@@ -370,10 +375,12 @@ class Pool:
     def _look_at(self, worker: WorkerHandle, reports: list[Report]) -> bool:
         """One worker with jobs. Whether there is nothing more to find out about the one that runs."""
         running = worker.running()
+        now = monotonic_ns()
         if running is None:
+            if worker.pid and now - worker.given_at > _UNMOVED and stopped(worker.pid):
+                self._nest.signal(worker.wid, SIGKILL)  # somebody has stopped it; others will do its jobs
             return False
         flight, since = running
-        now = monotonic_ns()
         if flight.job.timeout is not None and (worker.deadline is None or worker.deadline[0] != flight.number):
             self._keep_time(worker, flight)
         begun = worker.begun()
@@ -417,7 +424,7 @@ class Pool:
             if worker.flights:
                 worker.frames.append(worker.flights[-1].number)
         worker.limit = cells[LIMIT] = NO_LIMIT
-        worker.hold = bool(worker.flights)
+        worker.let_go()
         worker.wake()
         for flight in worker.flights:
             if flight.asked and flight.number <= begun:

@@ -83,7 +83,7 @@ NEVER: Final = -1
 
 # ns of looking for the next frame before blocking: to wake somebody costs 20 to 60 µs, and more in a virtual machine
 _SPIN: Final = 100_000
-_TELL: Final = 500_000  # ns that a result may wait for the frame's other jobs before the engine is told
+_TELL: Final = 300_000  # ns that a result may wait for the frame's other jobs before the engine is told
 _SHORT: Final = 100_000  # ns up to which a job's CPU time is not asked for
 _LONG: Final = 1_000_000  # ns from which a job is worth a look at its memory
 _M_TRIM_THRESHOLD: Final = -1  # as in malloc.h
@@ -179,6 +179,7 @@ class Worker:
         self._untold = 0  # when the oldest result was written that the engine was not told of; 0: there is none
         self._told_rss = 0
         self._cpu_read = self._cpu_read_at = 0
+        self._stopped = NEVER  # the job for which SIGTERM came last
         self._forked = False
         self._moved = False  # the working directory was changed
         self._home = os.open(".", os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
@@ -431,12 +432,15 @@ class Worker:
 
     def _on_sigterm(self, signum: int, frame: FrameType | None) -> None:  # noqa: ARG002 - the signature of handlers
         cells = self._cells
-        if self._forked or cells[STOP] < 0:  # not from the engine: do what a process does
+        stop = cells[STOP]
+        if self._forked or stop in (NEVER, self._stopped):  # not from the engine: do what a process does
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             os.kill(os.getpid(), signal.SIGTERM)
-        elif cells[STOP] == cells[STARTED] and cells[PHASE] in (LOADING, BODY):
+            return
+        self._stopped = stop  # the engine asks once for each job
+        if stop == cells[STARTED] and cells[PHASE] in (LOADING, BODY):
             raise TaskStopped
-        # else the job has ended meanwhile
+        # else that job has ended meanwhile
 
     def _in_fork(self) -> None:
         """In a child that a task forked: it must neither read our jobs nor answer them."""
