@@ -1,6 +1,6 @@
 """A program that runs waves of short and long tasks for ever and says so: the engine that storms kill. Run as a script.
 
-    python storm.py FOLDER MODE        MODE: busy | idle | spin | daemons
+python storm.py FOLDER MODE        MODE: busy | idle | spin | daemons
 """
 
 import asyncio

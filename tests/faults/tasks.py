@@ -1,7 +1,7 @@
 """What the tasks of the fault tests do. Loaded by path, as a workflow file is, here and in worker processes.
 
-Those that take a `journal` append a line to it when they start and when they end, with O_APPEND, so that what really ran is known from
-a source that shares no code with the engine.
+Those that take a `journal` append a line to it when they start and when they end, with O_APPEND, so that what really ran
+is known from a source that shares no code with the engine.
 """
 
 from __future__ import annotations
@@ -249,7 +249,9 @@ def _shapes():
     class Local(Exception):
         pass
 
-    group = ExceptionGroup("several", [ValueError("one"), TwoArguments(2, "two"), ExceptionGroup("in", [Unpicklable("x")])])
+    group = ExceptionGroup(
+        "several", [ValueError("one"), TwoArguments(2, "two"), ExceptionGroup("in", [Unpicklable("x")])]
+    )
     deep = ValueError("deep")
     for number in range(2000):
         outer = ValueError(f"level {number}")

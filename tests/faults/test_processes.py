@@ -93,9 +93,7 @@ def test_the_crash_tells_signal_pid_phase_and_memory(tasks: ModuleType, perform:
     assert (result.tasks["die"].peak_rss or 0) > 2**20
 
 
-def test_a_crashed_task_is_retried_when_its_policy_says_so(
-    tasks: ModuleType, perform: Perform, tmp_path: Path
-) -> None:
+def test_a_crashed_task_is_retried_when_its_policy_says_so(tasks: ModuleType, perform: Perform, tmp_path: Path) -> None:
     marker = tmp_path / "died"
     result = perform(tasks.die_once.options(retries=2).bind(str(marker)), *innocents(tasks))
     unharmed(result)
@@ -126,7 +124,9 @@ def test_many_that_die_leave_the_pool_alive(tasks: ModuleType, perform: Perform)
     assert result.counts[TaskState.CRASHED] == len(DEATHS)
 
 
-def test_an_argument_that_kills_whoever_loads_it_is_charged_before_its_body(tasks: ModuleType, perform: Perform) -> None:
+def test_an_argument_that_kills_whoever_loads_it_is_charged_before_its_body(
+    tasks: ModuleType, perform: Perform
+) -> None:
     result = perform(tasks.take.bind(tasks.KillsOnLoad()), *innocents(tasks))
     unharmed(result)
     failure = result.tasks["take"].failure
@@ -247,7 +247,12 @@ def test_arguments_that_cannot_travel_fail_their_own_task(tasks: ModuleType, per
 
 @pytest.mark.parametrize(
     ("what", "said"),
-    [("lock", "['deep'][0]"), ("explodes", "cannot be unpickled"), ("generator", "generator"), ("nested", "flatten it")],
+    [
+        ("lock", "['deep'][0]"),
+        ("explodes", "cannot be unpickled"),
+        ("generator", "generator"),
+        ("nested", "flatten it"),
+    ],
 )
 def test_results_that_cannot_travel_fail_their_own_task(
     tasks: ModuleType, perform: Perform, what: str, said: str
@@ -337,7 +342,7 @@ def test_workers_are_replaced_after_their_share(tasks: ModuleType, perform: Perf
 def test_workers_are_replaced_when_they_have_grown(tasks: ModuleType, perform: Perform) -> None:
     calls = [tasks.innocent.bind(n, None, 0.005) for n in range(3)]
     result = perform(*calls, *[tasks.whoami.bind() for _ in range(3)], slots=1, max_rss=1)
-    assert [value for value in result.value[:3]] == [0, 1, 4]
+    assert result.value[:3] == [0, 1, 4]
 
 
 # ── output ────────────────────────────────────────────────────────────────────────────────────────────────────────

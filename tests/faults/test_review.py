@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import os
 import resource
 import signal
 import time
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import numpy
 import psutil
 import pytest
 
-from flowlane.errors import EngineClosed
 from flowlane.loader import Address, load_file
-from flowlane.runtime.ports import CRASHED, FAILED, INTERRUPTED, NEVER, STARTED, SUCCEEDED, Job, Report, Target
+from flowlane.runtime.ports import CRASHED, INTERRUPTED, NEVER, STARTED, SUCCEEDED, Job, Report, Target
 from flowlane_plugins.executors.processes import ProcessesExecutor
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
     from pathlib import Path
     from types import ModuleType
 
@@ -180,7 +177,9 @@ class Bench:
         self.reports += reports
         self._news.set()
 
-    def job(self, name: str, *args: Any, timeout: float | None = None, task: str = "", attempt: int = 1, run: str = "r") -> Job:
+    def job(
+        self, name: str, *args: Any, timeout: float | None = None, task: str = "", attempt: int = 1, run: str = "r"
+    ) -> Job:
         target = self._targets.get(name)
         if target is None:
             address = Address("_flow_crossing", name, self.source.__file__)
@@ -311,11 +310,13 @@ async def test_a_descriptor_that_did_not_reach_the_engine_is_told_and_hangs_nobo
 
 async def test_a_descriptor_that_did_not_reach_the_worker_hangs_nobody(source: ModuleType) -> None:
     async with bench(source, slots=1) as b:
-        await b.call("nothing")
+        await b.call("nap", 0.0)
+        await b.call("eat_descriptors")
         array = numpy.ones(100_000)
-        jobs = [b.job("nap", 0.0), b.job("eat_descriptors"), b.job("total", array), b.job("total", array)]
+        # the descriptor comes while the worker is busy, so the first job that needs it has to wait for it
+        jobs = [b.job("nap", 0.1), b.job("total", array), b.job("total", array)]
         b.executor.submit(jobs)
-        for job in jobs[2:]:
+        for job in jobs[1:]:
             report = await b.final(job.ref)
             assert report.kind is SUCCEEDED, report.failure
 
@@ -380,6 +381,7 @@ async def test_a_nursery_that_cannot_start_is_not_tried_for_ever(
 
 async def test_what_a_forked_child_returns_is_not_written_over_its_parents_result(source: ModuleType) -> None:
     async with bench(source, slots=1) as b:
+        await b.call("full", 100_000, 3)  # now it has an arena, which the child inherits
         made = await b.call("fork_and_return_late", 100_000)
         await asyncio.sleep(0.6)
         assert (await b.call("total", made.value)).value == 100_000.0
@@ -465,7 +467,7 @@ async def test_a_deadline_is_kept_behind_a_job_that_has_settled(source: ModuleTy
     async with bench(source, slots=1, grace=0.0) as b:
         await b.call("nap", 0.06)
         for _ in range(5):
-            first = b.job("nap", 0.21)
+            first = b.job("nap", 0.18)
             second = b.job("nap", 5.0, timeout=0.005)
             b.executor.submit([first, second])
             report = await b.final(second.ref)
@@ -497,8 +499,9 @@ async def test_what_was_stopped_while_the_nursery_died_still_timed_out(source: M
 
 async def test_a_second_attempt_does_not_wait_for_the_end_of_the_queue(source: ModuleType, tmp_path: Path) -> None:
     async with bench(source, slots=1) as b:
-        await b.call("nap", 0.001)
         await b.call("die_once", str(tmp_path / "a"), task="t")
+        for _ in range(3):  # the next worker is there, and its jobs are known to be short
+            await b.call("nap", 0.001)
         jobs = [b.job("nap", 0.001) for _ in range(1_000)]
         b.executor.submit(jobs)
         again = b.submit("now", task="t", attempt=2)

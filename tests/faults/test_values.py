@@ -70,7 +70,13 @@ def test_what_a_task_keeps_in_a_global_stays_what_it_was(arrays: ModuleType, met
             checks.append(kept)
         return [*checks, workflow.add(arrays.kept_are_whole.bind(), after=[kept])]
 
-    assert run(build, start_method=method, )[-1] is True
+    assert (
+        run(
+            build,
+            start_method=method,
+        )[-1]
+        is True
+    )
 
 
 def test_frames_and_mixed_values_arrive_whole(arrays: ModuleType, method: str) -> None:
@@ -122,9 +128,7 @@ def test_results_free_their_memory_at_their_last_use(arrays: ModuleType, method:
                     made = workflow.add(arrays.plus_one.bind(made))
                 handle = engine.start(workflow.returns(workflow.add(arrays.total.bind(made))))
                 await handle
-                shared = sum(
-                    process.memory_full_info().pss for process in psutil.Process().children(recursive=True)
-                )
+                shared = sum(process.memory_full_info().pss for process in psutil.Process().children(recursive=True))
                 most = max(most, shared)
             return most
 

@@ -48,7 +48,7 @@ _KILLED: Final = 0.2
 
 
 class StandInExecutor(FuturesExecutor):
-    """Runs plain functions in the worker processes of a ProcessPoolExecutor: no hard kill, and a dying worker costs its neighbours.
+    """Runs plain functions in a ProcessPoolExecutor: no hard kill, and a dying worker costs its neighbours.
 
     slots         workers, one job each at a time; None takes the cores this process may run on
     start_method  how workers start. "spawn" is what is tested and meant; "forkserver" and "fork" are for code that
@@ -61,9 +61,7 @@ class StandInExecutor(FuturesExecutor):
         self, slots: int | None = None, start_method: Literal["spawn", "forkserver", "fork"] = "spawn"
     ) -> None:
         if start_method not in ("spawn", "forkserver", "fork"):
-            raise SettingsError(
-                f"start_method must be spawn, forkserver or fork, not {start_method!r}"
-            )
+            raise SettingsError(f"start_method must be spawn, forkserver or fork, not {start_method!r}")
         self._prepare(True, slots)
         self._start_method = start_method
         if start_method == "spawn" and sys.platform != "win32":  # these do not import the script: see `spawning`

@@ -1,16 +1,16 @@
-"""The fast path from history to JSON lines: a template per kind of transition, no dictionary, one format per event.
+"""The fast path from history to JSON lines: a template per kind of transition, no dictionary, one format per line.
 
-Each line is one that ``encode(event)`` could have written: the same fields, in the same order, with the same values; a
-test holds them equal. Only seconds look different: they are written with nine decimals, which is what the nanoseconds
-are (``0.000000801``, where ``repr`` has ``8.01e-07``). A reader gets the same float: both are the one nearest to that
-decimal fraction.
+Each line is one of those that JSON has for the event: the fields of ``encode(event)`` in their order, with the values that
+a reader gets from it; a test holds them equal. Only seconds are spelt differently. They are written with nine decimals,
+which is what the nanoseconds are (``0.000000801``, where ``repr`` has ``8.01e-07``), at half the cost. Read as floats the
+two are equal: each is the float nearest to that decimal fraction, up to the 104 days where ns still fit a float.
 
 What makes it fast:
 
 - The template of a code is cut where the row's own words go, and an f-string puts the pieces together.
 - The first piece holds the date down to the second, so the templates are renewed once a second.
-- Many rows of a chunk are of one instant (a step makes tasks ready), or of the same attempt as the row before (a short
-  task's start and end come together): what was written for that one is used again.
+- Two cases make up nearly all of a busy log, and are written in place: a task becomes ready (many do at one instant, and
+  share all but their own words), and a short task's start with its end right behind it (two lines in one go).
 - A task's own words are escaped once, and kept while the task is likely to be heard of again.
 - Rows that carry more than the common fields (an error, the root of a failure) are rare, and take the slow way.
 
@@ -21,21 +21,26 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.core.states import RULES
+from flowlane.core.states import RULES, Reason, TaskState, code_of
 from flowlane.runtime.encode import encode, quote
-from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk
+from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk, measures
 
 if TYPE_CHECKING:
+    from flowlane.core.messages import Transition
     from flowlane.runtime.ports import Chunk, Report, RunInfo
 
 __all__ = ["LineRenderer"]
 
-#: Tasks whose escaped words are kept, 130 B each. A task becomes ready long before it runs when many wait for slots.
-_TASKS_KEPT: Final = 32_768
+#: Tasks whose escaped words are kept, 200 B each: where many wait for slots, a task runs long after it became ready.
+_TASKS_KEPT: Final = 16_384
 _WORKERS_KEPT: Final = 1_024
 
 _SECOND: Final = 1_000_000_000  # ns
 _EXACT: Final = 1 << 53  # ns; beyond, an int is rounded once when it is made a float, and once more when divided
+
+_READY: Final = code_of(TaskState.PENDING, TaskState.READY, Reason.UPSTREAM_DONE)
+_STARTED: Final = code_of(TaskState.READY, TaskState.RUNNING, Reason.STARTED)
+_RETURNED: Final = code_of(TaskState.RUNNING, TaskState.SUCCEEDED, Reason.RETURNED)
 
 # What a row of some code needs besides the common fields:
 _FIRST: Final = 0  # nothing: no earlier state, nobody has worked on it
@@ -81,47 +86,74 @@ class LineRenderer:
             self._tasks.clear()
         if len(self._workers) > _WORKERS_KEPT:
             self._workers = {"": "null"}
+        elapsed = chunk.elapsed
         slowly = _Slowly(chunk)
+        report_of, tasks, workers, run = chunk.reports.get, self._tasks, self._workers, self._run_words
         lines: list[str] = []
         add = lines.append
-        origin, forms, run, tasks, workers = self._origin, self._forms, self._run_words, self._tasks, self._workers
-        report_of = chunk.reports.get
-        instant = element_before = attempt_before = -1
-        micros = mono = task = worker = ""
-        report: Report | None = None
-        for (element, attempt, code, t), elapsed in zip(rows, chunk.elapsed, strict=True):
-            if t != instant:
-                instant = t
-                us = (t + origin) // 1000
-                if not 0 <= us < 1_000_000:
-                    us = self._turn(t)
-                    origin, forms = self._origin, self._forms
-                micros = "%06d" % us  # noqa: UP031 - half the time of an f-string's :06d
-                mono = str(t)
-            shape, head, middle, later, blamed = forms[code]
-            if attempt != 1:
-                middle = f',"attempt":{attempt}{later}'
-            if shape == _FIRST:
-                task = tasks.get(element) or self._task(element)
-                element_before = -1
-                add(f'{head}{micros}{run}{task}null{middle}{mono},"elapsed_s":null}}\n')
-                continue
-            if element != element_before or attempt != attempt_before:
-                element_before, attempt_before = element, attempt
-                task = tasks.get(element) or self._task(element)
-                report = report_of((element, attempt))
-                worker = "null" if report is None else workers.get(report.worker) or self._worker(report.worker)
-            if elapsed < 0 or shape == _SLOW or (blamed and report is not None and report.failure is not None):
-                add(slowly.line(len(lines)))
-                continue
-            spent = f"0.{str(elapsed + _SECOND)[1:]}" if elapsed < _SECOND else _seconds(elapsed)
-            if shape == _PLAIN:
-                add(f'{head}{micros}{run}{task}null{middle}{mono},"elapsed_s":{spent}}}\n')
-            elif shape == _WORKED or report is None or report.cpu < 0:
-                add(f'{head}{micros}{run}{task}{worker}{middle}{mono},"elapsed_s":{spent}}}\n')
-            else:
-                add(f'{head}{micros}{run}{task}{worker}{middle}{mono},"elapsed_s":{spent}{_measured(report)}}}\n')
+        origin, forms = self._origin, self._forms
+        instant: int | None = None  # for which `opening` and `closing` are
+        opening = closing = ""
+        index, count = 0, len(rows)
+        while index < count:
+            element, attempt, code, t = rows[index]
+            us = (t + origin) // 1000
+            if attempt == 1 and 0 <= us < 1_000_000:
+                if code == _READY:
+                    if t != instant:
+                        instant = t
+                        form = forms[_READY]
+                        opening = f"{form.head}{us:06d}{run}"
+                        closing = f'null{form.first_attempt}{t},"elapsed_s":null}}\n'
+                    add(f"{opening}{tasks.get(element) or self._task(element)}{closing}")
+                    index += 1
+                    continue
+                if code == _STARTED and index + 1 < count:
+                    who, again, what, end = rows[index + 1]
+                    if what == _RETURNED and who == element and again == 1:
+                        report = report_of((element, 1))
+                        waited, worked = elapsed[index], elapsed[index + 1]
+                        us_end = (end + origin) // 1000
+                        if report is not None and waited >= 0 and 0 <= worked < _SECOND and us <= us_end < 1_000_000:
+                            words = tasks.get(element) or self._task(element)
+                            worker = workers.get(report.worker) or self._worker(report.worker)
+                            spent = f"0.{str(waited + _SECOND)[1:]}" if waited < _SECOND else _seconds(waited)
+                            _, head, middle, _, _ = forms[_STARTED]
+                            _, head_end, middle_end, _, _ = forms[_RETURNED]
+                            # "%06d" takes half the time of an f-string's :06d
+                            add(
+                                f'{head}{"%06d" % us}{run}{words}{worker}{middle}{t},"elapsed_s":{spent}}}\n'
+                                f"{head_end}{'%06d' % us_end}{run}{words}{worker}{middle_end}{end}"
+                                f',"elapsed_s":0.{str(worked + _SECOND)[1:]}{_measured(report)}}}\n'
+                            )
+                            index += 2
+                            continue
+            add(self._line(rows[index], elapsed[index], report_of((element, attempt))) or slowly.line(index))
+            origin, forms, instant = self._origin, self._forms, None  # it may have begun a new second
+            index += 1
         return "".join(lines)
+
+    def _line(self, row: Transition, elapsed: int, report: Report | None) -> str:
+        """The line of any row; "" when it has to take the slow way."""
+        element, attempt, code, t = row
+        us = (t + self._origin) // 1000
+        if not 0 <= us < 1_000_000:
+            us = self._turn(t)
+        shape, head, middle, later, blamed = self._forms[code]
+        if attempt != 1:
+            middle = f',"attempt":{attempt}{later}'
+        words = self._tasks.get(element) or self._task(element)
+        stem = f"{head}{us:06d}{self._run_words}{words}"
+        if shape == _FIRST:
+            return f'{stem}null{middle}{t},"elapsed_s":null}}\n'
+        if elapsed < 0 or shape == _SLOW or (blamed and report is not None and report.failure is not None):
+            return ""
+        spent = _seconds(elapsed)
+        if shape == _PLAIN or report is None:
+            return f'{stem}null{middle}{t},"elapsed_s":{spent}}}\n'
+        worker = self._workers.get(report.worker) or self._worker(report.worker)
+        measured = _measured(report) if shape == _ENDED else ""
+        return f'{stem}{worker}{middle}{t},"elapsed_s":{spent}{measured}}}\n'
 
     def _turn(self, t: int) -> int:
         """Make the templates of the second that `t` is in; µs since its beginning."""
@@ -173,22 +205,13 @@ def _seconds(ns: int) -> str:
 
 
 def _measured(report: Report) -> str:
-    """The fields of ``events.measures`` for a report that tells CPU time, each after its comma."""
-    bytes_in, bytes_out, pickling = report.bytes_in, report.bytes_out, report.pickling
-    memory = f',"peak_rss":{report.rss}' if report.rss >= 0 else ""
-    if bytes_in >= 0 and bytes_out >= 0 and pickling >= 0:
-        return (
-            f',"cpu_s":{_seconds(report.cpu)}{memory},"bytes_in":{bytes_in},"bytes_out":{bytes_out}'
-            f',"pickling_s":{_seconds(pickling)}'
-        )
-    text = f',"cpu_s":{_seconds(report.cpu)}{memory}'
-    if bytes_in >= 0:
-        text += f',"bytes_in":{bytes_in}'
-    if bytes_out >= 0:
-        text += f',"bytes_out":{bytes_out}'
-    if pickling >= 0:
-        text += f',"pickling_s":{_seconds(pickling)}'
-    return text
+    """The fields of ``events.measures``, each behind a comma."""
+    cpu, bytes_in, bytes_out, pickling = report.cpu, report.bytes_in, report.bytes_out, report.pickling
+    if 0 <= cpu < _SECOND and bytes_in >= 0 and bytes_out >= 0 and 0 <= pickling < _SECOND and report.rss < 0:
+        # a task of the `processes` executor, whose worker has not grown
+        return ',"cpu_s":0.%09d,"bytes_in":%d,"bytes_out":%d,"pickling_s":0.%09d' % (cpu, bytes_in, bytes_out, pickling)
+    fields = measures(report)
+    return f",{_fields(**fields)}" if fields else ""
 
 
 def _fields(**fields: Any) -> str:

@@ -136,8 +136,8 @@ class WorkerHandle:
     def let_go(self) -> bool:
         """End the hold, if it may end now; whether there was one and it has.
 
-        It lasts until the worker has passed over the jobs that were taken back: what it is to skip is one stretch of numbers, which
-        the next taking back writes anew.
+        It lasts until the worker has passed over the jobs that were taken back: what it is to skip is one stretch of
+        numbers, which the next taking back writes anew.
         """
         cells = self.page.cells
         if not self.hold or self.flights or self.limit != NO_LIMIT or cells[STARTED] < cells[SKIP_TO] - 1:

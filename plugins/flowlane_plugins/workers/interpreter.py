@@ -74,11 +74,14 @@ def with_mark(environ: Mapping[str, str], mark: str) -> dict[str, str]:
     return whole
 
 
-def launch(title: str, entry: str, letter: Letter, fds: Sequence[int], environ: Mapping[str, str]) -> Popen[bytes]:
+def launch(
+    title: str, entry: str, letter: Letter, fds: Sequence[int], environ: Mapping[str, str], output: int
+) -> Popen[bytes]:
     """Start a process that calls `entry` ("module:function") with the letter and its descriptor; about 1 ms.
 
-    `title` is what ``ps`` shows; `fds` are inherited under their numbers. The child is in a session of its own, so
-    Ctrl-C, Ctrl-Z and hang-ups of a terminal do not reach it, and it reads nothing from stdin. Raises OSError.
+    `title` is what ``ps`` shows; `fds` are inherited under their numbers; what it prints goes to `output`. The child is in
+    a session of its own, so Ctrl-C, Ctrl-Z and hang-ups of a terminal do not reach it, and it reads nothing from stdin.
+    Raises OSError.
     """
     import signal
     import subprocess
@@ -106,6 +109,8 @@ def launch(title: str, entry: str, letter: Letter, fds: Sequence[int], environ: 
             return subprocess.Popen(  # noqa: S603
                 command,
                 stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
                 pass_fds=(fd, *fds),
                 env=dict(environ),
                 start_new_session=True,

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowlane_plugins.workers.control import Control
 from flowlane_plugins.workers.interpreter import launch, with_mark
 from flowlane_plugins.workers.orphans import sweep_aside
+from flowlane_plugins.workers.page import make_file
 from flowlane_plugins.workers.protocol import BORN, EXITED, FAILED, FORK, KILL, READY
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ __all__ = ["ENTRY", "KILLED", "SWEEP", "Nest"]
 
 ENTRY: Final = "flowlane_plugins.workers.worker:live"
 
+_LAST_WORDS: Final = 2_000  # bytes kept of what a nursery printed before it died
 _NURSERY: Final = "flowlane_plugins.workers.nursery:main"
 _POLL: Final = 0.005  # seconds between two looks at a nursery that cannot be watched
 SWEEP: Final = 2.0  # seconds that sweeping may take
@@ -80,6 +82,9 @@ class Nest:
         self._pidfds: dict[int, int] = {}
         self._closing = False
         self._over: asyncio.Future[None] = loop.create_future()  # the nursery is reaped and all are gone
+        self._output = -1  # the file that holds what the nursery prints
+        #: the end of what it had printed when it was lost: what it died of, if that is its own fault
+        self.last_words = ""
         #: whether the nursery has come as far as serving: one that dies before died of what it preloaded
         self.ready = False
 
@@ -101,6 +106,7 @@ class Nest:
             raise RuntimeError("a nest is started once")
         control, theirs = Control.pair(self._loop, self._hear, self._refuse, self._kill)
         try:
+            self._output = make_file("flowlane-nursery", 0)
             letter = {
                 "control": theirs.fileno(),
                 "engine": os.getpid(),
@@ -109,9 +115,10 @@ class Nest:
                 "told": [],
             }
             environ = with_mark(self._environ, self._mark)
-            self._process = launch("flowlane-nursery", _NURSERY, letter, [theirs.fileno()], environ)
+            self._process = launch("flowlane-nursery", _NURSERY, letter, [theirs.fileno()], environ, self._output)
         except BaseException:
             control.close()
+            self._close_output()
             raise
         finally:
             theirs.close()
@@ -266,6 +273,15 @@ class Nest:
                 os.close(pidfd)
         self._pidfds.clear()
         self._asked.clear()
+        self._close_output()
+
+    def _close_output(self) -> None:
+        if self._output >= 0:
+            end = os.fstat(self._output).st_size
+            text = os.pread(self._output, _LAST_WORDS, max(0, end - _LAST_WORDS))
+            self.last_words = text.decode("utf-8", "backslashreplace").strip()
+            os.close(self._output)
+            self._output = -1
 
 
 def _send_signal(process: Popen[bytes], signum: int) -> None:

@@ -532,7 +532,10 @@ class Pool:
             self._stillborn += 1
             if self._stillborn > _STILLBORN_MAX:
                 self._stillborn = 0
-                reports += self._give_up(inquest.no_worker("the process that starts workers dies again and again"))
+                said = f": {self._nest.last_words}" if self._nest.last_words else ""
+                reports += self._give_up(
+                    inquest.no_worker(f"the process that starts workers dies again and again{said}")
+                )
             if not self._nest.ready:
                 self._preload = ()  # that may be what it died of
             try:

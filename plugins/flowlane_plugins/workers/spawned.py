@@ -79,6 +79,7 @@ class Spawned:
         self._empty: asyncio.Future[None] | None = None  # while closing: the last worker is reaped
         self._swept: asyncio.Future[bool] | None = None
         self.ready = True
+        self.last_words = ""  # each worker has its own
         self.pid: int | None = None
 
     @staticmethod
@@ -155,7 +156,7 @@ class Spawned:
         try:
             copies += [fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 3) for fd in (read, *fds)]
             letter = {"wid": wid, "life": copies[1], "fds": copies[2:], "worker": self._entry}
-            process = launch("flowlane-worker", _WORKER, letter, copies[1:], self._environ)
+            process = launch("flowlane-worker", _WORKER, letter, copies[1:], self._environ, copies[-1])
         except BaseException:
             life.close()
             raise

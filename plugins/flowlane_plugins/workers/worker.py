@@ -323,8 +323,9 @@ class Worker:
             while not self._results.put(record):
                 self._tell()
                 time.sleep(_RETRY)
-        except ValueError:  # it refers to more chunks than a record has room for
-            for ref in record[8][1] if len(record) > 8 else ():
+        except ValueError:  # it refers to more chunks than a record has room for, in `more`
+            more: Any = record[-1]
+            for ref in more[1]:
                 self._store.free(ref)
             error = TransportError("its result has too many large parts", hint="join them, or return fewer at a time")
             self._write((record[0], RAISED, *record[2:7], transport.encode_failure(error)))
