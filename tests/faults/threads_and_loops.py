@@ -62,7 +62,7 @@ class Heard:
 
     async def until(self, true: Callable[[], Any]) -> None:
         async with asyncio.timeout(20):
-            while not true():  # noqa: ASYNC110 - threads tell nobody
+            while not true():
                 await asyncio.sleep(0.002)
 
     async def started(self, job: Job) -> None:

@@ -241,7 +241,7 @@ async def test_a_job_that_its_pool_takes_back_is_not_called_late() -> None:
     pool = ThreadPoolExecutor(1)
     async with Engine(executors={"pool": FuturesExecutor(pool, slots=2)}) as engine:
         handle = engine.start(two)
-        while not pool._work_queue.qsize():  # type: ignore[attr-defined]  # noqa: ASYNC110
+        while not pool._work_queue.qsize():  # type: ignore[attr-defined]
             await asyncio.sleep(0.001)
         pool.shutdown(wait=False, cancel_futures=True)
         release.set()

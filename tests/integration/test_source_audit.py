@@ -338,7 +338,7 @@ async def test_cancelling_load_leaves_no_process(tmp_path: Path) -> None:
         f"os.rename({str(told)!r} + '.new', {str(told)!r})\ntime.sleep(600)"
     )
     waiting = asyncio.create_task(audit.load.fn("endless", str(tmp_path)))
-    while not told.exists() and not waiting.done():  # noqa: ASYNC110 - another process tells by a file
+    while not told.exists() and not waiting.done():
         await asyncio.sleep(0.01)
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):

@@ -83,7 +83,7 @@ class Bench:
         args = [each.value if isinstance(each, Here) else each for each in job.args]
         try:
             value = job.target.fn(*args, **job.kwargs)
-        except Exception as error:  # noqa: BLE001 - a task's
+        except Exception as error:
             return [Report(job.ref, FAILED, started, monotonic_ns(), failure=Failure.of(error), **figures)]
         if self.capabilities.remote_values:
             value = Here(self, value)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flowlane.runtime.ports import Job
 
-__all__ = ["crashed", "no_worker", "stillborn"]
+__all__ = ["crashed", "last_words", "no_worker", "stillborn"]
 
 _FAULTS: Final = {
     signal.SIGSEGV,
@@ -47,6 +47,16 @@ def crashed(job: Job, pid: int, status: int, *, phase: str, begun: int, max_rss:
     else:
         error = WorkerCrashed(message, hint=hint)
     return Report(job.ref, CRASHED, begun, monotonic_ns(), failure=Failure.of(error), rss=max_rss or NEVER)
+
+
+def last_words(output: str | None) -> str | None:
+    """What a dead worker's task had printed; of the dump of a crash in native code, the task's own frames only."""
+    if output is None or "(most recent call first):" not in output:
+        return output
+    lines = output.splitlines(keepends=True)
+    while lines and lines[-1].startswith("  File ") and ("flowlane_plugins" in lines[-1] or '"<string>"' in lines[-1]):
+        lines.pop()
+    return "".join(lines)
 
 
 def _hint(status: int) -> str:

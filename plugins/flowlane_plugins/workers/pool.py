@@ -505,7 +505,7 @@ class Pool:
             report.worker = worker.name
         if begun == NEVER and flight.told:
             report.started = report.ended
-        report.output = worker.output.rest()
+        report.output = inquest.last_words(worker.output.rest())
         return report
 
     def _nest_lost(self) -> None:

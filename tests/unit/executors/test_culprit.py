@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def attempt(value: Any) -> BaseException | None:
     try:
         pickle.dumps(value)
-    except BaseException as error:  # noqa: BLE001 - any error means no
+    except BaseException as error:
         return error
     return None
 

@@ -226,7 +226,7 @@ async def test_an_abandoned_job_keeps_no_slot_and_its_process_is_ended(
         assert report.kind == SUCCEEDED
         assert report.value not in old
         async with asyncio.timeout(10):
-            while any(  # noqa: ASYNC110 - other processes set no event of ours
+            while any(
                 child.pid in old and "spawn_main" in str(child.cmdline()) for child in psutil.Process().children()
             ):
                 await asyncio.sleep(0.02)

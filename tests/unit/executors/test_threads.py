@@ -90,7 +90,7 @@ async def test_a_job_told_to_stop_while_a_worker_takes_it_is_given_up(gap: threa
     executor = ThreadsExecutor(1)
     async with opened(executor) as heard:
         executor.submit([job(1, lambda: release.wait(10))])
-        while executor._jobs:  # noqa: ASYNC110 - threads tell nobody
+        while executor._jobs:
             await asyncio.sleep(0.001)
         executor.interrupt([1], 5.0)
         await asyncio.sleep(0.02)  # several looks later the worker still has not said what it does
@@ -171,7 +171,7 @@ async def test_an_idle_thread_keeps_nothing_of_its_last_job() -> None:
     async with opened(executor) as heard:
         executor.submit([job(1, work, contextvars.Context())])
         await heard.of(1, SUCCEEDED)
-        while not executor._asleep:  # noqa: ASYNC110 - threads tell nobody
+        while not executor._asleep:
             await asyncio.sleep(0.001)
         gc.collect()
         assert alive[0]() is None

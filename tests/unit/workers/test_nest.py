@@ -212,7 +212,7 @@ def eventually(true: Callable[[], bool], seconds: float = 10.0) -> bool:
 
 async def until(true: Callable[[], bool], seconds: float = 15.0) -> None:
     async with asyncio.timeout(seconds):
-        while not true():  # noqa: ASYNC110 - most of what is waited for is the kernel's
+        while not true():
             await asyncio.sleep(0.002)
 
 
