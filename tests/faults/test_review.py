@@ -102,6 +102,10 @@ def tidy(marker, begun):
         time.sleep(0.4)
         open(marker, "w").close()
 
+def tidy_or_not(marker="", begun=""):
+    if begun:
+        tidy(marker, begun)
+
 def swallow(*_):
     try:
         time.sleep(20)
@@ -264,7 +268,7 @@ async def test_more_freed_chunks_than_fit_into_a_record_are_told_in_parts(source
         await b.call("nothing")
         (worker,) = b.pool._workers.values()
         b.pool._book._drops[worker.wid] = list(range(1 << 40, (1 << 40) + 100_000))
-        b.pool._go_on([])
+        b.pool._free()
         assert (await b.call("nothing")).kind is SUCCEEDED
 
 
@@ -314,11 +318,10 @@ async def test_a_descriptor_that_did_not_reach_the_worker_hangs_nobody(source: M
         await b.call("eat_descriptors")
         array = numpy.ones(100_000)
         # the descriptor comes while the worker is busy, so the first job that needs it has to wait for it
-        jobs = [b.job("nap", 0.1), b.job("total", array), b.job("total", array)]
+        jobs = [b.job("nap", 0.006), b.job("total", array), b.job("total", array)]
         b.executor.submit(jobs)
-        for job in jobs[1:]:
-            report = await b.final(job.ref)
-            assert report.kind is SUCCEEDED, report.failure
+        reports = [await b.final(job.ref) for job in jobs[1:]]
+        assert [report.failure for report in reports] == [None, None]
 
 
 async def test_a_nursery_that_cannot_be_replaced_at_once_is_replaced_later(
@@ -338,9 +341,10 @@ async def test_a_nursery_that_cannot_be_replaced_at_once_is_replaced_later(
         await b.call("nothing")
         monkeypatch.setattr(nest, "launch", refuse_once)
         os.kill(b.pool._nest.pid, signal.SIGKILL)
-        while not refused:
+        while b.pool._nest is not None:
             await asyncio.sleep(0.01)
         assert (await b.call("nothing")).kind is SUCCEEDED
+        assert refused
 
 
 async def test_nurseries_killed_over_a_long_life_cost_nobody(source: ModuleType) -> None:
@@ -453,6 +457,22 @@ async def test_asking_again_does_not_break_off_the_clean_up(source: ModuleType, 
         assert marker.exists()
 
 
+async def test_asking_once_does_not_break_off_the_clean_up_either(source: ModuleType, tmp_path: Path) -> None:
+    marker, begun = tmp_path / "clean", tmp_path / "begun"
+    async with bench(source, slots=1) as b:
+        for _ in range(3):
+            await b.call("tidy_or_not")
+        jobs = [b.job("tidy_or_not", str(marker), str(begun)), *[b.job("tidy_or_not") for _ in range(5)]]
+        b.executor.submit(jobs)
+        while not begun.exists():
+            await asyncio.sleep(0)
+        b.executor.interrupt([jobs[0].ref], 3.0)  # the others are in its frame
+        assert (await b.final(jobs[0].ref)).kind is INTERRUPTED
+        assert marker.exists()
+        for job in jobs[1:]:
+            assert (await b.final(job.ref)).kind is SUCCEEDED
+
+
 @pytest.mark.parametrize("how", ["Sleepy", "Stuck"])
 async def test_a_timeout_while_arguments_load_is_a_timeout(source: ModuleType, how: str) -> None:
     async with bench(source, slots=1, grace=0.1) as b:
@@ -507,7 +527,7 @@ async def test_a_second_attempt_does_not_wait_for_the_end_of_the_queue(source: M
         again = b.submit("now", task="t", attempt=2)
         await b.final(again)
         left = sum(not b.finals(job.ref) for job in jobs)
-        assert left > 500, f"{left} were left of 1,000"
+        assert left > 900, f"{left} were left of 1,000"
 
 
 async def test_a_second_attempt_does_not_wait_for_another_ones(source: ModuleType, tmp_path: Path) -> None:

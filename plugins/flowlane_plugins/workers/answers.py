@@ -59,6 +59,8 @@ class Answers:
                 frames.popleft()
             rss, refs = self._more(worker, more[0]) if more else (NEVER, ())
             ref = flight.job.ref
+            if flight.kill is not None:
+                flight.kill.cancel()
             del out[ref]
             call = flight.call
             report = Report(ref, SUCCEEDED, started, ended, None, None, name, cpu, rss, call.nbytes if call else NEVER)
@@ -66,7 +68,7 @@ class Answers:
             if printed != output.read:
                 report.output = output.take(printed)
             if status == RETURNED:
-                if not refs and not flight.asked:
+                if not refs and not flight.asked:  # nearly always
                     report.value = take(payload, (), flight.job.target.name, self._home)
                     report.bytes_out = len(payload)
                 else:
@@ -81,7 +83,6 @@ class Answers:
                 self._failure(worker, flight, report, status, payload, refs)
             if flight.alone:
                 self._dispatch.absolve(flight)
-                self._dispatch.dismiss(worker)
             reports.append(report)
         ring.commit()
         self.mean = mean
@@ -93,8 +94,9 @@ class Answers:
     def _value(self, worker: WorkerHandle, flight: Flight, report: Report, payload: Any, refs: Sequence[Any]) -> None:
         """The value of a job that returned, where that needs a look."""
         chunks = self._book.take(refs, worker.wid)
-        if flight.asked == OVERDUE:  # it did not listen, and its result came too late
-            report.kind = INTERRUPTED
+        timeout = flight.job.timeout
+        if flight.asked == OVERDUE and timeout is not None and report.ended - report.started > timeout * 1e9:
+            report.kind = INTERRUPTED  # it did not listen, and its result came too late
             return
         report.value = take(payload, chunks, flight.job.target.name, self._home)
         report.bytes_out = nbytes_of(payload)
@@ -114,8 +116,9 @@ class Answers:
         report.failure = transport.decode_failure(payload)
         if status == REFUSED:
             report.started = NEVER
-        elif flight.asked:
+        if flight.asked:
             report.kind = INTERRUPTED
+            report.started = flight.since if report.started == NEVER else report.started
         elif status == RAISED:
             flight.function.cost.note(report.ended - report.started)
 

@@ -14,22 +14,22 @@ from collections import deque
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.errors import Failure
+from flowlane.errors import Failure, TransportError
 from flowlane.runtime.ports import FAILED, INTERRUPTED, NEVER, Report
 from flowlane_plugins.workers.cargo import encode_call
 from flowlane_plugins.workers.chunks import owner_of
 from flowlane_plugins.workers.functions import Functions
 from flowlane_plugins.workers.handle import Flight
-from flowlane_plugins.workers.parcel import Parcel
+from flowlane_plugins.workers.parcel import Parcel, inline_size
 from flowlane_plugins.workers.records import EXIT, FUNCTION, JOBS
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Sequence
 
     from flowlane.runtime.ports import Job
     from flowlane_plugins.workers.functions import Function
     from flowlane_plugins.workers.handle import WorkerHandle
-    from flowlane_plugins.workers.leases import Book, Chunk
+    from flowlane_plugins.workers.leases import Book
 
 __all__ = ["FRAME", "FRAME_JOBS", "PREFETCH", "Dispatch"]
 
@@ -37,7 +37,8 @@ FRAME: Final = 2_000_000  # ns of work that travel together
 FRAME_JOBS: Final = 128
 PREFETCH: Final = 50_000_000  # ns: for longer jobs a second one at hand saves nothing
 _FRAME_BYTES: Final = 1 << 17
-_APART: Final = 1_000  # bytes of a payload that refers to chunks, roughly
+_ENTRY: Final = 64  # bytes of a frame that a job takes besides its name and payload
+_DEATHS_KEPT: Final = 10_000
 
 
 class Dispatch:
@@ -63,6 +64,7 @@ class Dispatch:
         self._functions = Functions(book)
         self._queue: deque[Flight] = deque()
         self._alone: deque[Flight] = deque()
+        self._given = 0  # frames
         self._deaths: dict[tuple[str, str], int] = {}  # (run, task) that was charged → how often
 
     def add(self, jobs: Sequence[Job], reports: list[Report]) -> None:
@@ -89,8 +91,9 @@ class Dispatch:
         """Whether jobs are queued."""
         return bool(self._queue or self._alone)
 
-    def give(self, reports: list[Report]) -> None:
-        """Give workers what is queued. A report is added for each job that turns out not to travel."""
+    def give(self, reports: list[Report]) -> bool:
+        """Give workers what is queued; whether anything was. A report is added for each job that turns out not to travel."""
+        given = self._given
         if self._alone:
             self._give_alone(reports)
         queue, flights = self._queue, self.flights
@@ -101,6 +104,7 @@ class Dispatch:
             worker = self._next_worker(queue[0])
             if worker is None or not self._send(worker, queue, reports):
                 break
+        return self._given > given
 
     def put_back(self, back: Sequence[Flight]) -> list[Report]:
         """Queue flights again, first of all, in their order; the reports of those that were to be stopped."""
@@ -110,11 +114,17 @@ class Dispatch:
             flight.worker = None
             flight.number = -1
             if flight.asked:
-                del self.flights[flight.job.ref]
-                answers.append(Report(flight.job.ref, INTERRUPTED, NEVER, now))
+                self.forget(flight)
+                answers.append(Report(flight.job.ref, INTERRUPTED, flight.since, now))
             else:
                 (self._alone if flight.alone else self._queue).appendleft(flight)
         return answers
+
+    def forget(self, flight: Flight) -> None:
+        """It is answered."""
+        del self.flights[flight.job.ref]
+        if flight.kill is not None:
+            flight.kill.cancel()
 
     def give_up(self) -> list[Job]:
         """Forget all flights that no worker has; their jobs."""
@@ -130,7 +140,9 @@ class Dispatch:
     def charge(self, flight: Flight) -> bool:
         """Its worker died of it: whether its task is poison, having killed the last one alone as well."""
         key = (flight.job.run, flight.job.task)
-        deaths = self._deaths[key] = self._deaths.get(key, 0) + 1
+        deaths = self._deaths[key] = self._deaths.pop(key, 0) + 1
+        if len(self._deaths) > _DEATHS_KEPT:  # of tasks that were never tried again
+            del self._deaths[next(iter(self._deaths))]
         if flight.alone and deaths > 1:
             del self._deaths[key]
             return True
@@ -172,15 +184,23 @@ class Dispatch:
             fresh = next((worker for worker in workers.values() if not (worker.given or worker.ending)), None)
             fresh = fresh or self._new_worker()
             if fresh is None:
-                if not any(worker.ending for worker in workers.values()):
-                    idle = next((worker for worker in workers.values() if worker.idle), None)
-                    if idle is not None:
-                        self.dismiss(idle)  # its successor will be fresh
+                self._make_room(len(alone))
                 return
             if self._send(fresh, alone, reports):
-                fresh.ending = True  # gets nothing more; it is told to leave when it has answered
+                self.dismiss(fresh)  # when it is done with this one
             elif alone and alone[0].job.ref in self.flights:
                 return
+
+    def _make_room(self, wanted: int) -> None:
+        """Have as many workers leave as fresh ones are wanted, those first that have the least to do."""
+        workers = self._workers.values()
+        # One that ends behind a job which runs alone may take as long as that does.
+        leaving = sum(worker.ending and not (worker.flights and worker.flights[0].alone) for worker in workers)
+        for worker in sorted((worker for worker in workers if not worker.ending), key=lambda each: len(each.flights)):
+            if leaving >= wanted:
+                break
+            self.dismiss(worker)
+            leaving += 1
 
     def dismiss(self, worker: WorkerHandle) -> None:
         """Let it end when it has done what it was given."""
@@ -210,18 +230,24 @@ class Dispatch:
                 try:
                     call = flight.call = encode_call(job.target, job.args, job.kwargs, self._book)
                 except Exception as error:  # noqa: BLE001 - an argument that cannot travel fails its own job only
-                    del flights[job.ref]
+                    self.forget(flight)
                     reports.append(_refusal(job.ref, error))
                     continue
             payload = call.payload
             cost = function.cost.ns or FRAME
-            size = len(payload) if type(payload) is bytes else _APART
+            size = _ENTRY + len(job.task) + (len(payload) if isinstance(payload, bytes) else inline_size(payload))
             if sent and (cost > budget or size > room):
                 queue.appendleft(flight)
                 break
-            if (function.fid not in known and not self._introduce(worker, function)) or (
-                call.chunks and not self._send_arenas(worker, call.chunks)
-            ):
+            try:
+                ready = function.fid in known or self._introduce(worker, function)
+                if ready and call.chunks:
+                    ready = worker.send_arenas(self._book.sends(worker.wid, call.chunks))
+            except LookupError:
+                self.forget(flight)
+                reports.append(_refusal(job.ref, _lost_argument(job)))
+                continue
+            if not ready:
                 queue.appendleft(flight)  # no room now: the next result or tick tries again
                 break
             budget -= cost
@@ -230,9 +256,22 @@ class Dispatch:
             jobs.append((*entry, call.files) if call.files else entry)
             sent.append(flight)
         number = worker.given
-        if not sent or not worker.page.jobs.put((JOBS, number, jobs)):
+        while True:
+            try:
+                put = bool(sent) and worker.page.jobs.put((JOBS, number, jobs))
+                break
+            except ValueError as error:  # longer than it was thought to be
+                half = len(sent) // 2
+                if not half:
+                    self.forget(sent[0])
+                    reports.append(_refusal(sent[0].job.ref, error))
+                    return True
+                queue.extendleft(reversed(sent[half:]))
+                del sent[half:], jobs[half:]
+        if not put:
             queue.extendleft(reversed(sent))
             return False
+        self._given += 1
         for flight in sent:
             flight.worker = worker
             flight.number = number
@@ -259,19 +298,13 @@ class Dispatch:
     def _introduce(self, worker: WorkerHandle, function: Function) -> bool:
         header: Any = function.header
         if not isinstance(header, bytes):
-            if not self._send_arenas(worker, (header,)):
+            if not worker.send_arenas(self._book.sends(worker.wid, (header,))):
                 return False
             header = header.ref
         if not worker.page.jobs.put((FUNCTION, function.fid, header)):
             return False
         worker.functions.add(function.fid)
         return True
-
-    def _send_arenas(self, worker: WorkerHandle, chunks: Iterable[Chunk]) -> bool:
-        try:
-            return worker.send_arenas(self._book.sends(worker.wid, chunks))
-        except LookupError:  # its descriptor never came (there were none left when it was sent): the task will say so
-            return True
 
 
 def _holder(job: Job) -> int:
@@ -281,6 +314,13 @@ def _holder(job: Job) -> int:
         if type(value) is Parcel and value.chunks and value.nbytes > largest:
             largest, wid = value.nbytes, owner_of(value.chunks[0].ref[0])
     return wid
+
+
+def _lost_argument(job: Job) -> TransportError:
+    return TransportError(
+        f"an argument of {job.task} is lost: the memory that held it could not be received from the worker that made it",
+        hint="this process had too many open files at that moment: raise the limit (ulimit -n), or keep fewer open",
+    )
 
 
 def _refusal(ref: int, error: Exception) -> Report:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __all__ = ["Cost", "Function", "Functions"]
 
 _KEPT: Final = 1_000
+_BYTES_KEPT: Final = 64 << 20  # of functions that travel by value, with all that they carry
 
 
 class Cost:
@@ -46,13 +47,14 @@ class Function:
 
 
 class Functions:
-    """All that were lately called, the most lately called thousand at least. Costs outlive the runs."""
+    """All that were lately called, up to a thousand or 64 MiB. Costs outlive the runs."""
 
     def __init__(self, book: Book) -> None:
         self._book = book
         self._known: dict[tuple[int, str], Function] = {}
         self._costs: dict[Any, Cost] = {}
         self._fids = 0
+        self._bytes = 0
         self._forgotten: list[int] = []
 
     def find(self, target: Target, run: str) -> Function | None:
@@ -64,12 +66,14 @@ class Functions:
         Raises TransportError when it cannot travel.
         """
         header: Any = transport.encode_header(target, run)
+        self._bytes += len(header)
         if len(header) > INLINE_MAX:
             header = self._book.put((header,), len(header))
-        if len(self._known) >= _KEPT:
+        if len(self._known) >= _KEPT or self._bytes > _BYTES_KEPT:
             needed = set(in_use)
             for key in [key for key, known in self._known.items() if known.fid not in needed]:
                 self._forgotten.append(self._known.pop(key).fid)
+            self._bytes = 0
         place = target.address or id(target.fn)
         cost = self._costs.get(place)
         if cost is None:
@@ -86,6 +90,7 @@ class Functions:
             return
         for worker in workers:
             fids = [fid for fid in self._forgotten if fid in worker.functions]
-            if fids and worker.page.jobs.put((FORGET, fids)):
+            if fids:
+                worker.later.append((FORGET, fids))
                 worker.functions.difference_update(fids)
         self._forgotten.clear()

@@ -37,7 +37,20 @@ CANCELLED: Final = 2  # the engine asked
 class Flight:
     """A job that is out."""
 
-    __slots__ = ("alone", "asked", "call", "function", "grace", "job", "number", "told", "worker")
+    __slots__ = (
+        "alone",
+        "asked",
+        "call",
+        "deaths",
+        "function",
+        "grace",
+        "job",
+        "kill",
+        "number",
+        "since",
+        "told",
+        "worker",
+    )
 
     def __init__(self, job: Job, function: Function) -> None:
         self.job = job
@@ -46,9 +59,12 @@ class Flight:
         self.worker: WorkerHandle | None = None
         self.number = -1  # in its worker
         self.told = False  # STARTED was reported
-        self.asked = 0
-        self.grace = 0.0
         self.alone = False  # its task has killed a worker: it runs in a fresh one, with nothing beside it
+        self.deaths = 0  # of workers in which it was first
+        self.asked = 0  # to stop: why
+        self.grace = 0.0
+        self.since = NEVER  # when what has taken too long began
+        self.kill: asyncio.TimerHandle | None = None  # at the end of its grace
 
 
 class WorkerHandle:
@@ -64,7 +80,9 @@ class WorkerHandle:
         "_theirs",
         "arenas",
         "broken",
+        "closed",
         "deadline",
+        "deaf",
         "ending",
         "flights",
         "frames",
@@ -100,6 +118,8 @@ class WorkerHandle:
         self.hold = False  # it gets no more before it has answered all: jobs were taken back
         self.limit = NO_LIMIT  # as in its page
         self.broken = False  # what it has written is no answer
+        self.deaf = False  # its end of the socket is closed, or a descriptor was lost on the way
+        self.closed = False
         self.deadline: tuple[int, asyncio.TimerHandle] | None = None  # of the flight with this number
         self.withdrawal: asyncio.TimerHandle | None = None
         self._data = b""
@@ -127,7 +147,9 @@ class WorkerHandle:
     def handed_over(self) -> None:
         """The worker has its own copies (or never will): while we held them, its socket would never end."""
         self._theirs.close()
-        os.close(self._page_fd)
+        if self._page_fd >= 0:
+            os.close(self._page_fd)
+            self._page_fd = -1
 
     def born(self, pid: int) -> None:
         self.pid = pid
@@ -161,6 +183,11 @@ class WorkerHandle:
         since = cells[SINCE]
         return (flight, since) if cells[STARTED] == flight.number else None
 
+    def running_of(self, flight: Flight) -> bool:
+        """Whether it had begun `flight`, as its page says."""
+        cells = self.page.cells
+        return bool(cells[STARTED] == flight.number and cells[PHASE] != IDLE)
+
     def begun(self) -> int:
         """When the body of the job begun last began; NEVER while it is loading."""
         cells = self.page.cells
@@ -168,7 +195,8 @@ class WorkerHandle:
 
     @property
     def phase(self) -> str:
-        return PHASES[self.page.cells[PHASE]]
+        phase = self.page.cells[PHASE]
+        return PHASES[phase] if 0 <= phase < len(PHASES) else ""  # a task has written into the page
 
     # ── the socket ────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -229,6 +257,8 @@ class WorkerHandle:
                 data = data[ARENA_FORMAT.size :]
                 if self._fds:
                     self.arenas.append((arena, self._fds.pop(0), size))
+                else:
+                    self.deaf = True  # we had no descriptor left to receive it: what it makes cannot be read here
             elif data[:1] == b"A":
                 break
             else:  # a task has written to our socket
@@ -239,6 +269,7 @@ class WorkerHandle:
 
     def close(self) -> None:
         """Free everything of it that is ours. It is dead, or will never be born."""
+        self.closed = True
         for timer in (self.withdrawal, self.deadline and self.deadline[1]):
             if timer is not None:
                 timer.cancel()
@@ -250,7 +281,7 @@ class WorkerHandle:
         self.arenas, self._fds = [], []
         self.unsent.clear()
         self.sock.close()
-        self._theirs.close()
+        self.handed_over()
         self.page.close()
         self.output.close()
 

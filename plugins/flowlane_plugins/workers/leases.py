@@ -22,7 +22,7 @@ from flowlane_plugins.workers.chunks import ChunkRef, Store, give_back, owner_of
 from flowlane_plugins.workers.mappings import Arenas
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from flowlane_plugins.executors.pickling import Bytes
 
@@ -55,13 +55,29 @@ class Chunk:
         return self._arenas.view(self.ref)
 
 
-class Book:
-    """The engine's account of all chunks, its own store's included."""
+class _Ended(deque[ChunkRef]):
+    """Leases that have ended; `wake` is called by the first, in whatever thread that is."""
 
-    def __init__(self, store: Store | None = None) -> None:
+    def __init__(self, wake: Callable[[], None] | None) -> None:
+        super().__init__()
+        self._wake = wake
+
+    def append(self, ref: ChunkRef, /) -> None:
+        super().append(ref)
+        if self._wake is not None and len(self) == 1:
+            self._wake()
+
+
+class Book:
+    """The engine's account of all chunks, its own store's included.
+
+    `wake` is called, in any thread, when `news` has become true because leases have ended.
+    """
+
+    def __init__(self, store: Store | None = None, *, wake: Callable[[], None] | None = None) -> None:
         self.store = Store(0) if store is None else store
         self.arenas = Arenas(self.store)
-        self._ended: deque[ChunkRef] = deque()  # leases that have ended since the last `to_free`
+        self._ended = _Ended(wake)  # leases that have ended since the last `to_free`
         self._live: dict[int, set[ChunkRef]] = {}  # arena → its chunks that are not free
         self._holders: dict[ChunkRef, set[int]] = {}
         self._waiting: set[ChunkRef] = set()  # not leased any more, but held

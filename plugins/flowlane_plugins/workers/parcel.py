@@ -41,6 +41,7 @@ __all__ = [
     "Parcel",
     "Payload",
     "Place",
+    "inline_size",
     "nbytes_of",
     "opened",
     "packed",
@@ -226,6 +227,14 @@ def unpack(payload: Payload, name: str, place: Place | Chunk | None) -> Any:
 def result_namer(name: str) -> Callable[[list[str]], str]:
     """Words the way into the result of the task `name`."""
     return lambda segments: f"the result of {name}{pickling.written(segments)}"
+
+
+def inline_size(payload: Apart) -> int:
+    """About how many bytes of a message `payload` takes."""
+    stream, lengths, _, files = payload
+    size = 100 + (len(stream) if isinstance(stream, bytes) else 9)
+    size += 9 * len(lengths) if isinstance(lengths, tuple) else 9
+    return size + sum([len(name) + len(path) + 20 for name, path in files])
 
 
 def nbytes_of(payload: Payload) -> int:

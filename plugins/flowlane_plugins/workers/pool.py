@@ -1,29 +1,19 @@
-"""The pool: worker processes, the jobs that are out, and every decision about them.
+"""The pool: worker processes, the jobs that are out, and when to look at what.
 
-One instance belongs to one thread, that of its loop, and nothing here blocks. It is told of three things: jobs
-(`submit`, `interrupt`), news (a worker's socket is readable, or a spin or a tick finds its ring filled), and ends
-(`_exited`, from the nest, after the process was reaped). Each ends in `_go_on`: workers get their next frames
-(`dispatch`), then the reports are delivered.
-
-*Blame.* A job's number stands in the page before anything of it is touched, and its result before the next number. So
-when a worker is dead (reaped: a closed socket is no proof), what stands in its ring is done; the job begun and not
-answered is charged; everything else goes back to the queue as if nothing had happened. The next attempt of a task that
-was charged runs alone in a fresh worker, and if that dies as well, the task is poison: it is not tried again. When the
-nursery is lost, all its workers are, and nobody is charged.
-
-*Stopping.* Timeouts count from the moment that stands in the page, and are enforced here: SIGTERM, which the worker
-turns into an exception in the task, and after the grace SIGKILL. A job is reported interrupted when it has answered or
-its process was reaped.
-
-*Taking back.* A job that runs long, or is to be stopped, must not keep others from running: those behind it in its
-worker are taken back."""
+One instance belongs to one thread, that of its loop, and nothing here blocks. It is told of three things: jobs (`submit`,
+`interrupt`), news (a worker's socket is readable, or a spin or a tick finds its ring filled), and ends (`_exited`, from the nest,
+after the process was reaped). Each is a *turn*: reports gather in `_out`, and `_go_on` ends it: workers get their next frames
+(`dispatch`), so that they work while the engine thinks, and then the reports are delivered, whatever happened before. Who is
+stopped and how is in `stopping`, who is charged for a death in `losses`.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 from os import sched_yield
-from signal import SIGKILL, SIGTERM
+from signal import SIGKILL
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
@@ -32,12 +22,14 @@ from flowlane.runtime.ports import INTERRUPTED, NEVER, STARTED, Report
 from flowlane_plugins.workers import inquest
 from flowlane_plugins.workers.answers import Answers
 from flowlane_plugins.workers.dispatch import FRAME, FRAME_JOBS, PREFETCH, Dispatch
-from flowlane_plugins.workers.handle import CANCELLED, OVERDUE, Flight, WorkerHandle
+from flowlane_plugins.workers.handle import WorkerHandle
 from flowlane_plugins.workers.leases import Book
+from flowlane_plugins.workers.losses import begun, worker_lost
 from flowlane_plugins.workers.orphans import stopped
-from flowlane_plugins.workers.page import LIMIT, NO_LIMIT, POLLING, SKIP_FROM, SKIP_TO, STOP
+from flowlane_plugins.workers.page import NO_LIMIT, POLLING
 from flowlane_plugins.workers.page import STARTED as STARTED_CELL
 from flowlane_plugins.workers.records import DROP, FREE
+from flowlane_plugins.workers.stopping import Stopping
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -49,7 +41,6 @@ if TYPE_CHECKING:
 __all__ = ["Pool"]
 
 _LONG: Final = 10_000_000  # ns after which the jobs behind a running one are taken back
-_SETTLED: Final = 0.001  # s in which a worker has surely seen a cell that was written
 _TELL: Final = 3_000_000  # ns after which the start of a job is told
 _SPIN: Final = 50_000  # ns
 _SPIN_COST: Final = 1_000_000  # ns: waiting in vain for longer jobs would only heat the room
@@ -58,7 +49,9 @@ _TICK: Final = 0.005  # s
 _LAST_TICK: Final = 0.05
 _FORK_AGAIN: Final = 0.05  # s
 _REFUSALS_MAX: Final = 30  # forks in a row that the system refuses while there is no worker at all
-_STILLBORN_MAX: Final = 3  # workers in a row that die before their first job
+_STILLBORN_MAX: Final = 3
+_UNREADY_MAX: Final = 3
+_LISTED: Final = 4_000  # chunks or arenas in one record
 _UNMOVED: Final = 1_000_000_000  # ns after which a worker that does not begin is looked at
 _LEAVE: Final = 0.3  # s that idle workers have to leave when the pool closes
 
@@ -97,17 +90,21 @@ class Pool:
         self._deliver = deliver
         self._make_nest = make_nest
         self._preload = preload
-        self._grace = grace
         self._output_limit = output_limit
         self._loop = asyncio.get_running_loop()
         self._workers: dict[int, WorkerHandle] = {}
         self._wids = 0
-        self._book = Book()
+        self._book = Book(wake=self._chunks_ended)
         self._dispatch = Dispatch(self._workers, self._book, self._new_worker, max_tasks)
         self._flights = self._dispatch.flights
         self._answers = Answers(self._dispatch, self._book, home, max_rss)
-        self._stillborn = 0
-        self._refusals = 0
+        self._out: list[Report] = []  # of this turn
+        self._stopping = Stopping(
+            self._loop, self._dispatch, self._collect, self._signal, self._go_on, self._out, grace
+        )
+        self._stillborn = 0  # workers in a row that died before their first job
+        self._unready = 0  # nests in a row that were lost before they served
+        self._refusals = 0  # forks in a row that the system refused while there was no worker
         self._spinning = False
         self._spun_for = (-1, 0)  # the frame that is waited for so
         self._spin_end = 0
@@ -116,7 +113,8 @@ class Pool:
         self._forking_again: asyncio.TimerHandle | None = None
         self._closing = False
         self._quiet = asyncio.Event()  # while closing: nothing is out, or nobody is left
-        self._nest = self._new_nest()
+        self._nest: Nest | Spawned | None = None  # lost, and not begun anew
+        self._start_nest()
 
     # ── what the engine asks ──────────────────────────────────────────────────────────────────────────────────────
 
@@ -132,34 +130,26 @@ class Pool:
         """Take jobs. What cannot travel is delivered as failed."""
         if self._closing:
             raise EngineClosed("this executor is not open")
-        reports: list[Report] = []
-        self._dispatch.add(jobs, reports)
-        self._give(reports)
-        if reports:
-            self._deliver(reports)
-        if self._ticking is None or self._pace > _TICK:
-            self._tick_in(_TICK)
+        self._dispatch.add(jobs, self._out)
+        self._go_on()
 
     def interrupt(self, refs: Iterable[int], grace: float) -> None:
         """Stop jobs: at once what has not begun; the others have `grace` seconds."""
-        answers: list[Report] = []
         now = monotonic_ns()
-        for ref in refs:
-            flight = self._flights.get(ref)
-            if flight is None:
-                continue  # its report is on the way
-            worker = flight.worker
-            if worker is None:
-                del self._flights[ref]  # where it queues, it is passed over
-                answers.append(Report(ref, INTERRUPTED, NEVER, now))
-            elif not flight.asked or grace < flight.grace:
-                flight.asked, flight.grace = flight.asked or CANCELLED, grace
-                if worker.page.cells[STARTED_CELL] >= flight.number:
-                    self._stop(worker, flight)
-                else:
-                    self._take_back(worker, flight.number)
-        if answers:
-            self._deliver(answers)
+        wanted = [
+            flight for flight in map(self._flights.get, refs) if flight is not None
+        ]  # others are answered already
+        for worker in {flight.worker for flight in wanted if flight.worker is not None}:
+            self._collect(worker)
+        for flight in wanted:
+            if flight.job.ref not in self._flights:
+                continue
+            if flight.worker is None:
+                self._dispatch.forget(flight)  # where it queues, it is passed over
+                self._out.append(Report(flight.job.ref, INTERRUPTED, NEVER, now))
+            else:
+                self._stopping.cancel(flight.worker, flight, grace)
+        self._go_on()
 
     async def close(self, grace: float) -> None:
         """Take back what has not begun, wait `grace` seconds for the rest, end it, and leave no process behind."""
@@ -173,10 +163,12 @@ class Pool:
         for worker in self._workers.values():
             self._dispatch.dismiss(worker)
         await self._until(lambda: not self._workers, _LEAVE)
-        await self._nest.close(1.0)
+        if self._nest is not None:
+            await self._nest.close(1.0)
         now = monotonic_ns()
         left = [Report(ref, INTERRUPTED, NEVER, now) for ref in self._flights]  # what the nest has killed just now
-        self._flights.clear()
+        for flight in list(self._flights.values()):
+            self._dispatch.forget(flight)
         for timer in (self._ticking, self._forking_again):
             if timer is not None:
                 timer.cancel()
@@ -197,7 +189,8 @@ class Pool:
 
     # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _new_nest(self) -> Nest | Spawned:
+    def _start_nest(self) -> None:
+        """Start the process that starts workers. Raises OSError."""
         nest = self._make_nest(
             self._loop,
             born=self._born,
@@ -207,7 +200,7 @@ class Pool:
             preload=self._preload,
         )
         nest.start()
-        return nest
+        self._nest = nest
 
     def _new_worker(self) -> WorkerHandle | None:
         """A worker that can be given jobs at once; None when there are enough, or the system has no room for it now."""
@@ -215,15 +208,26 @@ class Pool:
             return None
         self._wids += 1
         try:
+            if self._nest is None:
+                self._start_nest()
+            assert self._nest is not None
             worker = WorkerHandle(self._wids, self._output_limit)
         except OSError as error:
-            self._refused(0, error)
+            self._no_room(error)
             return None
+        try:
+            self._nest.fork(worker.wid, worker.fds)
+        except BaseException:
+            worker.close()
+            raise
+        worker.handed_over()
         self._workers[worker.wid] = worker
         self._loop.add_reader(worker.sock, self._readable, worker)
-        self._nest.fork(worker.wid, worker.fds)
-        worker.handed_over()
         return worker
+
+    def _signal(self, wid: int, signum: int) -> None:
+        if self._nest is not None:
+            self._nest.signal(wid, signum)
 
     def _born(self, wid: int, pid: int, pidfd: int) -> None:  # noqa: ARG002 - the nest signals by it
         worker = self._workers.get(wid)
@@ -232,24 +236,30 @@ class Pool:
             self._refusals = 0
 
     def _refused(self, wid: int, error: OSError) -> None:
-        """The system has no process (or descriptor) for us: the workers there are carry on, and we ask again."""
+        """A worker could not be started."""
         worker = self._workers.get(wid)
-        reports: list[Report] = []
         if worker is not None:
-            reports = self._dispatch.put_back(worker.flights)
+            left = list(worker.flights)
             self._forget(worker)
+            self._out += self._dispatch.put_back(left)
+        self._no_room(error)
+        self._go_on()
+
+    def _no_room(self, error: OSError) -> None:
+        """The system has no process (or descriptor) for us: the workers there are carry on, and we ask again."""
         self._refusals += not self._workers
         if self._refusals > _REFUSALS_MAX:
             self._refusals = 0
-            reports += self._give_up(inquest.no_worker(f"no process can be started: {error}"))
-        if reports:
-            self._loop.call_soon(self._deliver, reports)
+            self._give_up(inquest.no_worker(f"no process can be started: {error}"))
+        self._fork_again_in(_FORK_AGAIN)
+
+    def _fork_again_in(self, pause: float) -> None:
         if self._forking_again is None and not self._closing:
-            self._forking_again = self._loop.call_later(_FORK_AGAIN, self._fork_again)
+            self._forking_again = self._loop.call_later(pause, self._fork_again)
 
     def _fork_again(self) -> None:
         self._forking_again = None
-        self._go_on([])
+        self._go_on()
 
     def _forget(self, worker: WorkerHandle) -> None:
         del self._workers[worker.wid]
@@ -258,44 +268,108 @@ class Pool:
         worker.close()
         self._quiet.set()
 
+    # ── ends ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _exited(self, wid: int, status: int, max_rss: int) -> None:
+        """A worker was reaped."""
+        worker = self._workers.get(wid)
+        if worker is None:
+            return
+        worker.receive()
+        self._collect(worker)
+        worked = worker.page.cells[STARTED_CELL] >= 0 or (not worker.flights and status == 0)
+        self._stillborn = 0 if worked else self._stillborn + 1
+        worker_lost(worker, self._dispatch, self._out, status, max_rss)
+        if self._stillborn >= _STILLBORN_MAX:
+            self._stillborn = 0
+            self._give_up(inquest.stillborn(worker.pid, status, worker.output.rest()))
+        self._forget(worker)
+        self._go_on()
+
+    def _nest_lost(self) -> None:
+        """The nursery is dead, and all workers with it. No task did that: what had begun begins again."""
+        nest, self._nest = self._nest, None
+        for worker in self._workers.values():
+            worker.receive()
+            self._collect(worker)
+        again = begun(list(self._workers.values()))
+        for worker in list(self._workers.values()):
+            worker_lost(worker, self._dispatch, self._out, None, 0)
+            self._forget(worker)
+        if not self._closing and nest is not None:
+            if nest.ready:
+                self._unready = 0
+                what = (
+                    f"begun again: {', '.join(again[:8])}{', …' if len(again) > 8 else ''}"
+                    if again
+                    else "no task was running"
+                )
+                _log.warning("the process that starts workers was killed, and they with it; %s", what)
+            else:
+                self._preload = ()  # that may be what it died of
+                self._unready += 1
+                if self._unready >= _UNREADY_MAX:
+                    self._unready = 0
+                    said = f": {nest.last_words}" if nest.last_words else ""
+                    self._give_up(inquest.no_worker(f"the process that starts workers dies while it starts{said}"))
+                self._fork_again_in(_FORK_AGAIN * 4**self._unready)
+        self._go_on()
+
+    def _give_up(self, problem: Callable[[Job], Report]) -> None:
+        """No worker can be had: everything that waits for one has crashed."""
+        self._out += [problem(job) for job in self._dispatch.give_up()]
+
     # ── news ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _readable(self, worker: WorkerHandle) -> None:
         if not worker.receive():
             self._loop.remove_reader(worker.sock)  # dead, as a rule: that will be told when it is reaped
-        self._news(worker)
-        if worker.let_go():
-            self._go_on([])
-
-    def _news(self, worker: WorkerHandle) -> None:
+            worker.deaf = True
         if worker.page.results.news:
-            reports: list[Report] = []
-            self._collect(worker, reports)
-            self._go_on(reports)
+            self._collect(worker)
+        elif not worker.let_go() and not worker.deaf:
+            return
+        if worker.deaf:
+            self._give_notice(worker)
+        self._go_on()
 
-    def _collect(self, worker: WorkerHandle, reports: list[Report]) -> None:
-        if not self._answers.collect(worker, reports) and not worker.broken:
+    def _collect(self, worker: WorkerHandle) -> None:
+        """Read what `worker` has answered."""
+        if not self._answers.collect(worker, self._out) and not worker.broken:
             _log.warning(
                 "a task has written into the memory by which its worker answers (%s); it is replaced", worker.name
             )
             worker.broken = worker.ending = True
-            self._nest.signal(worker.wid, SIGKILL)
+            self._signal(worker.wid, SIGKILL)
+        if worker.deaf:
+            self._give_notice(worker)
 
-    def _go_on(self, reports: list[Report]) -> None:
-        """After anything: workers first, so that they work while the engine thinks; then the reports."""
-        self._give(reports)
-        if self._book.news:
-            self._free()
-        if reports:
-            self._deliver(reports)
-            self._quiet.set()
+    def _give_notice(self, worker: WorkerHandle) -> None:
+        """A worker that cannot hear us any more, or that we cannot hear: no more jobs, and the end when it has answered."""
+        worker.ending = True
+        if not worker.flights:
+            self._signal(worker.wid, SIGKILL)
+        elif len(worker.flights) > 1 and worker.limit == NO_LIMIT:
+            self._stopping.take_back(worker, worker.flights[1].number)
 
-    def _give(self, reports: list[Report]) -> None:
-        if self._dispatch.waiting:
-            self._dispatch.give(reports)
-            if POLLING and not self._spinning and self._single() is not None:
-                self._spinning = True
-                self._loop.call_soon(self._spin)
+    def _go_on(self) -> None:
+        """End a turn."""
+        out = self._out
+        try:
+            if self._dispatch.waiting and self._dispatch.give(out):
+                if self._ticking is None or self._pace > _TICK:
+                    self._tick_in(_TICK)
+                if POLLING and not self._spinning and self._single() is not None:
+                    self._spinning = True
+                    self._loop.call_soon(self._spin)
+            if self._book.news:
+                self._free()
+        finally:
+            if out:
+                reports = out[:]
+                out.clear()
+                self._deliver(reports)
+                self._quiet.set()
 
     def _free(self) -> None:
         """Tell workers which of their chunks, and which arenas of others, nobody reads any more."""
@@ -303,8 +377,16 @@ class Pool:
             for wid, what in lists.items():
                 worker = self._workers.get(wid)
                 if worker is not None:
-                    worker.later.append((kind, what))
-                    worker.send_later()
+                    for first in range(0, len(what), _LISTED):
+                        worker.later.append((kind, what[first : first + _LISTED]))
+                    if worker.send_later():
+                        worker.wake()
+
+    def _chunks_ended(self) -> None:
+        """Values were let go of. Any thread; while jobs are out, their turns see to it."""
+        if not self._flights:
+            with contextlib.suppress(RuntimeError):  # the loop is closed, and everything with it
+                self._loop.call_soon_threadsafe(self._go_on)
 
     # ── spinning ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -342,7 +424,8 @@ class Pool:
                         self._spinning = False  # its wake-up will be seen by the loop
                     return
                 sched_yield()
-            self._news(worker)
+            self._collect(worker)
+            self._go_on()
             if monotonic_ns() > burst:
                 self._loop.call_soon(self._spin)
                 return
@@ -357,193 +440,38 @@ class Pool:
         self._ticking = self._loop.call_later(pace, self._tick)
 
     def _tick(self) -> None:
-        """Look at the pages: what has begun, what runs long, what has a deadline, what was not told of."""
+        """Look at the pages: what has begun, what runs long, what has a timeout, what was not told of."""
         self._ticking = None
-        reports: list[Report] = []
         settled = True
         for worker in list(self._workers.values()):
-            self._collect(worker, reports)
+            self._collect(worker)
             worker.send_arenas()
             worker.send_later()
             worker.let_go()
             if worker.flights:
-                settled = self._look_at(worker, reports) and settled
-        self._go_on(reports)
-        if self._ticking is None and (self._flights or self._book.news):
+                settled = self._look_at(worker) and settled
+        self._go_on()
+        if self._ticking is None and self._flights:
             self._tick_in(min(self._pace * 2, _LAST_TICK) if settled else _TICK)
 
-    def _look_at(self, worker: WorkerHandle, reports: list[Report]) -> bool:
+    def _look_at(self, worker: WorkerHandle) -> bool:
         """One worker with jobs. Whether there is nothing more to find out about the one that runs."""
         running = worker.running()
         now = monotonic_ns()
         if running is None:
             if worker.pid and now - worker.given_at > _UNMOVED and stopped(worker.pid):
-                self._nest.signal(worker.wid, SIGKILL)  # somebody has stopped it; others will do its jobs
+                self._signal(worker.wid, SIGKILL)  # somebody has stopped it; others will do its jobs
             return False
         flight, since = running
-        if flight.job.timeout is not None and (worker.deadline is None or worker.deadline[0] != flight.number):
-            self._keep_time(worker, flight)
-        begun = worker.begun()
-        if not flight.told and begun != NEVER and now - begun > _TELL:
+        if flight.job.timeout is not None:
+            self._stopping.keep_time(worker, flight)
+        begun_at = worker.begun()
+        if not flight.told and begun_at != NEVER and now - begun_at > _TELL:
             flight.told = True
-            reports.append(Report(flight.job.ref, STARTED, begun, worker=worker.name))
+            self._out.append(Report(flight.job.ref, STARTED, begun_at, worker=worker.name))
         alone = len(worker.flights) == 1 or worker.limit != NO_LIMIT
         if not alone and now - since > _LONG:
-            self._take_back(worker, worker.flights[1].number)
+            self._stopping.take_back(worker, worker.flights[1].number)
             alone = True
         worker.output.relieve(idle=False)
         return flight.told and alone
-
-    # ── taking back ───────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _take_back(self, worker: WorkerHandle, number: int) -> None:
-        """Get back the jobs from `number` on that the worker has not begun.
-
-        It may be about to begin one: it stores the number first and then looks at the limit; we store the limit, wait until
-        it must have seen it, and then look at the number.
-        """
-        worker.hold = True
-        worker.limit = worker.page.cells[LIMIT] = min(worker.limit, number)
-        if worker.withdrawal is not None:
-            worker.withdrawal.cancel()
-        worker.withdrawal = self._loop.call_later(_SETTLED, self._taken_back, worker)
-
-    def _taken_back(self, worker: WorkerHandle) -> None:
-        worker.withdrawal = None
-        reports: list[Report] = []
-        self._collect(worker, reports)
-        cells = worker.page.cells
-        begun, limit = cells[STARTED_CELL], worker.limit
-        back = [flight for flight in worker.flights if flight.number > begun and flight.number >= limit]
-        if back:
-            cells[SKIP_FROM] = back[0].number
-            cells[SKIP_TO] = worker.given
-            for _ in back:
-                worker.flights.pop()
-            worker.frames.clear()
-            if worker.flights:
-                worker.frames.append(worker.flights[-1].number)
-        worker.limit = cells[LIMIT] = NO_LIMIT
-        worker.let_go()
-        worker.wake()
-        for flight in worker.flights:
-            if flight.asked and flight.number <= begun:
-                self._stop(worker, flight)  # it had begun after all
-        reports += self._dispatch.put_back(back)
-        self._go_on(reports)
-
-    # ── stopping ──────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _keep_time(self, worker: WorkerHandle, flight: Flight) -> None:
-        """Look again when the running job's timeout passes. It counts from its body; for loading it has as much again."""
-        running = worker.running()
-        timeout = flight.job.timeout
-        if running is None or running[0] is not flight or timeout is None or flight.asked:
-            return
-        if worker.deadline is not None:
-            worker.deadline[1].cancel()
-        left = timeout - (monotonic_ns() - running[1]) / 1e9
-        if left > 0:
-            worker.deadline = (flight.number, self._loop.call_later(left, self._keep_time, worker, flight))
-        else:
-            worker.deadline = None
-            flight.asked, flight.grace = OVERDUE, self._grace
-            self._stop(worker, flight)
-
-    def _stop(self, worker: WorkerHandle, flight: Flight) -> None:
-        """Stop a job that has begun: SIGTERM now, SIGKILL after its grace. What waits behind it is taken back."""
-        if len(worker.flights) > 1 and worker.flights[0] is flight:
-            self._take_back(worker, flight.number + 1)
-        worker.page.cells[STOP] = flight.number
-        if flight.grace > 0:
-            self._nest.signal(worker.wid, SIGTERM)
-            self._loop.call_later(flight.grace, self._kill, worker, flight)
-        else:
-            self._kill(worker, flight)
-
-    def _kill(self, worker: WorkerHandle, flight: Flight) -> None:
-        if worker.wid in self._workers:
-            self._news(worker)  # it may have answered just now
-            if worker.flights and worker.flights[0] is flight:
-                self._nest.signal(worker.wid, SIGKILL)
-
-    # ── ends ──────────────────────────────────────────────────────────────────────────────────────────────────────
-
-    def _exited(self, wid: int, status: int, max_rss: int) -> None:
-        """A worker was reaped."""
-        worker = self._workers.get(wid)
-        if worker is None:
-            return
-        reports: list[Report] = []
-        worker.receive()
-        self._collect(worker, reports)
-        running = worker.running()
-        left = list(worker.flights)
-        if running is not None:
-            reports.append(self._blame(worker, left.pop(0), status, max_rss))
-        worked = worker.page.cells[STARTED_CELL] >= 0 or (not left and status == 0)
-        self._stillborn = 0 if worked else self._stillborn + 1
-        last_words = worker.output.rest() if self._stillborn >= _STILLBORN_MAX else None
-        self._forget(worker)
-        reports += self._dispatch.put_back(left)
-        if self._stillborn >= _STILLBORN_MAX:
-            self._stillborn = 0
-            reports += self._give_up(inquest.stillborn(worker.pid, status, last_words))
-        self._go_on(reports)
-
-    def _blame(self, worker: WorkerHandle, flight: Flight, status: int, max_rss: int) -> Report:
-        """The report of the job that had begun when its worker died."""
-        job, begun = flight.job, worker.begun()
-        del self._flights[job.ref]
-        if flight.asked:
-            report = Report(job.ref, INTERRUPTED, begun, monotonic_ns(), worker=worker.name, rss=max_rss)
-        else:
-            poison = self._dispatch.charge(flight)
-            report = inquest.crashed(
-                job, worker.pid, status, phase=worker.phase, begun=begun, max_rss=max_rss, poison=poison
-            )
-            report.worker = worker.name
-        if begun == NEVER and flight.told:
-            report.started = report.ended
-        report.output = inquest.last_words(worker.output.rest())
-        return report
-
-    def _nest_lost(self) -> None:
-        """The nursery is dead, and with it all workers. No task did that: what had begun begins again, and nobody is charged."""
-        reports: list[Report] = []
-        again: list[Flight] = []
-        begun: list[str] = []
-        for worker in list(self._workers.values()):
-            worker.receive()
-            self._collect(worker, reports)
-            running = worker.running()
-            if running is not None:
-                begun.append(running[0].job.task)
-            again += worker.flights
-            self._forget(worker)
-        reports += self._dispatch.put_back(again)
-        if not self._closing:
-            _log.warning(
-                "the process that starts workers was killed, and they with it; %s",
-                f"begun again: {', '.join(begun[:8])}{', …' if len(begun) > 8 else ''}"
-                if begun
-                else "no task was running",
-            )
-            self._stillborn += 1
-            if self._stillborn > _STILLBORN_MAX:
-                self._stillborn = 0
-                said = f": {self._nest.last_words}" if self._nest.last_words else ""
-                reports += self._give_up(
-                    inquest.no_worker(f"the process that starts workers dies again and again{said}")
-                )
-            if not self._nest.ready:
-                self._preload = ()  # that may be what it died of
-            try:
-                self._nest = self._new_nest()
-            except OSError as error:
-                reports += self._give_up(inquest.no_worker(f"no process can be started: {error}"))
-        self._go_on(reports)
-
-    def _give_up(self, problem: Callable[[Job], Report]) -> list[Report]:
-        """No worker can be had: everything that waits for one has crashed."""
-        return [problem(job) for job in self._dispatch.give_up()]
