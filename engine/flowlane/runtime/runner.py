@@ -18,9 +18,10 @@ from flowlane.core import messages as m
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
-from flowlane.errors import Failure, FlowError, TransportError
+from flowlane.errors import Failure
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
+from flowlane.runtime.failures import lost_result, overdue, taken_back, unexplained, unreadable, worker_died
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
+    from flowlane.core.plan import Policy
     from flowlane.program import Program
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.journal import Journal
@@ -220,7 +222,7 @@ class Runner:
                         measured.take(element, report)
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
-                        report.failure = self.failures[element] = self._overdue(element, asked, None)
+                        report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
                 if keep:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
@@ -271,20 +273,18 @@ class Runner:
         awaited = self.scheduler.awaits(element, attempt)
         asked = self.scheduler.asked(element) if awaited else None
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
-            report.failure = self._overdue(element, asked, report.failure)
+            report.failure = overdue(self._policy(element), asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
-            plan = self.program.plan
-            enforced = self._enforces[plan.lane[element]] and plan.policies[plan.policy[element]].timeout
+            policy = self._policy(element)
+            enforced = self._enforces[self.program.plan.lane[element]] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
-                report.failure = self._overdue(element, Reason.ATTEMPT_TIMEOUT, report.failure)
+                report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
             else:
-                report.failure = _taken_back()
+                report.failure = taken_back()
         elif kind is FAILED and report.failure is None:
-            report.failure = Failure(
-                "Exception", "its executor does not say why", ancestry=("Exception", "BaseException")
-            )
+            report.failure = unexplained()
         elif (kind is CRASHED and report.failure is None) or (kind is ABANDONED and asked is None):
-            report.failure = _worker_died()
+            report.failure = worker_died()
         if awaited:
             self.measured.take(element, report)
             self.measured.workers[element] = report.worker
@@ -300,20 +300,13 @@ class Runner:
         self.abandoned += awaited
         return m.Abandoned(element, attempt, started, ended)
 
+    def _policy(self, element: int) -> Policy:
+        plan = self.program.plan
+        return plan.policies[plan.policy[element]]
+
     def _retryable(self, element: int, failure: Failure | None) -> bool:
         on = self.program.retry_on[self.program.plan.policy[element]]
         return failure is not None and bool(on) and failure.matches(on) and not failure.matches(_NOT_RETRIED)
-
-    def _overdue(self, element: int, reason: Reason, actual: Failure | None) -> Failure:
-        policy = self.program.plan.policies[self.program.plan.policy[element]]
-        total = reason is Reason.TOTAL_TIMEOUT
-        limit = (policy.total_timeout if total else policy.timeout) / 1e9
-        option = "total_timeout" if total else "timeout"
-        notes = (f"while stopping it raised {actual.type}: {actual.message}",) if actual is not None else ()
-        ancestry = ("TimeoutError", "OSError", "Exception", "BaseException")
-        return Failure(
-            "TimeoutError", f"not finished within its {option} of {limit:g} s", notes=notes, ancestry=ancestry
-        )
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -418,13 +411,7 @@ class Runner:
 
     def _refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
-        if not isinstance(error, FlowError):
-            cause = error
-            error = TransportError(
-                f"a value that '{self.program.names[element]}' reads could not be fetched: {type(cause).__name__}: {cause}"
-            )
-            error.__cause__ = cause
-        failure = Failure.of(error.with_traceback(None))
+        failure = Failure.of(unreadable(self.program.names[element], error).with_traceback(None))
         ref = make_ref(self.token, element, attempt)
         self._dispatcher.answer((Report(ref, FAILED, NEVER, monotonic_ns(), failure=failure),))
 
@@ -459,14 +446,7 @@ class Runner:
                 try:
                     values[element] = value.fetch()
                 except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
-                    name = self.program.names[element]
-                    what = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-                    self.error = TransportError(
-                        f"the value of task '{name}', part of the run's result, could not be fetched: {what}",
-                        hint=getattr(error, "hint", None),
-                    )
-                    self.error.exit_code = 1  # a run that failed, not a bad definition
-                    self.error.__cause__ = error
+                    self.error = lost_result(self.program.names[element], error)
                     return
 
     def _queued_too_long(self) -> list[tuple[int, Failure]]:
@@ -474,7 +454,7 @@ class Runner:
         if not any(policy.total_timeout for policy in self.program.plan.policies):
             return []
         return [
-            (element, self._overdue(element, Reason.TOTAL_TIMEOUT, self.failures.get(element)))
+            (element, overdue(self._policy(element), Reason.TOTAL_TIMEOUT, self.failures.get(element)))
             for element in range(self.program.plan.size)
             if self.scheduler.state(element) is TaskState.TIMED_OUT
             and getattr(self.failures.get(element), "type", None) != "TimeoutError"
@@ -508,17 +488,3 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
-
-
-def _taken_back() -> Failure:
-    return Failure(
-        "CancelledError", "its executor took it back, though nobody had asked", ancestry=("Exception", "BaseException")
-    )
-
-
-def _worker_died() -> Failure:
-    return Failure(
-        "WorkerCrashed",
-        "the worker that ran it died",
-        ancestry=("flowlane.errors.WorkerCrashed", "flowlane.errors.FlowError", "Exception", "BaseException"),
-    )

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core.states import RULES, Reason, TaskState, code_of
 from flowlane.runtime.encode import encode, quote
-from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk, measures
+from flowlane.runtime.events import LEVELS, SCHEMA_VERSION, SHAPES, Clock, HistoryChunk
 
 if TYPE_CHECKING:
     from flowlane.core.messages import Transition
@@ -86,52 +86,65 @@ class LineRenderer:
             self._tasks.clear()
         if len(self._workers) > _WORKERS_KEPT:
             self._workers = {"": "null"}
-        elapsed = chunk.elapsed
+        elapsed, report_of, tasks = chunk.elapsed, chunk.reports.get, self._tasks
         slowly = _Slowly(chunk)
-        report_of, tasks, workers, run = chunk.reports.get, self._tasks, self._workers, self._run_words
         lines: list[str] = []
         add = lines.append
-        origin, forms = self._origin, self._forms
-        instant: int | None = None  # for which `opening` and `closing` are
+        instant: int | None = None  # that of `opening` and `closing`
         opening = closing = ""
-        index, count = 0, len(rows)
-        while index < count:
-            element, attempt, code, t = rows[index]
-            us = (t + origin) // 1000
-            if attempt == 1 and 0 <= us < 1_000_000:
+        index, last = 0, len(rows) - 1
+        while index <= last:
+            row = rows[index]
+            element, attempt, code, t = row
+            if attempt == 1:
                 if code == _READY:
                     if t != instant:
                         instant = t
-                        form = forms[_READY]
-                        opening = f"{form.head}{us:06d}{run}"
-                        closing = f'null{form.first_attempt}{t},"elapsed_s":null}}\n'
+                        opening, closing = self._ready(t)
                     add(f"{opening}{tasks.get(element) or self._task(element)}{closing}")
                     index += 1
                     continue
-                if code == _STARTED and index + 1 < count:
-                    who, again, what, end = rows[index + 1]
-                    if what == _RETURNED and who == element and again == 1:
-                        report = report_of((element, 1))
-                        waited, worked = elapsed[index], elapsed[index + 1]
-                        us_end = (end + origin) // 1000
-                        if report is not None and waited >= 0 and 0 <= worked < _SECOND and us <= us_end < 1_000_000:
-                            words = tasks.get(element) or self._task(element)
-                            worker = workers.get(report.worker) or self._worker(report.worker)
-                            spent = f"0.{str(waited + _SECOND)[1:]}" if waited < _SECOND else _seconds(waited)
-                            _, head, middle, _, _ = forms[_STARTED]
-                            _, head_end, middle_end, _, _ = forms[_RETURNED]
-                            # "%06d" takes half the time of an f-string's :06d
-                            add(
-                                f'{head}{"%06d" % us}{run}{words}{worker}{middle}{t},"elapsed_s":{spent}}}\n'
-                                f"{head_end}{'%06d' % us_end}{run}{words}{worker}{middle_end}{end}"
-                                f',"elapsed_s":0.{str(worked + _SECOND)[1:]}{_measured(report)}}}\n'
-                            )
-                            index += 2
-                            continue
-            add(self._line(rows[index], elapsed[index], report_of((element, attempt))) or slowly.line(index))
-            origin, forms, instant = self._origin, self._forms, None  # it may have begun a new second
+                if code == _STARTED and index < last:
+                    report = report_of((element, 1))
+                    both = self._short(row, rows[index + 1], elapsed[index], elapsed[index + 1], report)
+                    if both:
+                        add(both)
+                        index += 2
+                        continue
+            add(self._line(row, elapsed[index], report_of((element, attempt))) or slowly.line(index))
             index += 1
         return "".join(lines)
+
+    def _ready(self, t: int) -> tuple[str, str]:
+        """What stands before and behind the words of each task that becomes ready at `t`."""
+        us = (t + self._origin) // 1000
+        if not 0 <= us < 1_000_000:
+            us = self._turn(t)
+        form = self._forms[_READY]
+        return f"{form.head}{us:06d}{self._run_words}", f'null{form.first_attempt}{t},"elapsed_s":null}}\n'
+
+    def _short(self, start: Transition, then: Transition, waited: int, worked: int, report: Report | None) -> str:
+        """The lines of two rows, the first a first attempt's start; "" unless the second is its success, in the same second."""
+        element, _, _, began = start
+        who, attempt, code, ended = then
+        if code != _RETURNED or who != element or attempt != 1 or report is None or waited < 0:
+            return ""
+        us, us_end = (began + self._origin) // 1000, (ended + self._origin) // 1000
+        if not 0 <= us <= us_end < 1_000_000:
+            return ""
+        # %-formats: they fill up with zeros in half the time that format specifiers take
+        micros, micros_end = "%06d" % us, "%06d" % us_end  # noqa: UP031
+        run = self._run_words
+        task = self._tasks.get(element) or self._task(element)
+        worker = self._workers.get(report.worker) or self._worker(report.worker)
+        spent = f"0.{str(waited + _SECOND)[1:]}" if waited < _SECOND else _seconds(waited)
+        _, head, middle, _, _ = self._forms[_STARTED]
+        _, head_end, middle_end, _, _ = self._forms[_RETURNED]
+        return (
+            f'{head}{micros}{run}{task}{worker}{middle}{began},"elapsed_s":{spent}}}\n'
+            f"{head_end}{micros_end}{run}{task}{worker}{middle_end}{ended}"
+            f',"elapsed_s":0.{str(worked + _SECOND)[1:]}{_measured(report)}}}\n'
+        )
 
     def _line(self, row: Transition, elapsed: int, report: Report | None) -> str:
         """The line of any row; "" when it has to take the slow way."""
@@ -208,10 +221,21 @@ def _measured(report: Report) -> str:
     """The fields of ``events.measures``, each behind a comma."""
     cpu, bytes_in, bytes_out, pickling = report.cpu, report.bytes_in, report.bytes_out, report.pickling
     if 0 <= cpu < _SECOND and bytes_in >= 0 and bytes_out >= 0 and 0 <= pickling < _SECOND and report.rss < 0:
-        # a task of the `processes` executor, whose worker has not grown
-        return ',"cpu_s":0.%09d,"bytes_in":%d,"bytes_out":%d,"pickling_s":0.%09d' % (cpu, bytes_in, bytes_out, pickling)
-    fields = measures(report)
-    return f",{_fields(**fields)}" if fields else ""
+        # nearly every task of the `processes` executor
+        figures = (cpu, bytes_in, bytes_out, pickling)
+        return ',"cpu_s":0.%09d,"bytes_in":%d,"bytes_out":%d,"pickling_s":0.%09d' % figures  # noqa: UP031
+    if cpu < 0 and report.failure is None:
+        return ""
+    text = f',"cpu_s":{_seconds(cpu)}' if cpu >= 0 else ""
+    if report.rss >= 0:
+        text += f',"peak_rss":{report.rss}'
+    if bytes_in >= 0:
+        text += f',"bytes_in":{bytes_in}'
+    if bytes_out >= 0:
+        text += f',"bytes_out":{bytes_out}'
+    if pickling >= 0:
+        text += f',"pickling_s":{_seconds(pickling)}'
+    return text
 
 
 def _fields(**fields: Any) -> str:

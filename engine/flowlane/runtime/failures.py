@@ -1,0 +1,73 @@
+"""The failures that the engine itself states, where no exception of a task says what happened.
+
+Pure functions, called by the runner: when a report leaves the reason out, when the reason is that we asked, and when a
+value that stayed where it was made cannot be fetched.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from flowlane.core.states import Reason
+from flowlane.errors import Failure, FlowError, TransportError
+
+if TYPE_CHECKING:
+    from flowlane.core.plan import Policy
+
+__all__ = ["lost_result", "overdue", "taken_back", "unexplained", "unreadable", "worker_died"]
+
+_EXCEPTION = ("Exception", "BaseException")
+
+
+def overdue(policy: Policy, reason: Reason, actual: Failure | None) -> Failure:
+    """An attempt or a task over its time. `reason` says which; `actual` is what it raised when it was stopped."""
+    total = reason is Reason.TOTAL_TIMEOUT
+    limit = (policy.total_timeout if total else policy.timeout) / 1e9
+    option = "total_timeout" if total else "timeout"
+    notes = (f"while stopping it raised {actual.type}: {actual.message}",) if actual is not None else ()
+    return Failure(
+        "TimeoutError",
+        f"not finished within its {option} of {limit:g} s",
+        notes=notes,
+        ancestry=("TimeoutError", "OSError", *_EXCEPTION),
+    )
+
+
+def taken_back() -> Failure:
+    """An executor interrupted an attempt that nobody had asked it to stop."""
+    return Failure("CancelledError", "its executor took it back, though nobody had asked", ancestry=_EXCEPTION)
+
+
+def unexplained() -> Failure:
+    """An executor reports a failure without one."""
+    return Failure("Exception", "its executor does not say why", ancestry=_EXCEPTION)
+
+
+def worker_died() -> Failure:
+    """An attempt's worker is gone, and its executor knows no more than that."""
+    return Failure(
+        "WorkerCrashed",
+        "the worker that ran it died",
+        ancestry=("flowlane.errors.WorkerCrashed", "flowlane.errors.FlowError", *_EXCEPTION),
+    )
+
+
+def unreadable(task: str, error: Exception) -> FlowError:
+    """What an attempt of `task` fails with whose arguments could not be fetched because of `error`."""
+    if isinstance(error, FlowError):
+        return error
+    failure = TransportError(f"a value that '{task}' reads could not be fetched: {type(error).__name__}: {error}")
+    failure.__cause__ = error
+    return failure
+
+
+def lost_result(task: str, error: Exception) -> TransportError:
+    """What a run fails with whose tasks have succeeded, but whose result needs the value of `task`, which is not to be had."""
+    what = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+    failure = TransportError(
+        f"the value of task '{task}', part of the run's result, could not be fetched: {what}",
+        hint=getattr(error, "hint", None),
+    )
+    failure.exit_code = 1  # a run that failed, not a bad definition
+    failure.__cause__ = error
+    return failure
