@@ -6,9 +6,10 @@ import asyncio
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar, Unpack, overload
 
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.engine import Engine, StartOptions, own_options, refuse_while_importing
+from flowlane.engine import Engine, StartOptions, own_options
 from flowlane.errors import UsageError
 from flowlane.handle import RunHandle
+from flowlane.loader import refuse_while_importing
 from flowlane.results import RunResult
 
 if TYPE_CHECKING:

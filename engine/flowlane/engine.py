@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import sys
+import os
 import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
@@ -18,7 +18,7 @@ from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
-from flowlane.loader import loading
+from flowlane.loader import refuse_while_importing
 from flowlane.record import Record
 from flowlane.results import RunResult
 from flowlane.runtime.dispatcher import Dispatcher
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from flowlane.program import Program
     from flowlane.runtime.ports import Executor, Sink
 
-__all__ = ["GRACE", "Engine", "StartOptions", "own_options", "refuse_while_importing"]
+__all__ = ["GRACE", "Engine", "StartOptions", "own_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +66,8 @@ class Engine:
     slots      executor name → how many jobs at a time
     sinks      who hears every transition (docs/events.md)
     options    executor name → keywords for its constructor
-    grace      seconds that a task told to stop has before it is given up
+    grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes`` has that
+               executor's own: options={"processes": {"grace": 2.0}}
 
     Leaving the block waits for its runs; leaving it by an exception cancels them first. Wrong names and numbers are told
     by `start`, before anything begins: RouteError, SettingsError.
@@ -95,6 +96,7 @@ class Engine:
         self._compiling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
+        self._pid = 0  # of the process that entered it: a fork of that has neither our threads nor our executors
         self._thread: threading.Thread | None = None
         self._running: set[LiveRun] = set()
         self._openings: set[asyncio.Task[None]] = set()
@@ -109,7 +111,8 @@ class Engine:
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
     ) -> None:
-        await self._close(cancel=error is not None)
+        if os.getpid() == self._pid:
+            await self._close(cancel=error is not None)
 
     def __enter__(self) -> Self:
         if self._loop is not None:
@@ -123,6 +126,8 @@ class Engine:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
         assert self._loop is not None
         assert self._thread is not None
+        if os.getpid() != self._pid:
+            return
         closing = asyncio.run_coroutine_threadsafe(self._close(cancel=error is not None), self._loop)
         try:
             try:
@@ -152,6 +157,7 @@ class Engine:
             raise UsageError("this engine has been entered already", hint="make a new Engine for each `with` block")
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
+        self._pid = os.getpid()
         self._dispatcher.attach()
 
     async def _close(self, *, cancel: bool) -> None:
@@ -229,6 +235,11 @@ class Engine:
         refuse_while_importing("a run")
         if self._loop is None:
             raise EngineClosed("the engine is not open", hint="use it as `with Engine() as engine:` or `async with`")
+        if os.getpid() != self._pid:
+            raise EngineClosed(
+                "this engine belongs to the process that entered it, and this one is a fork of that",
+                hint="make an Engine of its own here, after the fork",
+            )
         if self._closed:
             raise _closed()
         run = LiveRun(program.workflow, keep_history=keep_history)
@@ -364,23 +375,3 @@ def own_options(kwargs: dict[str, Any], options: type) -> tuple[dict[str, Any], 
     names = options.__annotations__
     own = {name: value for name, value in kwargs.items() if name in names}
     return own, {name: value for name, value in kwargs.items() if name not in names}
-
-
-def refuse_while_importing(what: str) -> None:
-    """Raise UsageError where each worker process would start the run again, and each of theirs, without end.
-
-    That is at the top level of a file that `flow run` or one of its workers loads, and of a script that a worker of
-    multiprocessing imports. Inside a task it is fine.
-    """
-    file = loading()
-    if file is not None:
-        raise UsageError(
-            f"{what} was started at the top level of {file} while the file was being loaded",
-            hint='`flow run` starts the workflow itself; put your own call under `if __name__ == "__main__":`',
-        )
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and getattr(process.current_process(), "_inheriting", False):
-        raise UsageError(
-            f"{what} was started while a worker process imported your script, so each worker would start it again",
-            hint='put the call under `if __name__ == "__main__":`, or start the file with `flow run`',
-        )

@@ -21,7 +21,7 @@ import threading
 from types import FunctionType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.errors import FlowError, LoadError, TransportError, qualified_name
+from flowlane.errors import FlowError, LoadError, TransportError, UsageError, qualified_name
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -36,6 +36,7 @@ __all__ = [
     "loading",
     "marked",
     "module_name_for",
+    "refuse_while_importing",
     "resolve",
     "shown_path",
     "user_frame",
@@ -131,6 +132,26 @@ def loading() -> str | None:
     """
     stack: list[str] | None = _here.__dict__.get("files")
     return shown_path(stack[-1]) if stack else None
+
+
+def refuse_while_importing(what: str) -> None:
+    """Raise UsageError where each worker process would start the run again, and each of theirs, without end.
+
+    That is at the top level of a file that `flow run` or one of its workers loads, and of a script that a worker of
+    multiprocessing imports. Inside a task it is fine.
+    """
+    file = loading()
+    if file is not None:
+        raise UsageError(
+            f"{what} was started at the top level of {file} while the file was being loaded",
+            hint='`flow run` starts the workflow itself; put your own call under `if __name__ == "__main__":`',
+        )
+    process = sys.modules.get("multiprocessing.process")
+    if process is not None and getattr(process.current_process(), "_inheriting", False):
+        raise UsageError(
+            f"{what} was started while a worker process imported your script, so each worker would start it again",
+            hint='put the call under `if __name__ == "__main__":`, or start the file with `flow run`',
+        )
 
 
 class marked:  # noqa: N801 - it is used like a function

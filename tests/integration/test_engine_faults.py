@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import os
+import subprocess
 import sys
 import threading
 import time
@@ -343,3 +345,54 @@ def test_plain_with_ends_what_user_code_left_on_its_loop() -> None:
     with Engine() as engine:
         engine.start(leaves).result(10)
     assert sorted(seen) == ["generator closed", "task cancelled"]
+
+
+FORKED = '''
+import asyncio, os, sys, warnings
+warnings.simplefilter("ignore", DeprecationWarning)  # to fork beside a thread is just what is tried
+from flowlane import Engine, EngineClosed, Workflow, task
+
+@task.io
+def one():
+    return 1
+
+def use(engine):
+    workflow = Workflow("forked")
+    return engine.start(workflow.returns(workflow.add(one.bind())))
+
+def started(engine):
+    """Whether the engine starts runs here; in a fork, where nobody would do them, it says so."""
+    try:
+        use(engine)
+    except EngineClosed as error:
+        return "fork" not in str(error)
+    return True
+
+def status_of(child):
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+with Engine() as engine:
+    assert use(engine).result().value == 1
+    child = os.fork()
+    if child == 0:
+        sys.exit(3 if not started(engine) else 4)  # out of the block, as any program
+    assert status_of(child) == 3
+    assert use(engine).result().value == 1
+
+async def main():
+    async with Engine() as engine:
+        assert (await use(engine)).value == 1
+        child = os.fork()
+        failed = child == 0 and started(engine)
+    if child == 0:
+        os._exit(3 if not failed else 4)  # asyncio's own loop must not be closed in a fork
+    assert status_of(child) == 3
+
+asyncio.run(main())
+'''
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork here")
+def test_a_fork_leaves_the_block_without_the_engine() -> None:
+    done = subprocess.run([sys.executable, "-c", FORKED], capture_output=True, text=True, timeout=30, check=False)
+    assert done.returncode == 0, done.stderr

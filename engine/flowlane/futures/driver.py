@@ -27,6 +27,7 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.futures.call import begin, fail
+from flowlane.loader import refuse_while_importing
 from flowlane.runtime.ports import NOTED, STARTED
 from flowlane.runtime.registry import BUILTIN, load_attribute
 
@@ -85,6 +86,7 @@ class Driver:
             if self._closed is not None or _exiting:
                 raise RuntimeError(self._closed or _EXITING)
             if self._thread is None:
+                refuse_while_importing("a pool")
                 self._start()
             ref = next(self._refs)
             self._pending[ref] = call

@@ -22,14 +22,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import sys
 import threading
 from concurrent.futures import BrokenExecutor, CancelledError
 from functools import partial
 from time import monotonic_ns, thread_time_ns
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.errors import EngineClosed, Failure, SettingsError, UsageError, WorkerCrashed
+from flowlane.errors import EngineClosed, Failure, SettingsError, WorkerCrashed
+from flowlane.loader import refuse_while_importing
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -49,10 +49,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from concurrent.futures import Executor, Future
 
-    from flowlane.errors import FlowError
     from flowlane.runtime.ports import Job, Target
 
-__all__ = ["Flight", "FuturesExecutor", "broken_or", "ended_within", "refuse_in_starting_child", "usable_cores"]
+__all__ = ["Flight", "FuturesExecutor", "broken_or", "ended_within", "usable_cores"]
 
 # When to look for jobs that began but were not told: often enough for a person watching, rarely enough to cost nothing.
 _FIRST_LOOK: Final = 0.005
@@ -128,7 +127,7 @@ class FuturesExecutor:
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         """Get ready. Raises UsageError in a worker process that is still importing its parent's script."""
         if self.capabilities.pickles:
-            refuse_in_starting_child()
+            refuse_while_importing("a workflow")
         self._deliver = deliver
         self._loop = asyncio.get_running_loop()
         self._drained = None
@@ -451,13 +450,3 @@ def _pickles(pool: Executor) -> bool:
         f"cannot tell whether the workers of {type(pool).__module__}.{type(pool).__qualname__} are other processes",
         hint="say so: FuturesExecutor(pool, pickles=True), or pickles=False for threads of this process",
     )
-
-
-def refuse_in_starting_child() -> None:
-    """Raise UsageError in a worker process of multiprocessing's that is still importing its parent's script."""
-    process = sys.modules.get("multiprocessing.process")
-    if process is not None and getattr(process.current_process(), "_inheriting", False):
-        error: FlowError = UsageError(
-            "a workflow was started while a worker process was importing the script that started it", hint=MAIN_GUARD
-        )
-        raise error

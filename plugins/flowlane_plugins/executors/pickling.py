@@ -7,6 +7,7 @@ way to the culprit: ``parse(cfg) .session._lock``; `culprit` and `explosion` sea
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -43,6 +44,7 @@ PROTOCOL: Final = 5
 INLINE_MAX: Final = 1 << 16  # bytes of a message that travels as it is
 APART_MIN: Final = 1 << 16  # bytes from which a buffer is worth a place of its own
 _MAIN: Final = b"__main__"
+_CACHED: Final = type(functools.lru_cache(lambda: None))
 # A piece longer than this is no frame of opcodes (pickle closes those at 64 KiB) but one of the user's own long texts.
 _FRAME_MAX: Final = 1 << 18
 
@@ -71,10 +73,25 @@ def pickled(value: Any) -> bytes:
 def by_value(value: Any) -> bytes:
     """`value` pickled with the code of its functions and classes that no other process could import."""
     # Imported here because that takes 90 ms, and most processes never need it.
+    import io
+
     import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
-    payload: bytes = cloudpickle.dumps(value, protocol=PROTOCOL)  # pyright: ignore[reportUnknownMemberType]
-    return payload
+    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+        def reducer_override(self, obj: Any) -> Any:
+            if isinstance(obj, _CACHED) and getattr(obj, "__module__", None) == "__main__":
+                # It says "find me by my name", which in another process's __main__ nobody can.
+                return _cached_again, (obj.__wrapped__, obj.cache_parameters())
+            return super().reducer_override(obj)
+
+    file = io.BytesIO()
+    ByValue(file, protocol=PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def _cached_again(fn: Callable[..., Any], parameters: dict[str, Any]) -> Callable[..., Any]:
+    cached: Callable[..., Any] = functools.lru_cache(**parameters)(fn)
+    return cached
 
 
 class _Sink:

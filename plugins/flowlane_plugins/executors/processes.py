@@ -10,12 +10,14 @@ contextvars do not reach the workers, except ``run``, ``task`` and ``attempt`` f
 
 from __future__ import annotations
 
+import math
 import sys
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowlane.errors import EngineClosed, SettingsError
+from flowlane.loader import refuse_while_importing
 from flowlane.runtime.ports import Capabilities
-from flowlane_plugins.executors.futures import refuse_in_starting_child, usable_cores
+from flowlane_plugins.executors.futures import usable_cores
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -60,13 +62,23 @@ class ProcessesExecutor:
                 f"start_method of executor 'processes' must be {' or '.join(_METHODS)}, not {start_method!r}",
                 hint="workers are never forked from this process itself: 'nursery' forks them from one of ours",
             )
-        for name, number in (("slots", slots), ("max_tasks", max_tasks), ("max_rss", max_rss)):
-            if number is not None and number < 1:
-                raise SettingsError(f"{name} of executor 'processes' must be at least 1, not {number}")
-        if grace < 0 or output_limit < 0:
-            raise SettingsError("grace and output_limit of executor 'processes' must not be negative")
-        if isinstance(preload, str):
-            raise SettingsError(f"preload of executor 'processes' is a list of modules: [{preload!r}]")
+        for name, number, least in (
+            ("slots", slots, 1),
+            ("max_tasks", max_tasks, 1),
+            ("max_rss", max_rss, 1),
+            ("output_limit", output_limit, 0),
+        ):
+            if number is not None and (type(number) is not int or number < least):
+                raise SettingsError(
+                    f"{name} of executor 'processes' must be a whole number from {least}, not {number!r}"
+                )
+        if type(grace) not in (int, float) or not 0 <= grace < math.inf:
+            raise SettingsError(f"grace of executor 'processes' must be a number of seconds, not {grace!r}")
+        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+            raise SettingsError(
+                f"preload of executor 'processes' must be a list of module names, not {preload!r}",
+                hint='for example preload = ["numpy"]',
+            )
         self._slots = usable_cores() if slots is None else slots
         self._start_method = start_method
         self._options: dict[str, Any] = {
@@ -89,7 +101,7 @@ class ProcessesExecutor:
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         """Start the process that starts workers, and do not wait for it. Raises OSError, and UsageError in a worker process that
         is still importing its parent's script."""
-        refuse_in_starting_child()
+        refuse_while_importing("a workflow")
         from flowlane_plugins.workers.pool import Pool
 
         self._pool = Pool(self._slots, deliver, self, self._nest(), **self._options)

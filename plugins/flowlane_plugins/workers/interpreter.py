@@ -89,12 +89,17 @@ def launch(
     if not sys.executable:
         raise FileNotFoundError("there is no Python interpreter to start (sys.executable is empty)")
     main = getattr(sys.modules.get("__main__"), "__file__", None)
+    if isinstance(main, str):
+        try:
+            main = os.path.abspath(main)
+        except OSError:  # the working directory was deleted
+            pass
     whole: Letter = {
         **letter,
         "entry": entry,
         "path": [str(each) for each in sys.path],
         "argv": [str(each) for each in getattr(sys, "argv", ())],
-        "main": os.path.abspath(main) if isinstance(main, str) else None,
+        "main": main if isinstance(main, str) else None,
     }
     fd = _unnamed_file()
     try:

@@ -198,7 +198,10 @@ class Nest:
             case (kind, seconds, told) if kind == READY:
                 self.ready = True
                 for module, trouble in told:
-                    _log.debug("preloaded %s%s", module, f": {trouble}" if trouble else "")
+                    if trouble:
+                        _log.warning("workers do not have '%s' from the start: %s", module, trouble)
+                    else:
+                        _log.debug("preloaded %s", module)
                 _log.debug("the nursery (pid %s) was ready after %.0f ms", self.pid, seconds * 1e3)
             case _:
                 raise AssertionError(f"the nursery said {message!r}")

@@ -379,8 +379,8 @@ class Pool:
                 if worker is not None:
                     for first in range(0, len(what), _LISTED):
                         worker.later.append((kind, what[first : first + _LISTED]))
-                    if worker.send_later():
-                        worker.wake()
+                    worker.send_later()
+                    worker.wake()
 
     def _chunks_ended(self) -> None:
         """Values were let go of. Any thread; while jobs are out, their turns see to it."""

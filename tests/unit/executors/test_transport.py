@@ -304,7 +304,7 @@ def test_a_module_that_only_an_argument_needs_may_not_start_a_run(
 ) -> None:
     # Nothing is run here, refused or not: the module only tells what it sees.
     (tmp_path / "module_of_row.py").write_text(
-        "from flowlane.engine import refuse_while_importing\nrefuse_while_importing('run()')\nclass Row: ...\n"
+        "from flowlane.loader import refuse_while_importing\nrefuse_while_importing('run()')\nclass Row: ...\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
     target = Target("repr", repr, False, Address("builtins", "repr", None))

@@ -721,9 +721,9 @@ async def test_workers_are_born_with_what_was_preloaded(token: str, folder: Path
     assert not {"broken", "threaded", "missing"} & set(told["modules"])
     assert told["threads"] == 1
     said = caplog.text
-    assert "preloaded broken: SystemExit: no" in said
-    assert "preloaded threaded: it starts a thread" in said
-    assert "preloaded missing: ModuleNotFoundError" in said
+    assert "workers do not have 'broken' from the start: SystemExit: no" in said
+    assert "workers do not have 'threaded' from the start: it starts a thread" in said
+    assert "workers do not have 'missing' from the start: ModuleNotFoundError" in said
     assert "warming up" not in capfd.readouterr().out
 
 
