@@ -44,7 +44,7 @@ PROTOCOL: Final = 5
 INLINE_MAX: Final = 1 << 16  # bytes of a message that travels as it is
 APART_MIN: Final = 1 << 16  # bytes from which a buffer is worth a place of its own
 _MAIN: Final = b"__main__"
-_CACHED: Final = type(functools.lru_cache(lambda: None))
+_CACHED: Final[Any] = type(functools.lru_cache(lambda: None))
 # A piece longer than this is no frame of opcodes (pickle closes those at 64 KiB) but one of the user's own long texts.
 _FRAME_MAX: Final = 1 << 18
 
@@ -77,15 +77,18 @@ def by_value(value: Any) -> bytes:
 
     import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
 
-    class ByValue(cloudpickle.Pickler):  # type: ignore[misc]
+    pickler: Any = cloudpickle.Pickler  # pyright: ignore[reportUnknownMemberType]
+
+    class ByValue(pickler):  # type: ignore[misc]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, _CACHED) and getattr(obj, "__module__", None) == "__main__":
                 # It says "find me by my name", which in another process's __main__ nobody can.
                 return _cached_again, (obj.__wrapped__, obj.cache_parameters())
-            return super().reducer_override(obj)
+            return pickler.reducer_override(self, obj)
 
     file = io.BytesIO()
-    ByValue(file, protocol=PROTOCOL).dump(value)
+    by_value_pickler: Any = ByValue(file, protocol=PROTOCOL)
+    by_value_pickler.dump(value)
     return file.getvalue()
 
 

@@ -74,7 +74,8 @@ class ProcessesExecutor:
                 )
         if type(grace) not in (int, float) or not 0 <= grace < math.inf:
             raise SettingsError(f"grace of executor 'processes' must be a number of seconds, not {grace!r}")
-        if isinstance(preload, str) or not all(isinstance(name, str) for name in preload):
+        names: list[Any] = list(preload)
+        if isinstance(preload, str) or not all(isinstance(name, str) for name in names):
             raise SettingsError(
                 f"preload of executor 'processes' must be a list of module names, not {preload!r}",
                 hint='for example preload = ["numpy"]',
