@@ -272,6 +272,7 @@ class Worker:
         self._untold = 0
         try:
             self._sock.send(WAKE, socket.MSG_DONTWAIT)
+            os.sched_yield()  # where all cores are busy with workers, the engine would wait for its turn: let it have ours
         except OSError:
             pass  # so many wake-ups are on the way that there is no room for another; or the engine is gone, which `_hear` finds
 
