@@ -157,7 +157,7 @@ def _stuck(pid):
 
 @pytest.fixture(scope="session")
 def source(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
-    path = tmp_path_factory.mktemp("review") / "crossing.py"
+    path = tmp_path_factory.mktemp("crossing") / "crossing.py"
     path.write_text(SOURCE)
     return load_file(path, "_flow_crossing")
 
