@@ -28,14 +28,19 @@ __all__ = [
     "NameTaken",
     "ParameterError",
     "PoisonTask",
+    "ResultDamaged",
     "RouteError",
     "RunCancelled",
     "RunFailed",
+    "RunLocked",
     "SettingsError",
+    "StoreError",
     "TransportError",
     "UnknownName",
+    "UnknownRun",
     "UsageError",
     "WorkerCrashed",
+    "WorkflowChanged",
 ]
 
 
@@ -120,6 +125,45 @@ class EngineClosed(UsageError):
 
 class TransportError(FlowError):
     """An argument, result or function cannot travel to or from a worker process."""
+
+
+class StoreError(FlowError):
+    """The store cannot do what it is asked: the disk is full, read-only or failing, its files are damaged, from a newer
+    version or gone.
+
+    `lost` is true when the run was taken over by another process, so that nothing of ours may be written any more.
+    """
+
+    exit_code = 74  # EX_IOERR of sysexits.h
+
+    def __init__(self, message: str, *, where: str | None = None, hint: str | None = None, lost: bool = False) -> None:
+        super().__init__(message, where=where, hint=hint)
+        self.lost = lost
+
+
+class ResultDamaged(StoreError):
+    """A stored result is not what was written, or was not written by this store's owner. It was not decoded."""
+
+
+class RunLocked(StoreError):
+    """Another process owns the run. `pid` and `host` say which."""
+
+    exit_code = 75  # EX_TEMPFAIL
+
+    def __init__(self, message: str, *, pid: int, host: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.pid = pid
+        self.host = host
+
+
+class UnknownRun(FlowError):
+    """No run of that name is in the store, or several are."""
+
+
+class WorkflowChanged(FlowError):
+    """A run cannot go on as it is, because its workflow is not the one that it was started with. The message tells the
+    difference.
+    """
 
 
 class WorkerCrashed(FlowError):

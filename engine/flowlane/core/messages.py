@@ -13,11 +13,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowlane.core.states import Reason, RunState
 
 __all__ = [
     "NEVER",
     "Abandoned",
+    "Cached",
     "CancelRequested",
     "Command",
     "Crashed",
@@ -52,7 +55,16 @@ Transition: TypeAlias = tuple[int, int, int, int]
 
 @dataclass(slots=True)
 class RunStarted:
-    """The run begins. The first event of every run, exactly once."""
+    """The run begins. The first event of every run, exactly once.
+
+    Of a run that goes on where an earlier session stopped it tells, by element, what has ended: `restored` succeeded,
+    `cached` had its value from the cache, of `unknown` nobody knows. A restored element may stand below one that is not:
+    then that one runs again, because somebody needs its value.
+    """
+
+    restored: Sequence[int] = ()
+    cached: Sequence[int] = ()
+    unknown: Sequence[int] = ()
 
 
 @dataclass(slots=True)
@@ -71,6 +83,15 @@ class Succeeded:
     element: int
     attempt: int
     started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class Cached:
+    """The attempt was not needed, at `ended`: the value it would have made is there. Only before it has started."""
+
+    element: int
+    attempt: int
     ended: int
 
 
@@ -146,6 +167,7 @@ Event: TypeAlias = (
     RunStarted
     | Started
     | Succeeded
+    | Cached
     | Failed
     | Crashed
     | Interrupted

@@ -16,6 +16,8 @@ Theory, before the code:
   (an attempt never launched, a second Started) raises InvalidTransition with the task's story.
 - One heap of times serves retries and deadlines. Entries are checked when they come up, never searched for. A task that ends
   before its Started is told never enters it.
+- A run that is resumed begins with elements that have ended already (see RunStarted). They are never ready, and are
+  counted off as if they had ended in this run.
 - After a batch of events, free slots are given back and filled, once per lane.
 
 The success of a task that nobody asked to stop is handled inside the loop of `handle`; everything else out of line.
@@ -30,6 +32,7 @@ from typing import TYPE_CHECKING, Final, assert_never
 from flowlane.core import messages as m
 from flowlane.core.messages import NEVER, Launch, Release, Started, Step, Succeeded
 from flowlane.core.states import (
+    CACHED,
     CANCELLED,
     CRASHED,
     FAILED,
@@ -42,6 +45,7 @@ from flowlane.core.states import (
     SUCCEEDED,
     TERMINAL,
     TIMED_OUT,
+    UNKNOWN,
     UPSTREAM_FAILED,
     Reason,
     RunState,
@@ -61,10 +65,10 @@ _READY: Final = code_of(TaskState.PENDING, TaskState.READY, Reason.UPSTREAM_DONE
 _STARTED: Final = code_of(TaskState.READY, TaskState.RUNNING, Reason.STARTED)
 _RETURNED: Final = code_of(TaskState.RUNNING, TaskState.SUCCEEDED, Reason.RETURNED)
 _AGAIN: Final = code_of(TaskState.RETRYING, TaskState.READY, Reason.BACKOFF_ELAPSED)
-_ORPHANED: Final = code_of(TaskState.PENDING, TaskState.UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
 
 _CODE: Final = {(STATES.index(r.source), STATES.index(r.target), r.reason): code for code, r in enumerate(RULES)}
 _ENDED: Final = frozenset(STATES.index(state) for state in TERMINAL)
+_DONE: Final = (SUCCEEDED, CACHED)
 
 # Values of `held` above 1: why we asked the attempt to stop.
 _OUT: Final = 1
@@ -151,6 +155,7 @@ class Scheduler:
         self._begun = False
         self._stopping: Reason | None = None
         self._failed = False  # whether any task failed, timed out or crashed
+        self._restored: frozenset[int] = frozenset()
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -306,6 +311,8 @@ class Scheduler:
                 self._start(event, step)
             case Succeeded() | m.Failed() | m.Crashed() | m.Interrupted() | m.Abandoned():
                 self._end(event, at, step, released)
+            case m.Cached():
+                self._skip(event, at, step, released)
             case m.TimerFired():
                 self._tick(at, step, released)
             case m.SlotAvailable():
@@ -315,17 +322,35 @@ class Scheduler:
             case m.DrainRequested():
                 self._stop(Reason.DRAINED, at, step, released)
             case m.RunStarted():
-                self._begin(event, at, step)
+                self._begin(event, at, step, released)
             case _:
                 assert_never(event)
 
-    def _begin(self, event: m.RunStarted, at: int, step: Step) -> None:
+    def _begin(self, event: m.RunStarted, at: int, step: Step, released: list[int]) -> None:
         if self._begun:
             raise InvalidTransition(event, "the run has begun already", f"{self._open} tasks open")
         self._begun = True
+        if event.restored or event.cached or event.unknown:
+            self._restore(event, at, step, released)
         for element, left in enumerate(self._left):
-            if not left:
+            if not left and self._state[element] == PENDING:
                 self._make_ready(element, 1, _READY, at, step)
+
+    def _restore(self, event: m.RunStarted, at: int, step: Step, released: list[int]) -> None:
+        """Begin with what an earlier session had finished."""
+        self._restored = frozenset([*event.restored, *event.cached])
+        for elements, target in ((event.restored, SUCCEEDED), (event.cached, CACHED)):
+            for element in elements:
+                self._settle(element, target, Reason.RESTORED, at, step, released)
+                for below in self._dependants[element]:
+                    self._left[below] -= 1
+        # Told to release as well: whoever carries out the commands may have put values there that nobody will read.
+        released += [element for element in self._restored if not self._uses[element]]
+        for element in event.unknown:
+            self._failed = True
+            self._settle(element, UNKNOWN, Reason.PROCESS_DIED, at, step, released)
+        for element in event.unknown:
+            self._orphan(element, at, step, released)
 
     def _make_ready(self, element: int, attempt: int, code: int, at: int, step: Step) -> None:
         if attempt > 1:
@@ -391,12 +416,7 @@ class Scheduler:
             self._held[element] = 0
             self._freed[self.plan.lane[element]] += 1
             self._settle(element, SUCCEEDED, Reason.RETURNED, ended, step, released)
-            for below in self.plan.dependants[element]:
-                self._left[below] -= 1
-                if not self._left[below] and self._state[below] == PENDING:
-                    self._make_ready(below, 1, _READY, at, step)
-            if not self._uses[element]:
-                released.append(element)
+            self._pass_on(element, at, step, released)
             return
         running = self._state[element] == RUNNING
         target: int
@@ -428,6 +448,28 @@ class Scheduler:
                 self._stop(Reason.FAIL_FAST, at, step, released)
         self._orphan(element, at, step, released)
 
+    def _skip(self, event: m.Cached, at: int, step: Step, released: list[int]) -> None:
+        """An attempt that was out did not have to begin. What it was asked meanwhile does not matter: the value is there."""
+        element = event.element
+        if not self._current(event, step):
+            return
+        if self._state[element] != READY:
+            raise InvalidTransition(event, "this attempt has started", self._story(element))
+        self._overdue.pop(element, None)
+        self._held[element] = 0
+        self._freed[self._lane_of[element]] += 1
+        self._settle(element, CACHED, Reason.CACHE_HIT, event.ended, step, released)
+        self._pass_on(element, at, step, released)
+
+    def _pass_on(self, element: int, at: int, step: Step, released: list[int]) -> None:
+        """An element's value is there: whoever waited only for it is ready."""
+        for below in self._dependants[element]:
+            self._left[below] -= 1
+            if not self._left[below] and self._state[below] == PENDING:
+                self._make_ready(below, 1, _READY, at, step)
+        if not self._uses[element]:
+            released.append(element)
+
     def _retry(self, element: int, reason: Reason, ended: int, at: int, step: Step, released: list[int]) -> None:
         attempt = self._attempt[element]
         policy = self.plan.policies[self.plan.policy[element]]
@@ -453,7 +495,7 @@ class Scheduler:
         self._open -= 1
         for up in self.plan.inputs[element]:
             self._uses[up] -= 1
-            if not self._uses[up] and self._state[up] == SUCCEEDED:
+            if not self._uses[up] and self._state[up] in _DONE:
                 released.append(up)
 
     def _orphan(self, failed: int, at: int, step: Step, released: list[int]) -> None:
@@ -551,7 +593,9 @@ class Scheduler:
     # ── telling right from wrong ──────────────────────────────────────────────────────────────────────────────────
 
     def _current(
-        self, event: Started | Succeeded | m.Failed | m.Crashed | m.Interrupted | m.Abandoned, step: Step
+        self,
+        event: Started | Succeeded | m.Cached | m.Failed | m.Crashed | m.Interrupted | m.Abandoned,
+        step: Step,
     ) -> bool:
         """Whether the event is about the attempt that is out. False and counted when it is late; raises otherwise."""
         element = event.element
@@ -597,9 +641,9 @@ class Scheduler:
         out = [0] * len(self._lanes)
         for v in range(plan.size):
             s = state[v]
-            succeeded = sum(state[u] == SUCCEEDED for u in plan.upstreams[v])
-            assert self._left[v] == len(plan.upstreams[v]) - succeeded, self._story(v)
-            if s in (READY, RUNNING, RETRYING, SUCCEEDED, FAILED, TIMED_OUT, CRASHED):
+            done = sum(state[u] in _DONE for u in plan.upstreams[v])
+            assert self._left[v] == len(plan.upstreams[v]) - done, self._story(v)
+            if s in (READY, RUNNING, RETRYING, *_DONE, FAILED, TIMED_OUT, CRASHED) and v not in self._restored:
                 assert self._left[v] == 0, f"began before its upstreams: {self._story(v)}"
                 assert self._attempt[v] >= 1, self._story(v)
             if self._held[v]:
@@ -609,7 +653,7 @@ class Scheduler:
                 assert s != RUNNING, self._story(v)
             if s == UPSTREAM_FAILED:
                 root = self.cause(v)[0]
-                assert root != v and STATES[state[root]] in TERMINAL and state[root] != SUCCEEDED, self._story(v)
+                assert root != v and state[root] in _ENDED and state[root] not in _DONE, self._story(v)
             assert self._attempt[v] <= plan.policies[plan.policy[v]].attempts, self._story(v)
             readers = sum(v in plan.inputs[d] and state[d] not in _ENDED for d in plan.dependants[v])
             assert self._uses[v] == readers + (v in plan.pinned), self._story(v)

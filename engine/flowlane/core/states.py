@@ -10,7 +10,9 @@ meaning.
        │          │  │        ▼
        │          └──┼──── retrying
        ▼             ▼
-    upstream_failed · cancelled
+    upstream_failed · cancelled · cached
+
+A resumed run begins with what an earlier session had finished: those tasks go from pending to where they were.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import Final, NamedTuple
 
-__all__ = ["RULES", "STATES", "TERMINAL", "Reason", "Rule", "RunState", "TaskState", "code_of"]
+__all__ = ["DONE", "REASONS", "RULES", "STATES", "TERMINAL", "Reason", "Rule", "RunState", "TaskState", "code_of"]
 
 
 class TaskState(StrEnum):
@@ -34,6 +36,8 @@ class TaskState(StrEnum):
     CRASHED = "crashed"  # the worker died under it, and no attempt is left
     UPSTREAM_FAILED = "upstream_failed"  # never began: something it depends on did not succeed
     CANCELLED = "cancelled"  # stopped, or never begun, because the run was told to stop
+    CACHED = "cached"  # not run: its result was found in the cache
+    UNKNOWN = "unknown"  # was running when its process died, and must not run twice: nobody knows how it ended
 
 
 class RunState(StrEnum):
@@ -62,6 +66,9 @@ class Reason(StrEnum):
     CANCEL_REQUESTED = "cancel_requested"
     FAIL_FAST = "fail_fast"  # another task failed under on_failure="fail_fast"
     DRAINED = "drained"  # the run was asked to begin nothing new
+    CACHE_HIT = "cache_hit"  # a result with the same inputs and the same code was there
+    RESTORED = "restored"  # an earlier session of the run had finished it
+    PROCESS_DIED = "process_died"  # an earlier session of the run died while it was running
 
 
 # States are small ints inside the scheduler (a bytearray holds one per element); STATES turns them back into names.
@@ -77,7 +84,15 @@ STATES: Final = tuple(TaskState)
     CRASHED,
     UPSTREAM_FAILED,
     CANCELLED,
+    CACHED,
+    UNKNOWN,
 ) = range(len(STATES))
+
+#: Reasons by number, for who stores them. Like the states they are only ever appended to.
+REASONS: Final = tuple(Reason)
+
+#: The states of a task whose value is there for those that wait for it.
+DONE: Final = frozenset({TaskState.SUCCEEDED, TaskState.CACHED})
 
 TERMINAL: Final = frozenset(
     {
@@ -87,6 +102,8 @@ TERMINAL: Final = frozenset(
         TaskState.CRASHED,
         TaskState.UPSTREAM_FAILED,
         TaskState.CANCELLED,
+        TaskState.CACHED,
+        TaskState.UNKNOWN,
     }
 )
 
@@ -132,6 +149,11 @@ def _rules() -> tuple[Rule, ...]:
         Rule(s.PENDING, s.CANCELLED, r.CANCEL_REQUESTED),
         Rule(s.PENDING, s.CANCELLED, r.FAIL_FAST),
         Rule(s.PENDING, s.CANCELLED, r.DRAINED),
+        Rule(s.READY, s.CACHED, r.CACHE_HIT),
+        # What a resumed run begins with:
+        Rule(s.PENDING, s.SUCCEEDED, r.RESTORED),
+        Rule(s.PENDING, s.CACHED, r.RESTORED),
+        Rule(s.PENDING, s.UNKNOWN, r.PROCESS_DIED),
     )
 
 

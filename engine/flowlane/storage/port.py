@@ -1,0 +1,329 @@
+"""What flowlane asks of a store: to keep runs, their attempts and results, so that another process can go on with them.
+
+A store keeps, by run, *sessions*: the first is the run as it was started, each resume opens another. A session is
+self-contained: what an earlier one had finished is *adopted* into it. So the state of a run is the state of its latest
+session, and a changed workflow may number its tasks anew.
+
+Order is the promise. `write` gets the rows of a run in the order of history and commits them all, or none, before it
+returns. So the store always holds a prefix of what happened, and whatever is reported as succeeded is in it.
+
+Threads: one thread (the journal's) calls `write` and `close_run`; everything else may be called from any thread, also
+while that one writes. Every call blocks until it is done.
+
+Ownership: a session belongs to the process that opened it, by a lock that the kernel lets go when that process dies, *and*
+by the session's number, which every write proves. So a process that was stopped, and whose run was taken over, cannot write.
+
+Errors: StoreError for whatever the disk or the database will not do (full, read-only, gone, damaged), with a hint;
+RunLocked where another process owns the run; UnknownRun where there is none of that name. Nothing else is raised.
+
+Times are integer nanoseconds since the Unix epoch, 0 where it did not come to that. Blobs are opaque here; see ``blob``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator, Sequence
+
+    from flowlane.core.states import RunState
+
+__all__ = [
+    "INLINE_MAX",
+    "AttemptRow",
+    "Blob",
+    "CacheEntry",
+    "CacheRow",
+    "Lease",
+    "NewRun",
+    "NewSession",
+    "Owner",
+    "ResultRef",
+    "Store",
+    "StoredAttempt",
+    "StoredRun",
+    "StoredSession",
+]
+
+#: Bytes of a result that are kept beside its row; a larger one is a file of its own, where the store has files.
+INLINE_MAX: Final = 64 * 1024
+
+#: A sealed value, as the pieces that have to be written one after the other: an array's data is not copied to join them.
+Blob: TypeAlias = "Sequence[bytes | bytearray | memoryview]"
+
+
+class Owner(NamedTuple):
+    """A process, as somebody who is refused wants to read it."""
+
+    pid: int
+    host: str
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that begins.
+
+    id, name  12 hex digits, and the memorable name
+    workflow  its name
+    origin    how the workflow is found again: JSON text of ours, or "" where it cannot be
+    params    its parameters, sealed
+    created   when
+    parent    the run that it was forked from, or None
+    """
+
+    id: str
+    name: str
+    workflow: str
+    origin: str
+    params: bytes
+    created: int
+    parent: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewSession:
+    """What a process is about to carry out.
+
+    graph  the tasks, edges and fingerprints of this session: bytes of ours (compressed JSON)
+    tasks  how many there are
+    """
+
+    owner: Owner
+    graph: bytes
+    tasks: int
+    started: int
+    versions: str  # "flowlane 0.1.0, CPython 3.11.7", for people
+
+
+class Lease(NamedTuple):
+    """The right to write one session of a run, held from `begin` or `reopen` to `close_run`."""
+
+    run: str
+    session: int  # counts from 1
+
+
+ResultRef: TypeAlias = "tuple[str, int, int, int]"
+"""(run, session, element, attempt): the row that a result was written with."""
+
+
+class AttemptRow(NamedTuple):
+    """One attempt of one task, as far as it has come. A row of the same element and attempt replaces the one before.
+
+    attempt  from 1; 0 for a task that ended before it was ever ready
+    state    index into ``core.states.STATES``: RUNNING while it is out, RETRYING when another attempt follows
+    reason   index into ``core.states.REASONS`` of the last transition
+    result   the sealed value of a success; () where there is none, or it cannot be stored
+    detail   JSON text (worker, what was measured, the failure, why a value is not stored), or None
+    """
+
+    element: int
+    attempt: int
+    state: int
+    reason: int
+    ready: int
+    started: int
+    ended: int
+    result: Blob
+    detail: str | None
+
+
+class CacheRow(NamedTuple):
+    """A result to be found again by its key.
+
+    key      32 bytes
+    task     the task's name, for people
+    parts    JSON text of ours: what the key was made of, to explain a miss
+    expires  when it is too old; 0 for never
+    element, attempt  the row of this run that has the result
+    """
+
+    key: bytes
+    task: str
+    parts: str
+    created: int
+    expires: int
+    element: int
+    attempt: int
+
+
+@dataclass(frozen=True, slots=True)
+class StoredSession:
+    """A session, as it was opened and as it ended; `ended` is 0 while it runs, and for ever when its process was killed."""
+
+    number: int
+    owner: Owner
+    graph: bytes
+    tasks: int
+    started: int
+    ended: int
+    versions: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredRun:
+    """A run for people: the state of its latest session.
+
+    state   RUNNING also when its process is dead: `Store.owner` knows
+    counts  state → number of tasks of the latest session, of those that have a row
+    error   "task: Type: message" of a run that failed
+    """
+
+    id: str
+    name: str
+    workflow: str
+    origin: str
+    parent: str | None
+    created: int
+    started: int
+    ended: int
+    state: RunState
+    error: str | None
+    session: int
+    tasks: int
+    counts: dict[str, int] = field(default_factory=dict[str, int])
+
+
+class StoredAttempt(NamedTuple):
+    """An `AttemptRow` as it was stored.
+
+    result  where its result is, or None: what `Store.read` takes. Of an adopted row the original's.
+    size    bytes of the sealed result, 0 without one
+    adopted whether an earlier session (or the run it was forked from) did the work
+    """
+
+    element: int
+    attempt: int
+    state: int
+    reason: int
+    ready: int
+    started: int
+    ended: int
+    detail: str | None
+    result: ResultRef | None
+    size: int
+    adopted: bool
+
+
+@dataclass(frozen=True, slots=True)
+class CacheEntry:
+    """A cached result; see `CacheRow`."""
+
+    key: bytes
+    task: str
+    parts: str
+    created: int
+    expires: int
+    result: ResultRef
+    size: int
+    hits: int
+
+
+@runtime_checkable
+class Store(Protocol):
+    """Keeps runs. See the module's text for threads, order, ownership and errors."""
+
+    @property
+    def secret(self) -> bytes:
+        """The key that blobs of this store are sealed with, at least 32 bytes; not kept beside them."""
+        ...
+
+    def open(self) -> None:
+        """Get ready, making what is not there yet. Idempotent."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything. Leases that are still held end as if the process had died. Idempotent."""
+        ...
+
+    # ── the life of a run ────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, run: NewRun, session: NewSession) -> Lease:
+        """Record a run that starts, and own it."""
+        ...
+
+    def reopen(self, run_id: str, session: NewSession, *, take_over: bool = False) -> Lease:
+        """Own a run that was begun before, in a new session. RunLocked while another process owns it.
+
+        With `take_over` it is taken from an owner that still lives (one that is stopped, or out of reach); whatever that one
+        writes from then on is refused.
+        """
+        ...
+
+    def adopt(self, lease: Lease, pairs: Sequence[tuple[int, ResultRef]]) -> None:
+        """Copy rows into the lease's session: (element in this session, the original row), state and times as they were.
+
+        Results are not copied, and stay as long as somebody refers to them. Before the first `write`.
+        """
+        ...
+
+    def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
+        """Commit rows. Raises StoreError when the lease was taken over (`error.lost` is then true) or the disk will not
+        have them.
+        """
+        ...
+
+    def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
+        """Record how the session ended, and let go of it."""
+        ...
+
+    def request(self, run_id: str, what: str, at: int) -> None:
+        """Leave a word for the owner of a run: "cancel"."""
+        ...
+
+    def requests(self, lease: Lease) -> list[str]:
+        """What was asked of this session since it began. Cheap: asked twice a second."""
+        ...
+
+    # ── reading ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def runs(self, *, limit: int | None = None, workflow: str | None = None) -> list[StoredRun]:
+        """Runs, the latest first."""
+        ...
+
+    def find(self, text: str) -> StoredRun:
+        """The run that `text` means: its name (the latest of that name), an id or a prefix of one, or "last".
+
+        Raises UnknownRun, with the nearest names; or with those that fit when there are several.
+        """
+        ...
+
+    def owner(self, run_id: str) -> Owner | None:
+        """The living process that owns the run, or None."""
+        ...
+
+    def session(self, run_id: str, number: int | None = None) -> StoredSession:
+        """A session of a run, the latest unless told. Raises UnknownRun."""
+        ...
+
+    def params(self, run_id: str) -> bytes:
+        """The run's parameters, sealed."""
+        ...
+
+    def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:
+        """All rows of a session (the latest unless told), or those of one task, by element and attempt."""
+        ...
+
+    def read(self, ref: ResultRef) -> bytes | memoryview:
+        """A sealed result. Raises StoreError when it is not there or cannot be read; whether it is whole, ``blob`` tells."""
+        ...
+
+    # ── the cache ────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def cached(self, key: bytes, now: int) -> CacheEntry | None:
+        """The entry of `key`, unless it has expired."""
+        ...
+
+    def cache_entries(self, task: str | None = None) -> list[CacheEntry]:
+        """All entries, expired ones too, or those of one task; the latest first."""
+        ...
+
+    def forget(self, keys: Collection[bytes]) -> int:
+        """Remove entries from the cache; how many there were."""
+        ...
+
+    # ── keeping it small ─────────────────────────────────────────────────────────────────────────────────────────
+
+    def remove(self, run_ids: Collection[str]) -> int:
+        """Remove runs that nobody owns, with all that only they have; how many."""
+        ...
