@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from flowlane.core import (
     RULES,
     Abandoned,
+    Cached,
     Crashed,
     Failed,
     Finish,
@@ -31,12 +32,13 @@ if TYPE_CHECKING:
     from flowlane.core import Event, Lane, Plan, Step
     from flowlane.testing import Outcome, SimulatedRun
 
-FINAL = {"succeeded", "failed", "timed_out", "crashed", "upstream_failed", "cancelled"}
+FINAL = {"succeeded", "failed", "timed_out", "crashed", "upstream_failed", "cancelled", "cached", "unknown"}
+DONE = {"succeeded", "cached"}
 
 # Written down by hand from the documentation of the states, not from RULES.
 NEXT = {
-    "pending": {"ready", "upstream_failed", "cancelled"},
-    "ready": {"running", "retrying", "failed", "crashed", "timed_out", "cancelled"},
+    "pending": {"ready", "upstream_failed", "cancelled", "succeeded", "cached", "unknown"},
+    "ready": {"running", "retrying", "failed", "crashed", "timed_out", "cancelled", "cached"},
     "running": {"succeeded", "failed", "timed_out", "crashed", "cancelled", "retrying"},
     "retrying": {"ready", "timed_out", "cancelled"},
 }
@@ -115,25 +117,26 @@ class Watcher:
 
     def _hear(self, books: Books, event: Event) -> None:
         if (
-            isinstance(event, Succeeded | Failed | Crashed | Interrupted | Abandoned)
+            isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned)
             and books.out.get(event.element) == event.attempt
         ):
             del books.out[event.element]
 
     def _move(self, books: Books, plan: Plan, element: int, attempt: int, code: int, at: int) -> None:
         self.codes.add(code)
-        source, target, _ = map(str, RULES[code])
+        source, target, reason = map(str, RULES[code])
+        assert (reason in {"restored", "process_died"}) == (source == "pending" and target in {*DONE, "unknown"})
         assert books.states[element] == source, f"element {element} is {books.states[element]}, not {source}"
         assert target in NEXT[source], f"{source} → {target}"
         if target == "ready":
             books.attempts[element] += 1
-            assert all(books.states[up] == "succeeded" for up in plan.upstreams[element])
+            assert all(books.states[up] in DONE for up in plan.upstreams[element])
             assert at >= books.due.pop(element, 0), "the backoff was cut short"
         policy = plan.policies[plan.policy[element]]
         if target == "retrying" and not policy.jitter:
             books.due[element] = at + policy.delay(attempt, 1.0)
         if target == "upstream_failed":
-            assert any(books.states[up] in FINAL - {"succeeded"} for up in plan.upstreams[element])
+            assert any(books.states[up] in FINAL - DONE for up in plan.upstreams[element])
         assert attempt == books.attempts[element] <= policy.attempts
         assert at >= books.times[element], "an element's history goes back in time"
         books.states[element] = target
@@ -143,7 +146,7 @@ class Watcher:
     def _release(self, books: Books, plan: Plan, elements: Sequence[int]) -> None:
         for element in elements:
             assert element not in books.released, "released twice"
-            assert books.states[element] == "succeeded"
+            assert books.states[element] in DONE
             assert element not in plan.pinned
             readers = [below for below in plan.dependants[element] if element in plan.inputs[below]]
             assert all(books.states[below] in FINAL for below in readers), "released before its last reader ended"
@@ -176,7 +179,7 @@ class Watcher:
             for element, state in enumerate(books.states):
                 assert state == run.scheduler.state(element)
                 assert sum(state in FINAL for state in books.paths[element]) == 1
-                kept = state == "succeeded" and element not in plan.pinned
+                kept = state in DONE and element not in plan.pinned
                 assert (element in books.released) == kept
             for lane in run.lanes:
                 lane.check()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, given, settings
 
-from flowlane.core import RULES, Abandoned, Crashed, Failed, Interrupted, Succeeded
+from flowlane.core import RULES, Abandoned, Cached, Crashed, Failed, Interrupted, Succeeded
 from flowlane.testing import SimulatedRun, Simulation
 
 from .driver import Watcher
@@ -36,7 +36,7 @@ def live(world: World, seed: int | None, latency: int = 0) -> tuple[list[Simulat
         late[run.scheduler.token] = late.get(run.scheduler.token, 0) + step.late
         assert step.late >= sum(id(event) in echoes for event in events)
         for event in events:
-            final = isinstance(event, Succeeded | Failed | Crashed | Interrupted | Abandoned)
+            final = isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned)
             if final and id(event) not in echoes and strays.random() < 0.2:
                 kept.append(event)
                 echoes.add(id(event))
@@ -45,8 +45,8 @@ def live(world: World, seed: int | None, latency: int = 0) -> tuple[list[Simulat
     kept: list[Event] = []  # keeps the ids of echoes from being used again
     simulation = Simulation(seed=seed, latency=latency, grace=40, on_step=watch)
     lanes = world.lanes()
-    for index, (plan, at) in enumerate(world.plans):
-        simulation.start(plan, lanes, partial(world.script, index), at=at)
+    for index, (plan, at, event) in enumerate(world.plans):
+        simulation.start(plan, lanes, partial(world.script, index), at=at, event=event)
     for index, event, at in world.requests:
         simulation.runs[index].send(event, at)
     simulation.run()

@@ -34,8 +34,8 @@ def test_every_promise_holds_while_lanes_change_their_size(world: World, seed: i
             simulation.stretch(draw.choice(lanes), draw.choice([0, 0, 1, 2, 5]))
 
     simulation = Simulation(seed=seed if unkind else None, latency=20 if unkind else 0, grace=40, on_step=watch)
-    for index, (plan, at) in enumerate(world.plans):
-        simulation.start(plan, lanes, partial(world.script, index), at=at)
+    for index, (plan, at, event) in enumerate(world.plans):
+        simulation.start(plan, lanes, partial(world.script, index), at=at, event=event)
     for index, event, at in world.requests:
         simulation.runs[index].send(event, at)
     simulation.run()

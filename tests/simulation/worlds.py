@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from hypothesis import strategies as st
 
-from flowlane.core import CancelRequested, DrainRequested, Lane, Plan, Policy
+from flowlane.core import CancelRequested, DrainRequested, Lane, Plan, Policy, RunStarted
 from flowlane.testing import Attempt
 
 if TYPE_CHECKING:
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 @dataclass
 class World:
-    """Runs to start (plan, when) on shared lanes, and requests (run, event, when). `seed` decides all outcomes."""
+    """Runs to start (plan, when, with what) on shared lanes, and requests (run, event, when). `seed` decides all outcomes."""
 
-    plans: list[tuple[Plan, int]]
+    plans: list[tuple[Plan, int, RunStarted]]
     slots: list[int]
     enforced: list[bool]
     requests: list[tuple[int, Event, int]]
@@ -38,7 +38,7 @@ class World:
         draw = Random(f"{self.seed}/{run}/{element}/{attempt}")
         return Attempt(
             duration=draw.choice([0, 0, 1, 5, 10, 30, 100]),
-            ends=draw.choice(["succeeds", "succeeds", "succeeds", "fails", "crashes"]),
+            ends=draw.choice(["succeeds", "succeeds", "succeeds", "succeeds", "cached", "fails", "crashes"]),
             retryable=draw.random() < 0.7,
             begins=draw.random() < 0.9,
             told=draw.random() < 0.6,
@@ -92,19 +92,26 @@ def plan_of(shape: tuple[list[list[int]], list[list[int]]], chosen: Sequence[Pol
     )
 
 
+def beginning(plan: Plan, draw: Random) -> RunStarted:
+    """Mostly nothing; else any part of the plan is done already, what stands below something undone included."""
+    if draw.random() < 0.6:
+        return RunStarted()
+    began = RunStarted([], [], [])
+    for element in range(plan.size):
+        draw.choice([[], [], began.restored, began.restored, began.cached, began.unknown]).append(element)
+    return began
+
+
 @st.composite
 def worlds(draw: st.DrawFn, runs: int = 3, most: int = 10) -> World:
     seed = draw(st.integers(0, 2**32))
     details = Random(seed)
     slots = draw(st.lists(st.integers(1, 3), min_size=1, max_size=2))
     count = draw(st.integers(1, runs))
-    plans = [
-        (
-            plan_of(draw(dags(most)), draw(st.lists(policies(), min_size=1, max_size=3)), len(slots), details),
-            details.choice([0, 0, 5, 40]),
-        )
-        for _ in range(count)
-    ]
+    plans: list[tuple[Plan, int, RunStarted]] = []
+    for _ in range(count):
+        plan = plan_of(draw(dags(most)), draw(st.lists(policies(), min_size=1, max_size=3)), len(slots), details)
+        plans.append((plan, details.choice([0, 0, 5, 40]), beginning(plan, details)))
     requests: list[tuple[int, Event, int]] = []
     for at in draw(st.lists(st.integers(41, 300), max_size=2)):
         stop: Event = CancelRequested() if draw(st.booleans()) else DrainRequested()

@@ -9,6 +9,7 @@ from flowlane.core.lanes import Lane
 from flowlane.core.messages import (
     NEVER,
     Abandoned,
+    Cached,
     CancelRequested,
     Command,
     Crashed,
@@ -32,14 +33,18 @@ from flowlane.core.messages import (
 )
 from flowlane.core.plan import NO_RETRY, NotAcyclic, Plan, Policy
 from flowlane.core.scheduler import InvalidTransition, Scheduler
-from flowlane.core.states import RULES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
+from flowlane.core.states import DONE, REASONS, RULES, STATES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
 
 __all__ = [
+    "DONE",
     "NEVER",
     "NO_RETRY",
+    "REASONS",
     "RULES",
+    "STATES",
     "TERMINAL",
     "Abandoned",
+    "Cached",
     "CancelRequested",
     "Command",
     "Crashed",

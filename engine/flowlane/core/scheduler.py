@@ -338,14 +338,14 @@ class Scheduler:
 
     def _restore(self, event: m.RunStarted, at: int, step: Step, released: list[int]) -> None:
         """Begin with what an earlier session had finished."""
-        self._restored = frozenset([*event.restored, *event.cached])
-        for elements, target in ((event.restored, SUCCEEDED), (event.cached, CACHED)):
-            for element in elements:
-                self._settle(element, target, Reason.RESTORED, at, step, released)
-                for below in self._dependants[element]:
-                    self._left[below] -= 1
-        # Told to release as well: whoever carries out the commands may have put values there that nobody will read.
-        released += [element for element in self._restored if not self._uses[element]]
+        done = {**dict.fromkeys(event.restored, SUCCEEDED), **dict.fromkeys(event.cached, CACHED)}
+        self._restored = frozenset(done)
+        unordered: list[int] = []  # what is released depends on all of them: see below
+        for element, target in done.items():
+            self._settle(element, target, Reason.RESTORED, at, step, unordered)
+            for below in self._dependants[element]:
+                self._left[below] -= 1
+        released += [element for element in done if not self._uses[element]]
         for element in event.unknown:
             self._failed = True
             self._settle(element, UNKNOWN, Reason.PROCESS_DIED, at, step, released)

@@ -36,7 +36,7 @@ class Attempt:
     """What becomes of one attempt. Times in ns.
 
     duration   from its beginning to its end, when nobody asks it to stop
-    ends       how it ends then
+    ends       how it ends then; "cached": it need not begin, because its value is there
     retryable  whether the retry policy covers the error, for "fails"
     poison     whether the crash is one that must not be repeated, for "crashes"
     begins     False: it ends before any worker began it (refused, or the worker died)
@@ -45,7 +45,7 @@ class Attempt:
     """
 
     duration: int = 0
-    ends: Literal["succeeds", "fails", "crashes"] = "succeeds"
+    ends: Literal["succeeds", "fails", "crashes", "cached"] = "succeeds"
     retryable: bool = True
     begins: bool = True
     told: bool = True
@@ -123,7 +123,7 @@ class SimulatedRun:
         step = self.scheduler.handle(events, self._world.now)
         self.history += step.transitions
         for event in events:
-            if isinstance(event, m.Succeeded | m.Failed | m.Crashed | m.Interrupted | m.Abandoned):
+            if isinstance(event, m.Succeeded | m.Cached | m.Failed | m.Crashed | m.Interrupted | m.Abandoned):
                 flight = self._flights.get(event.element)
                 if flight is not None and flight.final.event is event:
                     del self._flights[event.element]
@@ -160,9 +160,11 @@ class SimulatedRun:
         begun = world.now + world.delay()
         told: _News | None = None
         event: m.Event
-        if not script.begins:
+        if not script.begins or script.ends == "cached":
             over = begun
-            if script.ends == "crashes":
+            if script.ends == "cached":
+                event = m.Cached(element, attempt, over)
+            elif script.ends == "crashes":
                 event = m.Crashed(element, attempt, NEVER, over, not script.poison)
             else:
                 event = m.Failed(element, attempt, NEVER, over, script.retryable)
@@ -231,15 +233,19 @@ class Simulation:
         self._news: list[tuple[int, float, int, _News]] = []  # the number keeps equal ties in order of posting
         self._posted = 0
 
-    def start(self, plan: Plan, lanes: Sequence[Lane], outcome: Outcome, *, at: int = 0) -> SimulatedRun:
+    def start(
+        self, plan: Plan, lanes: Sequence[Lane], outcome: Outcome, *, at: int = 0, event: m.RunStarted | None = None
+    ) -> SimulatedRun:
         """Add a run that begins at `at` ns. Its lanes may be shared with runs of this simulation, and with no others.
+
+        `event` is what it begins with, when an earlier session of it has finished something.
 
         Backoffs with jitter draw from the seed; without one they take their full length.
         """
         jitter = None if self._random is None else self._random.random
         run = SimulatedRun(self, Scheduler(plan, lanes, token=len(self.runs), jitter=jitter), lanes, outcome)
         self.runs.append(run)
-        run.send(m.RunStarted(), at)
+        run.send(m.RunStarted() if event is None else event, at)
         return run
 
     def run(self) -> None:
