@@ -53,6 +53,8 @@ if TYPE_CHECKING:
         WorkerCrashed,
         WorkflowChanged,
     )
+    from flowlane.runtime.context import TaskContext, current_task
+    from flowlane.secret import Secret
 
     __version__: str
 
@@ -80,9 +82,11 @@ __all__ = [
     "RunLocked",
     "RunResult",
     "RunState",
+    "Secret",
     "SettingsError",
     "StoreError",
     "Task",
+    "TaskContext",
     "TaskState",
     "TransportError",
     "UnknownName",
@@ -94,6 +98,7 @@ __all__ = [
     "WorkflowDefinition",
     "__version__",
     "arun",
+    "current_task",
     "run",
     "task",
     "workflow",
@@ -104,6 +109,8 @@ _HOMES = {
     "flowlane.core.states": ("RunState", "TaskState"),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
+    "flowlane.secret": ("Secret",),
+    "flowlane.runtime.context": ("TaskContext", "current_task"),
     "flowlane.declare.workflow": ("Bound", "Workflow", "WorkflowDefinition", "workflow"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

@@ -8,23 +8,31 @@ a signal handler, configures logging or prints. A host hears of runs through sin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from flowlane.core.states import RunState
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.errors import EngineClosed, SettingsError, UsageError
+from flowlane.description import Description
+from flowlane.errors import EngineClosed, SettingsError, StoreError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
+from flowlane.origin import find_again, origin_of
 from flowlane.record import Record
 from flowlane.results import RunResult
+from flowlane.resume import locked, new_run, new_session, plan_resume, with_parameters
+from flowlane.runtime.beginning import NOTHING_DONE
+from flowlane.runtime.cache import Lookups
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
+from flowlane.runtime.keeper import Keeper
 from flowlane.runtime.measured import OUTPUT_KEPT
-from flowlane.runtime.registry import Registry, make_sink
+from flowlane.runtime.registry import Registry, make_sink, make_store
 from flowlane.runtime.runner import Runner
 
 if TYPE_CHECKING:
@@ -34,7 +42,9 @@ if TYPE_CHECKING:
 
     from flowlane.declare.workflow import OnFailure
     from flowlane.program import Program
+    from flowlane.runtime.beginning import Beginning
     from flowlane.runtime.ports import Executor, Sink
+    from flowlane.storage.port import Lease, Store, StoredRun
 
 __all__ = ["GRACE", "Engine", "StartOptions", "own_options"]
 
@@ -68,6 +78,8 @@ class Engine:
     options    executor name → keywords for its constructor
     grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes`` has that
                executor's own: options={"processes": {"grace": 2.0}}
+    store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
+               keeps nothing. One that was given as a Store is not closed with the engine
 
     Leaving the block waits for its runs; leaving it by an exception cancels them first. Wrong names and numbers are told
     by `start`, before anything begins: RouteError, SettingsError.
@@ -82,6 +94,7 @@ class Engine:
         sinks: Sequence[Sink] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         grace: float = GRACE,
+        store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         given = dict(executors or {})
         keywords = {name: dict(own) for name, own in (options or {}).items()}
@@ -93,6 +106,11 @@ class Engine:
         self._registry = Registry(given, keywords)
         self._dispatcher = Dispatcher(self._registry, self._slots, grace)
         self._journal = Journal([*sinks, make_sink("logging")])
+        self._own_store = isinstance(store, (str, os.PathLike))
+        self._store: Store | None = (
+            make_store("sqlite", os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+        )
+        self._lookups = Lookups()
         self._compiling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -175,6 +193,9 @@ class Engine:
                 await self._dispatcher.close()
             finally:
                 await self._close_journal()
+                self._lookups.close()
+                if self._store is not None and self._own_store:
+                    self._store.close()
 
     async def _close_journal(self) -> None:
         """End the journal's thread. A sink that blocks is left behind after the grace period: logging holds up nobody."""
@@ -209,8 +230,52 @@ class Engine:
         options: dict[str, Any] = {}
         if isinstance(target, (Bound, Workflow)):
             options, kwargs = own_options(kwargs, StartOptions)
-        program = self.compile(as_bound(target, args, kwargs), **options)
-        return self.launch(program, keep_history=True)
+        bound: Bound[Any] = as_bound(target, args, kwargs)
+        return self.launch(self.compile(bound, **options), keep_history=True, origin=origin_of(bound))
+
+    def resume(
+        self,
+        run: str,
+        target: WorkflowDefinition[Any, Any] | Bound[Any] | Workflow | None = None,
+        /,
+        *,
+        accept_changes: bool = False,
+        restart: Sequence[str] = (),
+        rerun: Sequence[str] = (),
+        fork: bool = False,
+        take_over: bool = False,
+        **options: Unpack[StartOptions],
+    ) -> RunHandle[Any]:
+        """Go on with a stored run, on its own parameters: what had succeeded is kept, the rest runs. Returns at once.
+
+        run             its name, its id or the beginning of that, or "last"
+        target          the workflow, where the run does not say where it is (a program made it, its file was moved)
+        accept_changes  go on although the workflow has changed; what the change affects runs again
+        restart         tasks that run again, with all that depends on them
+        rerun           tasks with ``at_most_once`` that may run although nobody knows how their last attempt ended
+        fork            make a new run that begins with what this one has, and leave this one as it is
+        take_over       take the run from a process that owns it and does not answer
+
+        Raises UsageError without a store, UnknownRun, RunLocked, WorkflowChanged, StoreError, and what compiling raises.
+        Loading and compiling happen here, in the caller's thread. Any thread.
+        """
+        store = self._opened_store()
+        if store is None:
+            raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
+        stored = store.find(run)
+        bound = with_parameters(target if target is not None else find_again(stored), stored, store)
+        program = self.compile(bound, **options)
+        return self.relaunch(
+            program,
+            stored,
+            origin=origin_of(bound) or stored.origin,
+            keep_history=True,
+            accept_changes=accept_changes,
+            restart=restart,
+            rerun=rerun,
+            fork=fork,
+            take_over=take_over,
+        )
 
     def compile(
         self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
@@ -230,8 +295,87 @@ class Engine:
                 on_failure=on_failure,
             )
 
-    def launch(self, program: Program, *, keep_history: bool) -> RunHandle[Any]:
-        """Start a compiled workflow. Its events can be read only with `keep_history`, which costs about 0.5 kB a task."""
+    def launch(self, program: Program, *, keep_history: bool, origin: str = "") -> RunHandle[Any]:
+        """Start a compiled workflow. Its events can be read only with `keep_history`, which costs about 0.5 kB a task.
+
+        `origin` says where a resume finds the workflow, see ``flowlane.origin``. Raises StoreError when it cannot be stored.
+        """
+        self._check_open()
+        run = LiveRun(program.workflow, keep_history=keep_history)
+        store = self._opened_store()
+        if store is not None:
+            now = Description.of(program, self._lookups.code_of)
+            new = new_run(run.id, run.name, program, origin, store)
+            self._keep(run, store, store.begin(new, new_session(now)))
+        return self._go(run, program, NOTHING_DONE)
+
+    def relaunch(
+        self,
+        program: Program,
+        stored: StoredRun,
+        *,
+        origin: str,
+        keep_history: bool,
+        accept_changes: bool = False,
+        restart: Sequence[str] = (),
+        rerun: Sequence[str] = (),
+        fork: bool = False,
+        take_over: bool = False,
+    ) -> RunHandle[Any]:
+        """`resume` with its workflow compiled."""
+        self._check_open()
+        store = self._opened_store()
+        assert store is not None
+        owner = store.owner(stored.id)
+        if owner is not None and not (fork or take_over):
+            raise locked(stored, owner)
+        now = Description.of(program, self._lookups.code_of)
+        then = Description.read(store.session(stored.id, stored.session).graph)
+        going_on = plan_resume(
+            program, now, then, stored, store, accept_changes=accept_changes, restart=restart, rerun=rerun
+        )
+        if fork:
+            run = LiveRun(program.workflow, keep_history=keep_history)
+            lease = store.begin(new_run(run.id, run.name, program, origin, store, parent=stored.id), new_session(now))
+        else:
+            run = LiveRun(program.workflow, keep_history=keep_history, id=stored.id, name=stored.name)
+            lease = store.reopen(stored.id, new_session(now), take_over=take_over)
+            if lease.session != stored.session + 1:
+                store.close_run(lease, RunState.INTERRUPTED, time.time_ns(), "another process had just resumed it")
+                raise UsageError(f"run {stored.name} was resumed by another process a moment ago", hint="try again")
+        try:
+            store.adopt(lease, going_on.adopted)
+            self._keep(run, store, lease)
+            return self._go(run, program, going_on.beginning)
+        except BaseException:
+            with contextlib.suppress(StoreError):
+                store.close_run(lease, RunState.INTERRUPTED, time.time_ns(), "it could not be started")
+            raise
+
+    def _opened_store(self) -> Store | None:
+        if self._store is not None:
+            self._store.open()
+        return self._store
+
+    def _keep(self, run: LiveRun, store: Store, lease: Lease) -> None:
+        """Let a run be kept under `lease`."""
+
+        def with_runner(action: Callable[[Runner], object]) -> None:
+            if run.runner is not None:
+                action(run.runner)
+
+        run.keeper = Keeper(
+            store,
+            lease,
+            on_fault=lambda error: self.call(with_runner, lambda runner: runner.stop_for(error)),
+            on_request=lambda what: (
+                self.call(with_runner, lambda runner: runner.cancel()) if what == "cancel" else None
+            ),
+            on_caught_up=lambda: self.call(with_runner, lambda runner: runner.caught_up()),
+            listener=run.record if run.steps is not None else None,
+        )
+
+    def _check_open(self) -> None:
         refuse_while_importing("a run")
         if self._loop is None:
             raise EngineClosed("the engine is not open", hint="use it as `with Engine() as engine:` or `async with`")
@@ -242,15 +386,18 @@ class Engine:
             )
         if self._closed:
             raise _closed()
-        run = LiveRun(program.workflow, keep_history=keep_history)
+
+    def _go(self, run: LiveRun, program: Program, beginning: Beginning) -> RunHandle[Any]:
         context = contextvars.copy_context()
         self._running.add(run)
-        if not self.call(self._launch, run, program, context):
+        if not self.call(self._launch, run, program, context, beginning):
             self._running.discard(run)
             raise _closed()
         return RunHandle(run, self.call, self.on_loop)
 
-    def _launch(self, run: LiveRun, program: Program, context: contextvars.Context) -> None:
+    def _launch(
+        self, run: LiveRun, program: Program, context: contextvars.Context, beginning: Beginning = NOTHING_DONE
+    ) -> None:
         try:
             runner = run.runner = Runner(
                 program,
@@ -259,8 +406,11 @@ class Engine:
                 dispatcher=self._dispatcher,
                 journal=self._journal,
                 context=context,
-                on_step=run.record if run.steps is not None else None,
+                on_step=run.record if run.steps is not None and run.keeper is None else None,
                 on_finish=lambda: self._ended(run),
+                keeper=run.keeper,
+                lookups=self._lookups,
+                beginning=beginning,
             )
         except BaseException as error:
             self._running.discard(run)
@@ -298,7 +448,12 @@ class Engine:
         def tell(behind: bool = False) -> None:
             if run.future.done():
                 return
+            if behind and run.keeper is not None and not run.keeper.closed and not delivered.done():
+                return  # what is not stored is not told, however long that takes
             record = Record(runner)
+            fault = delivered.result() if delivered.done() else None
+            if fault is not None:
+                record.state, record.error = RunState.INTERRUPTED, fault
             notes = self._journal.notes(run.id)
             if behind:
                 notes.append("a sink is slow: the log was not complete when the run ended")

@@ -5,13 +5,15 @@ Two families. A *definition* or *usage* error is raised before anything starts: 
 raised where it happens: it becomes a :class:`Failure`, travels with the run, and is raised once, inside
 :class:`RunFailed`, to whoever waits for the run.
 
-This module imports nothing of ours, so every layer and every worker process may use it.
+This module imports next to nothing, so every layer and every worker process may use it.
 """
 
 from __future__ import annotations
 
 import traceback as _traceback
 from typing import TYPE_CHECKING, Any, cast
+
+from flowlane.redaction import redacted
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -252,9 +254,9 @@ class Failure:
             notes = (*notes, *_origins(exception))
         return cls(
             shown_name(kind),
-            _safe_str(exception) if message is None else message,
+            redacted(_safe_str(exception) if message is None else message),
             where=where,
-            notes=notes,
+            notes=tuple([redacted(note) for note in notes]),
             ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
             exception=exception,
         )
@@ -268,7 +270,8 @@ class Failure:
     def traceback(self) -> str:
         """The formatted traceback with its chain of causes, frames of ours left out."""
         if self._text is None:
-            self._text = _format(self._exception) if self._exception is not None else f"{self.type}: {self.message}\n"
+            formatted = _format(self._exception) if self._exception is not None else f"{self.type}: {self.message}\n"
+            self._text = redacted(formatted)
         return self._text
 
     @property

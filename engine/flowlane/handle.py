@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flowlane.core.states import RunState
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.messages import Transition
     from flowlane.results import RunResult
+    from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Report, RunInfo, RunOutcome
     from flowlane.runtime.runner import Runner
 
@@ -39,9 +41,10 @@ class LiveRun:
     outcome  set with the result
     """
 
-    def __init__(self, workflow: str, *, keep_history: bool) -> None:
-        self.id = new_id()
-        self.name = new_name()
+    def __init__(self, workflow: str, *, keep_history: bool, id: str | None = None, name: str | None = None) -> None:
+        self.id = id or new_id()
+        self.name = name or new_name()
+        self.keeper: Keeper | None = None  # of a run that is stored
         self.workflow = workflow
         self.runner: Runner | None = None
         self.info: RunInfo | None = None
@@ -52,8 +55,10 @@ class LiveRun:
         self.readers: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
 
     def record(self, transitions: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
-        """Keep a step of history and tell the readers."""
+        """Keep a step of history and tell the readers. On the loop's thread, or of a run that is stored on the journal's."""
         if self.steps is not None:
+            if any(report.output for report in reports.values()):  # a reader of this may come late, or never
+                reports = {key: replace(each, output=None) if each.output else each for key, each in reports.items()}
             self.steps.append((transitions, reports))
             if self.readers:
                 self.wake_readers()

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowlane.errors import FlowError, LoadError, TransportError, UsageError, qualified_name
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
     from types import TracebackType
 
 __all__ = [
@@ -32,6 +32,7 @@ __all__ = [
     "address_of",
     "is_user_code",
     "load_file",
+    "load_for",
     "load_module",
     "loading",
     "marked",
@@ -376,6 +377,12 @@ def resolve(address: Address) -> Callable[..., Any]:
         ) from error
     # A plain function may carry an attribute `fn` of the user's; only tasks and the like stand for another function.
     return found if isinstance(found, FunctionType) else getattr(found, "fn", found)
+
+
+def load_for(files: Iterable[tuple[str, str]]) -> None:
+    """Load modules, each (private name, path), that are not loaded here yet: what pickled data needs. Raises TransportError."""
+    for module, path in files:
+        resolve(Address(module, "__name__", path))
 
 
 def _load_for(address: Address) -> ModuleType:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from flowlane.core.plan import Plan
     from flowlane.runtime.ports import Target
 
-__all__ = ["Arguments", "Program", "Ref"]
+__all__ = ["Arguments", "CacheRule", "Program", "Ref"]
 
 
 class Ref:
@@ -50,6 +50,13 @@ class Arguments:
         self.nested = nested
 
 
+class CacheRule(NamedTuple):
+    """How results of a node are cached: `ttl` in ns, 0 for no end; `version` is part of the key."""
+
+    version: str
+    ttl: int
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """Everything a run needs. Tuples are indexed by node unless said otherwise.
@@ -58,6 +65,8 @@ class Program:
     retry_on   not by node: for each of ``plan.policies`` the exception classes that are retried
     result     the template of the run's value (Refs inside), or None
     params     the validated parameters by name, for the record
+    once       nodes that must not begin a second time
+    caches     node → how its result is cached, for those that are
     """
 
     workflow: str
@@ -70,3 +79,5 @@ class Program:
     retry_on: tuple[tuple[type[BaseException], ...], ...]
     result: Any
     params: Mapping[str, Any]
+    once: frozenset[int] = frozenset()
+    caches: Mapping[int, CacheRule] = field(default_factory=dict[int, CacheRule])

@@ -165,6 +165,11 @@ class RunResult(Generic[R]):
         raise error from failure.exception
 
     @property
+    def error(self) -> BaseException | None:
+        """What ended the run beside its tasks: an executor that would not open, a store that is full. None as a rule."""
+        return self._record.error
+
+    @property
     def failures(self) -> dict[str, Failure]:
         record = self._record
         final = [

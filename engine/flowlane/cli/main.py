@@ -16,12 +16,14 @@ if TYPE_CHECKING:
 __all__ = ["HELP", "main"]
 
 HELP: Final = """\
-Usage: flow VERB [OPTIONS] FILE[:WORKFLOW]
+Usage: flow VERB [OPTIONS] FILE[:WORKFLOW] or RUN
 
   Run workflows of io and cpu tasks on asyncio, threads and processes.
 
 Verbs:
   run        run a workflow
+  resume     go on with a run from where it was
+  cancel     stop a run that another process is at
   check      check a workflow and its routes without running it
   graph      print the tasks of a workflow and what they wait for
   executors  list the executors that are installed
@@ -31,8 +33,10 @@ Options:
   --help     print this; `flow VERB --help` tells the options of a verb
 
 FILE is a path (etl.py) or a module that can be imported from here (pkg.etl).
+RUN is a run's name, its id or the beginning of that, or "last".
 stdout carries the workflow's value only, everything else goes to stderr.
-Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 128+N signal N.
+Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 the store cannot be
+written, 75 the run is under way elsewhere, 128+N signal N.
 """
 
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from flowlane.settings import Setting, parse_pair, parse_slots
+from flowlane.settings import LOG_FORMATS, Setting, parse_pair, parse_slots
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +14,17 @@ if TYPE_CHECKING:
     from flowlane.runtime.registry import Registry
     from flowlane.settings import Settings
 
-__all__ = ["check_executors", "parameters", "parse_routes", "parse_slot_options", "route", "target"]
+__all__ = [
+    "check_executors",
+    "parameters",
+    "parse_routes",
+    "parse_slot_options",
+    "route",
+    "run",
+    "shown",
+    "slots",
+    "target",
+]
 
 F = TypeVar("F", bound="Callable[..., Any]")
 
@@ -51,6 +61,33 @@ def route(function: F) -> F:
         metavar="KEY=EXECUTOR",
         help="Where tasks run: KEY is a task, io, io.async, io.sync, cpu or *; repeatable.",
     )(function)
+
+
+def slots(function: F) -> F:
+    """The option --slots."""
+    return click.option(
+        "--slots",
+        "slots",
+        multiple=True,
+        metavar="EXECUTOR=N",
+        help="How many tasks an executor runs at a time; repeatable.",
+    )(function)
+
+
+def shown(function: F) -> F:
+    """The options --log-format, --quiet and --json of a verb that runs something."""
+    function = click.option(
+        "--json", "as_json", is_flag=True, help="Print run, state, value and tasks as one JSON object on stdout."
+    )(function)
+    function = click.option("--quiet", is_flag=True, help="Show only what went wrong.")(function)
+    return click.option(
+        "--log-format", type=click.Choice(LOG_FORMATS), help="What stderr shows: lines for people, or JSON events."
+    )(function)
+
+
+def run(function: F) -> F:
+    """The argument RUN of a verb that looks at a stored run; "last" unless given."""
+    return click.argument("run", metavar="[RUN]", default="last")(function)
 
 
 def parse_routes(pairs: Sequence[str]) -> dict[str, Setting[str]]:

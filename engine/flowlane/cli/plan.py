@@ -14,11 +14,12 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from flowlane.cli.target import Found
+    from flowlane.declare.workflow import Bound, Workflow
     from flowlane.program import Program
     from flowlane.runtime.registry import Registry
     from flowlane.settings import Setting, Settings
 
-__all__ = ["compile_found", "describe"]
+__all__ = ["compile_bound", "compile_found", "describe"]
 
 
 def compile_found(
@@ -35,9 +36,20 @@ def compile_found(
     Raises what is wrong with settings, parameters, body, graph or routes, in that order; starts nothing.
     """
     check_executors(registry, settings, routes)
-    workflow = build(bind(found, texts, values))
+    return compile_bound(bind(found, texts, values), registry=registry, settings=settings, routes=routes)
+
+
+def compile_bound(
+    bound: Bound[Any] | Workflow,
+    *,
+    registry: Registry,
+    settings: Settings,
+    routes: Mapping[str, Setting[str]],
+) -> Program:
+    """The same for a workflow that has its parameters."""
+    check_executors(registry, settings, routes)
     return compile_workflow(
-        workflow,
+        build(bound),
         capabilities=registry.capabilities,
         routes={key: setting.value for key, setting in routes.items()},
         defaults=settings.route_values(),

@@ -38,9 +38,17 @@ _MARKS: Final = {"succeeded": ("✔", "32"), "failed": ("✗", "31")}
 
 
 def show_summary(
-    messages: Messages, result: RunResult[Any], *, log: EventLog | None = None, quiet: bool = False
+    messages: Messages,
+    result: RunResult[Any],
+    *,
+    log: EventLog | None = None,
+    resumable: bool = False,
+    quiet: bool = False,
 ) -> None:
-    """Print how the run ended. `log` is where it was recorded. With `quiet` a success prints nothing."""
+    """Print how the run ended. `log` is where it was recorded. With `quiet` a success prints nothing.
+
+    `resumable` says that the run is in a store.
+    """
     state = str(result.state)
     if quiet and state == "succeeded" and not result.notes:
         return
@@ -71,6 +79,8 @@ def show_summary(
     for verdict in hints:
         messages.write(f"  hint: {inert(verdict.sentence)}\n")
     _show_failures(messages, result, log)
+    if resumable and state != "succeeded":
+        messages.write(f"  resume   flow resume {result.name}\n")
     if log is not None and state != "succeeded":
         messages.write(f"  events   {inert(shown_path(log.path(result.id)))}\n")
     messages.flush()

@@ -23,10 +23,11 @@ __all__ = ["Found", "bind", "build", "find_workflows", "one_of", "parse_paramete
 
 
 class Found(NamedTuple):
-    """A workflow in a file: the name it is asked for by, and what was found there."""
+    """A workflow in a file: the name it is asked for by, what was found there, and the module that was searched."""
 
     name: str
     target: WorkflowDefinition[Any, Any] | Bound[Any] | Workflow
+    module: str
 
 
 def find_workflows(text: str) -> list[Found]:
@@ -94,9 +95,9 @@ def _candidates(module: ModuleType) -> list[Found]:
             continue
         seen.add(id(value))
         if isinstance(value, WorkflowDefinition):
-            (own if value.fn.__module__ == module.__name__ else imported).append(Found(name, value))
+            (own if value.fn.__module__ == module.__name__ else imported).append(Found(name, value, module.__name__))
         elif name in programmed or (isinstance(value, Workflow) and id(value) not in programmed.values()):
-            own.append(Found(name, value))
+            own.append(Found(name, value, module.__name__))
     return own or imported
 
 
@@ -106,7 +107,7 @@ def _named(module: ModuleType, shown: str, name: str) -> Found:
 
     value: Any = vars(module).get(name)
     if isinstance(value, (WorkflowDefinition, Bound, Workflow)):
-        return Found(name, value)
+        return Found(name, value, module.__name__)
     known = _candidates(module)
     for candidate in known:  # @workflow(name="nightly-load") can be asked for by that name too
         if getattr(candidate.target, "name", None) == name:

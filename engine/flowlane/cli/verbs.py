@@ -20,6 +20,8 @@ __all__ = ["VERBS", "dispatch"]
 #: Verb → module that holds its click command under the name ``command``.
 VERBS: Final[Mapping[str, str]] = {
     "run": "flowlane.cli.run",
+    "resume": "flowlane.cli.resume",
+    "cancel": "flowlane.cli.cancel",
     "check": "flowlane.cli.check",
     "graph": "flowlane.cli.graph",
     "executors": "flowlane.cli.executors",

@@ -341,7 +341,7 @@ class Scheduler:
         done = {**dict.fromkeys(event.restored, SUCCEEDED), **dict.fromkeys(event.cached, CACHED)}
         self._restored = frozenset(done)
         unordered: list[int] = []  # what is released depends on all of them: see below
-        for element, target in done.items():
+        for element, target in sorted(done.items()):  # as they were declared: people read this
             self._settle(element, target, Reason.RESTORED, at, step, unordered)
             for below in self._dependants[element]:
                 self._left[below] -= 1

@@ -1,5 +1,7 @@
 """What flowlane asks of the world, on one page: executors that run jobs, sinks that hear what happened.
 
+(The third is the store, which keeps runs: `flowlane.storage.port`.)
+
 A plug-in implements one of these protocols; nothing else of ours needs to be known. Times are integer nanoseconds of
 ``time.monotonic_ns()``; durations given by users are seconds.
 
@@ -38,6 +40,7 @@ if TYPE_CHECKING:
     from flowlane.core.messages import Transition
     from flowlane.errors import Failure
     from flowlane.loader import Address
+    from flowlane.storage.blob import Payload
 
 __all__ = [
     "ABANDONED",
@@ -127,6 +130,7 @@ class Job:
     ref      unique within an Engine, never reused
     task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1
     timeout  seconds from its start, or None; only for executors with `hard_kill`
+    once     it must not begin a second time, whatever becomes of its worker: it is CRASHED instead
     context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
              None for an executor that pickles
     """
@@ -140,6 +144,7 @@ class Job:
     attempt: int
     timeout: float | None = None
     context: contextvars.Context | None = None
+    once: bool = False
 
 
 @dataclass(slots=True)
@@ -204,6 +209,16 @@ class RemoteValue:
         when the value cannot be had any more or does not load here.
         """
         raise NotImplementedError
+
+    def packed(self) -> Payload:
+        """The value as a store will have it; by default fetched and packed, where it could be taken as it is.
+
+        Called on the loop's thread; what it returns may be read from any thread, and for as long as it is kept. Raises
+        TransportError when the value cannot be had or cannot be stored.
+        """
+        from flowlane.storage.blob import pack
+
+        return pack(self.fetch())
 
 
 @runtime_checkable

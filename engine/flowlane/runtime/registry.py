@@ -144,6 +144,10 @@ class Registry:
         )
 
 
+def make_store(name: str, /, *args: Any, **kwargs: Any) -> Any:
+    return load_attribute({"sqlite": "flowlane_plugins.stores.sqlite:SqliteStore"}[name])(*args, **kwargs)
+
+
 def make_sink(name: str, /, *args: Any, **kwargs: Any) -> Sink:
     """A new sink of `SINKS`, made with these arguments. Raises KeyError for another name."""
     sink: Sink = load_attribute(SINKS[name])(*args, **kwargs)

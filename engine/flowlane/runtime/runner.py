@@ -18,10 +18,13 @@ from flowlane.core import messages as m
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
-from flowlane.errors import Failure
+from flowlane.errors import Failure, FlowError
+from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
 from flowlane.runtime.failures import lost_result, overdue, taken_back, unexplained, unreadable, worker_died
+from flowlane.runtime.gate import Gate
+from flowlane.runtime.keeper import Found, ToCache, Unstored
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -39,6 +42,7 @@ from flowlane.runtime.ports import (
     RunOutcome,
 )
 from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at
+from flowlane.storage.blob import pack
 
 if TYPE_CHECKING:
     import contextvars
@@ -46,10 +50,15 @@ if TYPE_CHECKING:
 
     from flowlane.core.messages import Transition
     from flowlane.core.plan import Policy
+    from flowlane.errors import StoreError
     from flowlane.program import Program
+    from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.cache import CacheAnswer, Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.journal import Journal
+    from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
+    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -77,7 +86,8 @@ class Note(NamedTuple):
 class Runner:
     """One run of `program`.
 
-    on_step    called with (transitions, reports) of every step when somebody listens to the run's events, else None
+    on_step    called with (transitions, reports) of every step when somebody listens to the run's events, else None; of a run
+               that is kept its keeper's listener hears them, once they are committed
     on_finish  called once, on the loop, when every task has ended (or the engine itself failed)
     """
 
@@ -92,8 +102,12 @@ class Runner:
         context: contextvars.Context,
         on_step: Callable[[list[Transition], Reports], None] | None,
         on_finish: Callable[[], None],
+        keeper: Keeper | None = None,
+        lookups: Lookups | None = None,
+        beginning: Beginning = NOTHING_DONE,
     ) -> None:
         self.program = program
+        self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
         self.abandoned = 0  # attempts that were given up and may still be running
         self.failures: dict[int, Failure] = {}
         self.measured = Measured(program.plan.size)
@@ -107,7 +121,13 @@ class Runner:
         context.run(ATTEMPT.set, 1)
         self._on_step = on_step
         self._on_finish = on_finish
+        self._keeper = keeper
+        self._gate: Gate | None = None
+        self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
+        self._beginning = beginning
         self._values: list[Any] = [None] * program.plan.size
+        for element, value in beginning.values.items():
+            self._values[element] = value
         self._timer: asyncio.TimerHandle | None = None
         self._grace: float | None = None
         self._stepping = False  # the first step of an eager task runs inside ours, and may ask us to cancel
@@ -117,7 +137,7 @@ class Runner:
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities)
+        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
         self._homes: list[Executor] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self.scheduler = Scheduler(
@@ -142,7 +162,22 @@ class Runner:
         self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
         self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
-        self._recorded = journal.start(self.info)
+        if keeper is not None and lookups is not None:
+            self._gate = Gate(
+                program,
+                self.scheduler,
+                id,
+                journal,
+                keeper,
+                lookups,
+                submit=self._submit,
+                cached=self._found,
+                filled=lambda element: fill_arguments_at(None, program.arguments[element], self._values),
+                refuse=self._refuse,
+                note=self._note_once,
+                later=self._later,
+            )
+        self._recorded = journal.start(self.info, keeper)
         self._heard = self._recorded or on_step is not None
 
     # ── what the engine calls ─────────────────────────────────────────────────────────────────────────────────────
@@ -152,7 +187,27 @@ class Runner:
         self.stretched = frozenset([name for name in self._names if self._dispatcher.is_stretched(name)])
         if self._remote:
             self._homes = [self._dispatcher.executor(name) for name in self._names]
-        self._step([m.RunStarted()], {})
+        began = self._beginning
+        for element, failure in began.unknown.items():
+            self.failures[element] = failure
+        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown))], {})
+
+    def caught_up(self) -> None:
+        """The store has written what was waiting for it."""
+        if self._gate is not None:
+            self._gate.room()
+
+    def stop_for(self, error: StoreError) -> None:
+        """The store is at fault: nothing new is begun, what runs may end, and the run can be resumed."""
+        if self.store_fault is not None or self.ended_ns != NEVER:
+            return
+        self.store_fault = error
+        if self._gate is not None and (held := self._gate.shut()):
+            self._give_back(held)
+        if error.lost:  # the run is another process's now; nothing that we do counts
+            self.cancel()
+        else:
+            self.drain()
 
     def cancel(self, grace: float | None = None) -> None:
         """Stop what runs, begin nothing; `grace` in seconds, None for the engine's. No effect on a run that has ended."""
@@ -206,7 +261,7 @@ class Runner:
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
-        keep, measured = self._heard, self.measured
+        keep, measured, kept = self._heard, self.measured, self._keeper
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
@@ -214,6 +269,8 @@ class Runner:
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
                     asked = scheduler.asked(element)
+                    if kept is not None:
+                        report.value = self._stored(element, attempt, report.value)
                     if attempt > 1:  # an earlier attempt's error keeps its frames alive, and with them the arguments
                         self.failures.pop(element, None)
                         measured.workers.pop(element, None)
@@ -223,7 +280,7 @@ class Runner:
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
                         report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-                if keep:
+                if keep and kept is None:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
             elif report.kind is NOTED:
@@ -241,6 +298,38 @@ class Runner:
                 recorded[element, attempt] = report
         if events:
             self._step(events, recorded)
+
+    def _stored(self, element: int, attempt: int, value: Any) -> Payload | ToCache | Unstored:
+        """A result as the store will have it. Now, because a task that reads the value may change it."""
+        assert self._keeper is not None
+        try:
+            payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
+        except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
+            reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+            self._note_once(
+                element, attempt, f"returns what cannot be stored, so a resume would run it again: {reason}"
+            )
+            return Unstored(reason)
+        self._keeper.admit(0, payload.nbytes)
+        if self._gate is not None and self._gate.keys:
+            key = self._gate.keys.pop((element, attempt), None)
+            if key is not None:
+                return ToCache(payload, key)
+        return payload
+
+    def _note_once(self, element: int, attempt: int, text: str) -> None:
+        """Tell something that holds for all attempts of a task, with the first."""
+        about = (self.program.targets[element].name, text[:24])
+        if about not in self._told:
+            self._told.add(about)
+            self._note(element, attempt, Report(0, NOTED, note=text))
+
+    def _found(self, element: int, attempt: int, answer: CacheAnswer) -> None:
+        """An attempt need not begin: its result was in the cache."""
+        assert answer.origin is not None
+        self._values[element] = answer.value
+        report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=Found(answer.origin))
+        self._step([m.Cached(element, attempt, report.ended)], {(element, attempt): report})
 
     def _printed(self, report: Report) -> Report:
         """The report as it is recorded: with its output only where a sink will take it away soon."""
@@ -332,10 +421,10 @@ class Runner:
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
+            if self._keeper is not None:
+                self._keeper.admit(len(transitions), 0)
             self._journal.append(self.info.id, transitions, reports)
         if self._on_step is not None:
-            if self.measured.outputs or self.measured.dropped:  # a reader of this may come late, or never
-                reports = {key: replace(each, output=None) if each.output else each for key, each in reports.items()}
             self._on_step(transitions, reports)
 
     def _fail_soon(self, error: Exception) -> None:
@@ -345,7 +434,11 @@ class Runner:
         for command in commands:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
-                    self._launch(command.lane, command.elements)
+                    go = command.elements
+                    if self._gate is not None:
+                        go = self._gate.launch(command.lane, go)
+                    if go:
+                        self._submit(command.lane, go)
                 except Exception as error:  # noqa: BLE001 - a plug-in's; the commands behind it may be for other runs
                     self._fail_soon(error)
             elif isinstance(command, Release):
@@ -355,18 +448,40 @@ class Runner:
                 self._set_timer(command.at)
             elif isinstance(command, m.Interrupt):
                 attempt = self.scheduler.attempt
-                refs = [make_ref(self.token, element, attempt(element)) for element in command.elements]
+                elements: Sequence[int] = command.elements
+                if self._gate is not None:
+                    held, elements = self._gate.take_back(elements)
+                    self._give_back(held)
+                refs = [make_ref(self.token, element, attempt(element)) for element in elements]
                 # Whatever a job returns after its timeout cannot change the verdict: to wait for one that was not even told
                 # would only keep everybody else waiting. Cancelled ones may still count.
                 late = command.reason in (Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT)
                 grace = 0.0 if late and self._deaf[command.lane] else self._grace
-                self._dispatcher.interrupt(self._names[command.lane], refs, grace)
+                if refs:
+                    self._dispatcher.interrupt(self._names[command.lane], refs, grace)
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
             else:
                 self._end()
 
-    def _launch(self, lane: int, elements: list[int]) -> None:
+    def _give_back(self, elements: Sequence[int]) -> None:
+        """Elements that were launched, and will not begin."""
+        attempt, now = self.scheduler.attempt, monotonic_ns()
+        reports = [Report(make_ref(self.token, each, attempt(each)), INTERRUPTED, NEVER, now) for each in elements]
+        if reports:
+            self._dispatcher.answer(reports)
+
+    def _later(self, function: Callable[..., object], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(self._if_running, function, *args)
+        except RuntimeError:  # the loop is closed, and the run with it
+            return
+
+    def _if_running(self, function: Callable[..., object], *args: Any) -> None:
+        if self.ended_ns == NEVER:
+            function(*args)
+
+    def _submit(self, lane: int, elements: list[int]) -> None:
         program, values = self.program, self._values
         names, targets, arguments = program.names, program.targets, program.arguments
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
@@ -402,6 +517,9 @@ class Runner:
                     context,
                 )
             )
+        if program.once:
+            for job in jobs:
+                job.once = (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
         if self._enforces[lane]:
             policies, policy = program.plan.policies, program.plan.policy
             for job in jobs:
@@ -466,6 +584,8 @@ class Runner:
     def state(self) -> RunState:
         if self.error is not None:
             return RunState.FAILED
+        if self.store_fault is not None and self.scheduler.finished is not None:
+            return RunState.INTERRUPTED
         return self.scheduler.finished or RunState.RUNNING
 
     def value(self) -> Any:

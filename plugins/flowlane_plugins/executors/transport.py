@@ -21,7 +21,7 @@ import sys
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from flowlane.errors import Failure, FlowError, qualified_name, shown_name
-from flowlane.loader import Address, resolve
+from flowlane.loader import Address, load_for, resolve
 from flowlane_plugins.executors import pickling
 from flowlane_plugins.executors.pickling import INLINE_MAX
 
@@ -42,7 +42,6 @@ __all__ = [
     "encode_header",
     "encode_result",
     "files_in",
-    "load_files",
 ]
 
 #: Modules that were loaded by path and that a payload refers to: (module name, path).
@@ -88,7 +87,7 @@ def decode_header(header: bytes) -> tuple[Callable[..., Any], str, str]:
     """
     function, files, name, run = pickle.loads(header)  # noqa: S301 - made by us, see the module's text
     if isinstance(function, bytes):
-        load_files(files)
+        load_for(files)
         fn: Callable[..., Any] = pickling.unpickled(function, lambda segments: f"{name}{pickling.written(segments)}")
         return fn, name, run
     return resolve(Address(*function)), name, run
@@ -106,12 +105,6 @@ def files_in(*pieces: pickling.Bytes) -> Files:
             if isinstance(path, str):
                 found.append((name, path))
     return tuple(found)
-
-
-def load_files(files: Files) -> None:
-    """Load what `files_in` found and is not loaded here yet. Raises TransportError."""
-    for module, path in files:
-        resolve(Address(module, "__name__", path))
 
 
 # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -19,7 +19,7 @@ from os import getpid
 from time import monotonic_ns, process_time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from flowlane.loader import marked
+from flowlane.loader import load_for, marked
 from flowlane.runtime.context import bind
 from flowlane_plugins.executors import transport
 
@@ -58,7 +58,7 @@ def perform(header: bytes, payload: bytes, task: str, attempt: int, files: trans
                 known = _headers[header] = transport.decode_header(header)
             fn, name, run = known
             if files:
-                transport.load_files(files)
+                load_for(files)
             args, kwargs = transport.decode_arguments(payload, fn, name)
     except BaseException as error:  # noqa: BLE001 - user code runs while modules and arguments load
         return (REFUSED, NOT_MEASURED, monotonic_ns(), NOT_MEASURED, getpid(), transport.encode_failure(error))

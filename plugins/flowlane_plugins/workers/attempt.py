@@ -8,7 +8,7 @@ from contextvars import copy_context
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from flowlane.loader import marked
+from flowlane.loader import load_for, marked
 from flowlane.runtime.context import bind
 from flowlane_plugins.executors import pickling, transport
 from flowlane_plugins.workers.cargo import decode_call, encode_value
@@ -93,7 +93,7 @@ class Attempts:
             fn, name, run = known
             if files:
                 with marked(_NEEDED):
-                    transport.load_files(files[0])
+                    load_for(files[0])
             began = monotonic_ns()
             args, kwargs = decode_call(payload, fn, name, self._arenas)
         except pickling.Stopped:

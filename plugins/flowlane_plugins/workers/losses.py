@@ -4,7 +4,7 @@ A job's number stands in the page before anything of it is touched, and its resu
 dead (reaped: a closed socket is no proof), what stands in its ring is done; the job begun and not answered is charged; everything
 else goes back to the queue as if nothing had happened. The next attempt of a task that was charged runs alone in a fresh worker,
 and if that dies as well, the task is poison: it is not tried again. When the nursery is lost, all its workers are, and nobody is
-charged. But a job that has been in a dying worker again and again is, whatever the page says.
+charged. But a job that has been in a dying worker again and again is, whatever the page says; and one that must not begin twice.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def worker_lost(worker: WorkerHandle, dispatch: Dispatch, out: list[Report], sta
     if left and (worker.running_of(left[0]) or worker.broken):
         first = left[0]
         first.deaths += 1
-        if status is not None or first.asked or first.deaths > _DEATHS_MAX:
+        if status is not None or first.asked or first.job.once or first.deaths > _DEATHS_MAX:
             out.append(_blame(worker, left.pop(0), dispatch, -9 if status is None else status, max_rss))
     elif left and worker.pid:
         left[0].deaths += 1

@@ -25,12 +25,14 @@ from array import array
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 from flowlane.errors import TransportError
+from flowlane.loader import load_for
 from flowlane.runtime.ports import RemoteValue
 from flowlane_plugins.executors import pickling, transport
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from flowlane.storage.blob import Payload as Packed
     from flowlane_plugins.executors.pickling import Bytes
     from flowlane_plugins.workers.chunks import ChunkRef
     from flowlane_plugins.workers.leases import Chunk
@@ -95,6 +97,15 @@ class Parcel(RemoteValue):
             self._value = unpack(self.payload, self.name, self.chunks[0] if self.chunks else None)
             self._fetched = True
         return self._value
+
+    def packed(self) -> Packed:
+        """The bytes as they came from the worker, not decoded; large buffers stay in their chunk, mapped and leased."""
+        from flowlane.storage import blob  # not at the top: workers import this module, and never need that one
+
+        if isinstance(self.payload, bytes):
+            return blob.pickled(self.payload, (), transport.files_in(self.payload))
+        stream, buffers = opened(self.payload, f"the result of {self.name}", self.chunks[0], load=False)
+        return blob.pickled(stream, buffers, self.payload[3])
 
     def __repr__(self) -> str:
         return f"<result of {self.name}, {self.nbytes:,} bytes, in its worker's memory>"
@@ -182,8 +193,13 @@ def packed(
     return (stream, lengths if len(lengths) <= _LENGTHS else len(lengths), ref_of(chunk), files), chunk
 
 
-def opened(payload: Apart, what: str, place: Place | Chunk | None) -> tuple[bytes | memoryview, Sequence[memoryview]]:
-    """A payload's pickle and its buffers, which are writable and private. Raises TransportError when they cannot be had."""
+def opened(
+    payload: Apart, what: str, place: Place | Chunk | None, *, load: bool = True
+) -> tuple[bytes | memoryview, Sequence[memoryview]]:
+    """A payload's pickle and its buffers, which are writable and private. Raises TransportError when they cannot be had.
+
+    The modules that it needs are loaded as well, unless `load` says that nobody will decode it here.
+    """
     stream, lengths, ref, files = payload
     pickle_: bytes | memoryview
     buffers: list[memoryview] = []
@@ -213,8 +229,8 @@ def opened(payload: Apart, what: str, place: Place | Chunk | None) -> tuple[byte
             f"{what} ({ref[2]:,} bytes) cannot be read from shared memory: {error or type(error).__name__}",
             hint="the process that made it, or the engine that ran it, is gone, or there is no memory left here",
         ) from error
-    if files:
-        transport.load_files(files)
+    if files and load:
+        load_for(files)
     return pickle_, buffers
 
 

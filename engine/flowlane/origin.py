@@ -1,0 +1,65 @@
+"""How the workflow of a stored run is found again: the module or file that it is in, and its name there."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from flowlane.declare.nodes import Workflow
+from flowlane.declare.workflow import Bound, WorkflowDefinition
+from flowlane.errors import FlowError, UsageError
+from flowlane.loader import address_of, load_file, load_module, shown_path
+
+if TYPE_CHECKING:
+    from flowlane.storage.port import StoredRun
+
+__all__ = ["find_again", "origin_at", "origin_of"]
+
+
+def origin_of(bound: Bound[Any] | Workflow) -> str:
+    """Where `bound`'s workflow is found again, as text for a store; "" for one that a program made, or that is in
+    ``__main__``.
+    """
+    definition = bound.definition if isinstance(bound, Bound) else bound
+    if not isinstance(definition, WorkflowDefinition):
+        return ""
+    address = address_of(definition.fn, definition)
+    return "" if address is None else _text(address.module, address.qualname, address.path)
+
+
+def origin_at(module: str, name: str) -> str:
+    """The same for the workflow called `name` in a loaded module."""
+    path = getattr(sys.modules.get(module), "__flow_path__", None)
+    return _text(module, name, path if isinstance(path, str) else None)
+
+
+def _text(module: str, name: str, path: str | None) -> str:
+    return json.dumps({"module": module, "name": name, "path": path})
+
+
+def find_again(run: StoredRun) -> WorkflowDefinition[Any, Any] | Bound[Any] | Workflow:
+    """The workflow of a stored run, loaded from where it was. Executes the user's file. Raises FlowError with what to do
+    instead.
+    """
+    hint = "give the workflow: flow resume RUN --file FILE[:WORKFLOW], engine.resume(run, workflow)"
+    try:
+        origin: Any = json.loads(run.origin)
+        module, name, path = str(origin["module"]), str(origin["name"]), origin["path"]
+    except (ValueError, KeyError, TypeError):
+        raise UsageError(
+            f"run {run.name} does not say where its workflow '{run.workflow}' is: a program made it", hint=hint
+        ) from None
+    if path is not None and not os.path.isfile(path):
+        raise UsageError(f"{shown_path(path)}, which run {run.name} was started from, is not there any more", hint=hint)
+    found: Any = load_file(path, module) if path is not None else load_module(module)
+    try:
+        for part in name.split("."):
+            found = getattr(found, part)
+    except AttributeError:
+        found = None
+    if not isinstance(found, (WorkflowDefinition, Bound, Workflow)):
+        place = shown_path(path) if path is not None else f"module '{module}'"
+        raise FlowError(f"there is no workflow '{name}' in {place} any more", hint=hint)
+    return found

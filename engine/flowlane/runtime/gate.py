@@ -1,0 +1,207 @@
+"""What a launch may have to wait for, in a run that is kept.
+
+The scheduler has launched an element, so it holds a slot; before its job goes to the executor
+
+- there must be room: when too much waits to be stored, nothing is begun until it is written (back-pressure, and the pause
+  after a fault of the store);
+- for a task with ``at_most_once`` it must be stored that it may have begun;
+- for a task with a cache its result may be there already.
+
+An element that waits here is *held*. When it is told to stop meanwhile it never began, and no executor knows of it. Belongs to
+the loop's thread; the journal and the cache answer through `later`.
+"""
+
+from __future__ import annotations
+
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+
+    from flowlane.core.scheduler import Scheduler
+    from flowlane.program import Program
+    from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.journal import Journal
+    from flowlane.runtime.keeper import CacheKey, Keeper
+
+__all__ = ["Gate"]
+
+_ROOM: Final = 0
+_INTENT: Final = 1
+_CACHE: Final = 2
+
+
+class _Held(NamedTuple):
+    lane: int
+    attempt: int
+    waits_for: int
+
+
+class Gate:
+    """See the module's text.
+
+    submit  hands elements of a lane to its executor
+    cached  tells that an element's value was found: (element, attempt, answer)
+    filled  the arguments of an element with every value at hand; raises what fetching one raises
+    refuse  fails an attempt that has no arguments: (element, attempt, error)
+    note    tells something about an attempt: (element, attempt, text)
+    later   calls a function on the loop's thread; any thread
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        scheduler: Scheduler,
+        run: str,
+        journal: Journal,
+        keeper: Keeper,
+        lookups: Lookups,
+        *,
+        submit: Callable[[int, list[int]], None],
+        cached: Callable[[int, int, CacheAnswer], None],
+        filled: Callable[[int], tuple[Sequence[Any], dict[str, Any]]],
+        refuse: Callable[[int, int, Exception], None],
+        note: Callable[[int, int, str], None],
+        later: Callable[..., object],
+    ) -> None:
+        self.keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
+        self._once, self._caches = program.once, program.caches
+        self._program = program
+        self._scheduler = scheduler
+        self._run = run
+        self._journal = journal
+        self._keeper = keeper
+        self._lookups = lookups
+        self._submit = submit
+        self._cached = cached
+        self._filled = filled
+        self._refuse = refuse
+        self._note = note
+        self._later = later
+        self._held: dict[int, _Held] = {}
+        self._paused = False
+        self._shut = False
+
+    # ── on the way out ────────────────────────────────────────────────────────────────────────────────────────────
+
+    def launch(self, lane: int, elements: list[int]) -> list[int]:
+        """Of elements that were launched, those that may go now. The others go when what they wait for has come."""
+        if not self._paused and (self._shut or self._keeper.behind()):
+            self._pause()
+        if self._paused:
+            self._hold(lane, elements, _ROOM)
+            return []
+        if not self._once and not self._caches:
+            return elements
+        return self._sorted(lane, elements)
+
+    def _sorted(self, lane: int, elements: list[int]) -> list[int]:
+        go: list[int] = []
+        intended: list[int] = []
+        for element in elements:
+            if element in self._once:
+                intended.append(element)
+            elif element in self._caches:
+                self._look_up(lane, element)
+            else:
+                go.append(element)
+        if intended:
+            self._hold(lane, intended, _INTENT)
+            pairs = [(element, self._scheduler.attempt(element)) for element in intended]
+            self._journal.intend(
+                self._run, pairs, monotonic_ns(), lambda: self._later(self._let_go, lane, pairs, _INTENT)
+            )
+        return go
+
+    def _hold(self, lane: int, elements: Iterable[int], waits_for: int) -> None:
+        for element in elements:
+            self._held[element] = _Held(lane, self._scheduler.attempt(element), waits_for)
+
+    def _pause(self) -> None:
+        self._paused = True
+        self._keeper.waiting = True
+        if not self._shut and not self._keeper.behind(0.5):  # it was written in the meantime, and nobody will tell
+            self._keeper.waiting = self._paused = False
+
+    def room(self) -> None:
+        """There is room again."""
+        if self._shut or not self._paused:
+            return
+        self._paused = False
+        lanes: dict[int, list[int]] = {}
+        for element, held in list(self._held.items()):
+            if held.waits_for == _ROOM:
+                del self._held[element]
+                if self._is_out(element, held.attempt):
+                    lanes.setdefault(held.lane, []).append(element)
+        for lane, elements in lanes.items():
+            go = self.launch(lane, elements)
+            if go:
+                self._submit(lane, go)
+
+    def _let_go(self, lane: int, pairs: Sequence[tuple[int, int]], waited_for: int) -> None:
+        """What these waited for has come."""
+        go = [element for element, attempt in pairs if self._release(element, attempt, waited_for)]
+        if go:
+            self._submit(lane, go)
+
+    def _release(self, element: int, attempt: int, waited_for: int) -> bool:
+        held = self._held.get(element)
+        if held is None or held.attempt != attempt or held.waits_for != waited_for:
+            return False  # it was taken back meanwhile
+        del self._held[element]
+        return self._is_out(element, attempt)
+
+    def _is_out(self, element: int, attempt: int) -> bool:
+        return self._scheduler.awaits(element, attempt)
+
+    # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _look_up(self, lane: int, element: int) -> None:
+        attempt = self._scheduler.attempt(element)
+        self._hold(lane, (element,), _CACHE)
+        try:
+            args, kwargs = self._filled(element)
+        except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
+            del self._held[element]
+            self._refuse(element, attempt, error)
+            return
+        self._lookups.ask(
+            self._keeper.store,
+            self._program.targets[element],
+            self._caches[element],
+            args,
+            kwargs,
+            lambda answer: self._later(self._looked_up, lane, element, attempt, answer),
+        )
+
+    def _looked_up(self, lane: int, element: int, attempt: int, answer: CacheAnswer) -> None:
+        if not self._release(element, attempt, _CACHE):
+            return
+        if answer.note is not None:
+            self._note(element, attempt, answer.note)
+        if answer.origin is not None:
+            self._cached(element, attempt, answer)
+            return
+        if answer.key is not None:
+            self.keys[element, attempt] = answer.key
+        self._submit(lane, [element])
+
+    # ── on the way back ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def take_back(self, elements: Sequence[int]) -> tuple[list[int], Sequence[int]]:
+        """Split elements that are to stop: those that were held here, and now are not, and those that an executor has."""
+        held = [element for element in elements if element in self._held]
+        if not held:
+            return [], elements
+        for element in held:
+            del self._held[element]
+        return held, [element for element in elements if element not in set(held)]
+
+    def shut(self) -> list[int]:
+        """The store is at fault: nothing is begun any more. The elements that are held, and now are not."""
+        self._shut = True
+        held = [element for element, each in self._held.items() if self._scheduler.state(element) == "ready" and each]
+        self._held.clear()
+        return held

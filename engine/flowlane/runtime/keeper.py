@@ -1,0 +1,245 @@
+"""Keeps one run: turns its history into one row an attempt, seals results, and hands both to the store.
+
+The journal calls it, on its own thread and before any sink, so that whatever a sink hears of is in the store. Rows that the
+store would not take are kept, in order, and tried again with the next ones: the store holds a prefix of history, whatever
+happens.
+
+The loop's side of it is three numbers: it adds what it hands over (`admit`), asks whether too much is waiting (`behind`), and
+is called when that is no longer so (`on_caught_up`). Each counter has one writer, so no lock is needed.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from flowlane.core.states import DONE, REASONS, RULES, STATES, Reason, RunState, TaskState
+from flowlane.runtime.encode import encode
+from flowlane.runtime.events import measures
+from flowlane.runtime.ports import NEVER
+from flowlane.storage.port import AttemptRow, CacheRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from flowlane.core.messages import Transition
+    from flowlane.errors import StoreError
+    from flowlane.runtime.ports import Report, RunInfo, RunOutcome
+    from flowlane.storage.blob import Payload
+    from flowlane.storage.port import Blob, Lease, ResultRef, Store
+
+__all__ = ["BYTES_WAITING", "ROWS_WAITING", "CacheKey", "Found", "Keeper", "ToCache", "Unstored"]
+
+#: Rows and bytes of results that may wait to be written before nothing new is begun: 0.1 to 0.5 s of a disk's time.
+ROWS_WAITING: Final = 50_000
+BYTES_WAITING: Final = 256 << 20
+
+_READY: Final = STATES.index(TaskState.READY)
+_RUNNING: Final = STATES.index(TaskState.RUNNING)
+_TARGETS: Final = tuple([STATES.index(rule.target) for rule in RULES])
+_REASONS: Final = tuple([REASONS.index(rule.reason) for rule in RULES])
+_RESTORED: Final = tuple([rule.reason is Reason.RESTORED for rule in RULES])
+_DONE: Final = tuple([STATES.index(state) for state in DONE])
+_STARTED: Final = REASONS.index(Reason.STARTED)
+_SECOND: Final = 1_000_000_000
+
+
+class CacheKey(NamedTuple):
+    """Where a result is to be found again: see `CacheRow`. `ttl` in ns, 0 for no end."""
+
+    key: bytes
+    task: str
+    parts: str
+    ttl: int
+
+
+class ToCache(NamedTuple):
+    """A result that is to be stored and cached: what `Report.value` holds on its way to the store."""
+
+    payload: Payload
+    key: CacheKey
+
+
+class Found(NamedTuple):
+    """In place of a result that was found in the cache: the row that has it."""
+
+    origin: ResultRef
+
+
+class Unstored(NamedTuple):
+    """In place of a result that cannot be stored: why."""
+
+    reason: str
+
+
+class Keeper:
+    """Writes the session that `lease` is for. `on_fault`, `on_request` and `on_caught_up` are called on the journal's thread.
+
+    listener  called with (transitions, reports) once they are committed; the reports' values are gone by then
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        lease: Lease,
+        *,
+        on_fault: Callable[[StoreError], object],
+        on_request: Callable[[str], object],
+        on_caught_up: Callable[[], object],
+        listener: Callable[[list[Transition], dict[tuple[int, int], Report]], None] | None = None,
+    ) -> None:
+        self.store = store
+        self.lease = lease
+        self.on_fault = on_fault
+        self.on_caught_up = on_caught_up
+        self.listener = listener
+        self.waiting = False  # the loop waits to be told that there is room; set by the loop, cleared by the journal
+        self.closed = False
+        self._on_request = on_request
+        self._offset = 0
+        self._ready = self._started = array("q")
+        self._open: dict[int, int] = {}
+        self._rows: list[AttemptRow] = []
+        self._cached: list[CacheRow] = []
+        self._heard: set[str] = set()
+        self._rows_in = self._bytes_in = 0  # of the loop
+        self._rows_out = self._bytes_out = 0  # of the journal: what is committed,
+        self._rows_folded = self._bytes_folded = 0  # and what it has seen
+
+    # ── the loop's side ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def admit(self, rows: int, nbytes: int) -> None:
+        """So much is handed to the journal."""
+        self._rows_in += rows
+        self._bytes_in += nbytes
+
+    def behind(self, share: float = 1.0) -> bool:
+        """Whether more than `share` of what may wait is waiting. Any thread."""
+        return (
+            self._rows_in - self._rows_out > ROWS_WAITING * share
+            or self._bytes_in - self._bytes_out > BYTES_WAITING * share
+        )
+
+    # ── the journal's side ────────────────────────────────────────────────────────────────────────────────────────
+
+    def open(self, run: RunInfo) -> None:
+        """Get to know the run. Before anything else."""
+        self._offset = run.wall_ns - run.mono_ns
+        self._ready = array("q", [NEVER]) * len(run.names)
+        self._started = self._ready[:]
+
+    def write(self, transitions: Sequence[Transition], reports: Mapping[tuple[int, int], Report]) -> None:
+        """Commit a stretch of history. Raises StoreError; then it is kept, and `flush` or the next `write` tries again."""
+        self._bytes_folded += self._fold(transitions, reports)
+        self._rows_folded += len(transitions)
+        self.flush()
+
+    def intend(self, elements: Sequence[tuple[int, int]], t: int) -> None:
+        """Commit that these (element, attempt) may have begun from monotonic time `t` on. Raises StoreError."""
+        offset = self._offset
+        for element, attempt in elements:
+            ready = self._ready[element] + offset
+            self._rows.append(AttemptRow(element, attempt, _RUNNING, _STARTED, ready, t + offset, 0, (), None))
+        self.flush()
+
+    def flush(self) -> None:
+        """Commit what is left. Raises StoreError."""
+        if self._rows:
+            self.store.write(self.lease, self._rows, self._cached)
+            self._rows, self._cached = [], []
+        self._rows_out, self._bytes_out = self._rows_folded, self._bytes_folded
+
+    def requests(self) -> None:
+        """Look whether another process asked for something."""
+        for what in self.store.requests(self.lease):
+            if what not in self._heard:
+                self._heard.add(what)
+                self._on_request(what)
+
+    def close(self, outcome: RunOutcome) -> None:
+        """Commit what is left, and how the run ended. Raises StoreError."""
+        self.flush()
+        self.store.close_run(self.lease, RunState(outcome.state), outcome.ended + self._offset, outcome.error)
+        self.closed = True
+
+    # ── folding ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _fold(self, transitions: Sequence[Transition], reports: Mapping[tuple[int, int], Report]) -> int:
+        """Make rows of transitions; bytes of results among them."""
+        ready, started, opened, offset = self._ready, self._started, self._open, self._offset
+        add, report_of = self._rows.append, reports.get
+        total = 0
+        for element, attempt, code, t in transitions:
+            target = _TARGETS[code]
+            if target == _READY:
+                ready[element] = t
+                started[element] = NEVER
+            elif target == _RUNNING:
+                started[element] = t
+                opened[element] = attempt
+            elif not _RESTORED[code]:
+                report = report_of((element, attempt))
+                result: Blob = ()
+                detail: str | None = None
+                origin: ResultRef | None = None
+                if report is not None:
+                    if type(report.value) is Found:
+                        origin = report.value.origin
+                    elif report.value is not None and target in _DONE:
+                        result, nbytes = self._sealed(element, attempt, t, report)
+                        total += nbytes
+                    detail = _detail(report)
+                came, began = ready[element], started[element]
+                add(
+                    AttemptRow(
+                        element,
+                        attempt,
+                        target,
+                        _REASONS[code],
+                        came + offset if came != NEVER else 0,
+                        began + offset if began != NEVER else 0,
+                        t + offset,
+                        result,
+                        detail,
+                        origin,
+                    )
+                )
+                if opened:
+                    opened.pop(element, None)
+        if opened:  # they run for longer than this stretch: people and a resume want to know
+            for element, attempt in opened.items():
+                came, began = ready[element] + offset, started[element] + offset
+                add(AttemptRow(element, attempt, _RUNNING, _STARTED, came, began, 0, (), None))
+            opened.clear()
+        return total
+
+    def _sealed(self, element: int, attempt: int, t: int, report: Report) -> tuple[Blob, int]:
+        from flowlane.storage.blob import seal
+
+        value: Any = report.value
+        if type(value) is Unstored:
+            return (), 0
+        if type(value) is ToCache:
+            value, (key, task, parts, ttl) = value
+            now = t + self._offset
+            self._cached.append(CacheRow(key, task, parts, now, now + ttl if ttl else 0, element, attempt))
+        blob = seal(value, self.store.secret)
+        return blob, value.nbytes
+
+
+def _detail(report: Report) -> str | None:
+    """What else is to be kept of an attempt, as JSON."""
+    value: Any = report.value
+    if report.failure is None and type(value) is not Unstored:
+        if report.cpu < 0 or report.rss >= 0 or '"' in report.worker or "\\" in report.worker:
+            return None if report.cpu < 0 else encode({"worker": report.worker, **measures(report)})
+        return (
+            f'{{"worker":"{report.worker}","cpu_s":{report.cpu / _SECOND:.9f},"bytes_in":{report.bytes_in},'
+            f'"bytes_out":{report.bytes_out},"pickling_s":{report.pickling / _SECOND:.9f}}}'
+        )
+    fields: dict[str, Any] = {"worker": report.worker or None, **measures(report)}
+    if type(value) is Unstored:
+        fields["unstored"] = value.reason
+    if report.failure is not None:
+        fields["error"] = report.failure.to_dict()
+    return encode(fields)
