@@ -1,0 +1,570 @@
+"""Runs that are kept: what is stored, what a resume runs again, and what a store that fails does to a run."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flowlane import (
+    Engine,
+    RunLocked,
+    RunState,
+    StoreError,
+    UnknownName,
+    UnknownRun,
+    UsageError,
+    Workflow,
+    WorkflowChanged,
+    current_task,
+    task,
+    workflow,
+)
+from flowlane.runtime import keeper as keeping
+from flowlane_plugins.stores.sqlite import SqliteStore
+
+if TYPE_CHECKING:
+    from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome
+
+pytestmark = pytest.mark.usefixtures("_own_key")
+
+
+@pytest.fixture
+def _own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "flow" / "flow.db"
+
+
+# ── tasks that keep a journal of their own ────────────────────────────────────────────────────────────────────────
+
+
+def note(folder: Path, name: str) -> None:
+    with (folder / "began").open("a") as file:
+        file.write(f"{name}\n")
+
+
+def began(folder: Path) -> Counter[str]:
+    file = folder / "began"
+    return Counter(file.read_text().split()) if file.exists() else Counter()
+
+
+@task.io
+async def fetch(folder: Path, name: str) -> str:
+    note(folder, f"fetch-{name}")
+    return name * 2
+
+
+@task.io
+def parse(folder: Path, text: str) -> list[str]:
+    note(folder, f"parse-{text}")
+    if (folder / f"bad-{text}").exists():
+        raise ValueError(f"{text} is bad")
+    return list(text)
+
+
+@task.io(executor="inline")
+def join(folder: Path, parts: list[list[str]]) -> str:
+    note(folder, "join")
+    return "".join(letter for part in parts for letter in part)
+
+
+@workflow
+def spell(folder: Path, names: tuple[str, ...] = ("a", "b", "c")) -> str:
+    return join(folder, [parse(folder, fetch(folder, name)) for name in names])
+
+
+async def test_a_run_is_kept_with_its_states_times_and_values(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        handle = engine.start(spell, tmp_path)
+        result = await handle
+    assert result.value == "aabbcc"
+    store = SqliteStore(path)
+    store.open()
+    run = store.find(handle.name)
+    assert (run.id, run.workflow, run.state, run.tasks) == (handle.id, "spell", RunState.SUCCEEDED, 7)
+    rows = list(store.attempts(run.id))
+    assert len(rows) == 7
+    for row in rows:
+        assert row.ready <= row.started <= row.ended
+        assert abs(row.ended / 1e9 - time.time()) < 60
+        assert row.result is not None
+    assert store.owner(run.id) is None
+    store.close()
+
+
+async def test_what_failed_runs_again_and_what_succeeded_does_not(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "bad-bb").touch()
+    async with Engine(store=path) as engine:
+        first = await engine.start(spell, tmp_path).wait()
+    assert first.state == "failed"
+    (tmp_path / "bad-bb").unlink()
+    async with Engine(store=path) as engine:
+        second = await engine.resume(first.name)
+    assert second.value == "aabbcc"
+    assert second.id == first.id
+    assert began(tmp_path) == {
+        "fetch-a": 1, "fetch-b": 1, "fetch-c": 1, "parse-aa": 1, "parse-bb": 2, "parse-cc": 1, "join": 1
+    }  # fmt: skip
+    assert second.tasks["parse#2"].attempts == 1
+    assert second.tasks["parse"].attempts == 0  # it was restored
+
+
+async def test_a_run_that_succeeded_gives_its_value_again_and_runs_nothing(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        run = engine.start(spell, tmp_path)
+        await run
+        again = await engine.resume(run.id[:6])
+    assert again.value == "aabbcc"
+    assert sum(began(tmp_path).values()) == 7
+
+
+async def test_restarting_from_a_task_runs_it_and_what_depends_on_it(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        await engine.start(spell, tmp_path)
+        result = await engine.resume("last", restart=["parse#2"])
+        with pytest.raises(UnknownName, match="there is no task 'parse#4'"):
+            engine.resume("last", restart=["parse#4"])
+    assert result.value == "aabbcc"
+    assert {name: count for name, count in began(tmp_path).items() if count > 1} == {"parse-bb": 2, "join": 2}
+
+
+async def test_a_fork_is_a_run_of_its_own_that_begins_with_what_was_done(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        first = await engine.start(spell, tmp_path)
+        fork = engine.resume(first.name, fork=True, restart=["join"])
+        result = await fork
+        assert fork.id != first.id
+        assert result.value == "aabbcc"
+    store = SqliteStore(path)
+    store.open()
+    assert store.find(fork.id).parent == first.id
+    assert store.find(first.id).session == 1
+    store.close()
+    assert {name: count for name, count in began(tmp_path).items() if count > 1} == {"join": 2}
+
+
+# ── a workflow that is not what it was ────────────────────────────────────────────────────────────────────────────
+
+
+def build(folder: Path, names: list[str], *, tail: bool = False) -> Any:
+    wf = Workflow("made")
+    parts = [
+        wf.add(parse.bind(folder, wf.add(fetch.bind(folder, name), name=f"f-{name}")), name=f"p-{name}")
+        for name in names
+    ]
+    whole = wf.add(join.bind(folder, parts), name="join")
+    return wf.returns(wf.add(parse.bind(folder, whole), name="tail") if tail else whole)
+
+
+async def test_a_changed_workflow_is_explained_and_goes_on_when_that_is_accepted(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "bad-aabb").touch()
+    async with Engine(store=path) as engine:
+        await engine.start(build(tmp_path, ["a", "b"])).wait()
+        with pytest.raises(WorkflowChanged) as refused:
+            engine.resume("last", build(tmp_path, ["a", "c"], tail=True))
+        told = str(refused.value)
+        assert "added: f-c, p-c, tail" in told
+        assert "removed: f-b, p-b" in told
+        assert "waiting for other tasks: join" in told
+        (tmp_path / "began").unlink()
+        result = await engine.resume("last", build(tmp_path, ["a", "c"], tail=True), accept_changes=True)
+    assert result.value == list("aacc")
+    assert began(tmp_path) == {"fetch-c": 1, "parse-cc": 1, "join": 1, "parse-aacc": 1}
+
+
+async def test_other_arguments_are_a_change(tmp_path: Path, path: Path) -> None:
+    other = tmp_path / "other"
+    other.mkdir()
+    async with Engine(store=path) as engine:
+        await engine.start(build(tmp_path, ["a"]))
+        with pytest.raises(WorkflowChanged, match="called with other arguments: f-a, p-a, join"):
+            engine.resume("last", build(other, ["a"]))
+
+
+async def test_a_program_made_workflow_has_to_be_given_again(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        await engine.start(build(tmp_path, ["a"]))
+        with pytest.raises(UsageError, match="a program made it"):
+            engine.resume("last")
+        assert (await engine.resume("last", build(tmp_path, ["a"]))).value == "aa"
+
+
+# ── values that cannot be had ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.io
+async def lock(folder: Path) -> Any:
+    note(folder, "lock")
+    return threading.Lock()
+
+
+@task.io
+async def use(folder: Path, held: Any) -> str:
+    note(folder, "use")
+    if (folder / "bad").exists():
+        raise ValueError("bad")
+    return type(held).__name__
+
+
+@workflow
+def locking(folder: Path) -> str:
+    return use(folder, lock(folder))
+
+
+async def test_a_result_that_cannot_be_stored_is_told_of_once_and_made_again(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "bad").touch()
+    async with Engine(store=path) as engine:
+        first = await engine.start(locking, tmp_path).wait()
+        assert [text for text in first.notes if "cannot be stored" in text] == first.notes
+        assert first.notes[0].startswith("lock returns what cannot be stored, so a resume would run it again: ")
+        (tmp_path / "bad").unlink()
+        second = await engine.resume("last")
+    assert second.value == "lock"
+    assert began(tmp_path) == {"lock": 2, "use": 2}
+
+
+async def test_a_damaged_result_is_never_read_but_made_again(tmp_path: Path, path: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "bad-bb").touch()
+    async with Engine(store=path) as engine:
+        await engine.start(spell, tmp_path).wait()
+    (tmp_path / "bad-bb").unlink()
+    with sqlite3.connect(path) as db:
+        (column,) = [
+            row[1] for row in db.execute("PRAGMA table_info(attempts)") if row[1] in ("result", "data", "blob")
+        ]
+        rows = db.execute(f"SELECT rowid, {column} FROM attempts WHERE {column} IS NOT NULL").fetchall()
+        for rowid, blob in rows:
+            flipped = bytearray(blob)
+            flipped[-1] ^= 1
+            db.execute(f"UPDATE attempts SET {column} = ? WHERE rowid = ?", (bytes(flipped), rowid))
+    db.close()
+    async with Engine(store=path) as engine:
+        assert (await engine.resume("last")).value == "aabbcc"
+    assert began(tmp_path)["parse-aa"] == 2  # join reads it
+    assert began(tmp_path)["fetch-a"] == 2  # and parse has to read this one
+
+
+@task.io
+async def take(value: Any) -> str:
+    return repr(value)
+
+
+@workflow
+def taking(value: Any) -> str:
+    return take(value)
+
+
+async def test_parameters_that_cannot_be_stored_have_to_be_given_again(path: Path) -> None:
+    async with Engine(store=path) as engine:
+        assert "lock" in (await engine.start(taking, threading.Lock())).value
+        with pytest.raises(UsageError, match="the parameters of run .* could not be stored"):
+            engine.resume("last", taking)
+        assert "lock" in (await engine.resume("last", taking.bind(threading.Lock()))).value
+
+
+# ── knowing oneself ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.io
+async def charge(folder: Path) -> str:
+    me = current_task()
+    note(folder, f"{me.task}:{me.attempt}:{me.idempotency_key}")
+    if (folder / "bad").exists():
+        raise ValueError("declined")
+    return me.idempotency_key
+
+
+@task.io
+def charge_in_a_thread(folder: Path) -> str:
+    return current_task().idempotency_key
+
+
+@task.cpu
+def charge_in_a_process(folder: Path) -> str:
+    return current_task().idempotency_key
+
+
+@workflow
+def charging(folder: Path) -> list[str]:
+    return [
+        charge.options(retries=1)(folder),
+        charge.options(executor="inline", name="inline")(folder),
+        charge_in_a_thread(folder),
+        charge_in_a_process(folder),
+    ]
+
+
+async def test_the_idempotency_key_is_the_same_for_all_attempts_and_sessions(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "bad").touch()
+    async with Engine(store=path) as engine:
+        first = await engine.start(charging, tmp_path).wait()
+        (tmp_path / "bad").unlink()
+        keys = (await engine.resume(first.id)).value
+        fork = (await engine.resume(first.id, fork=True, restart=["charge"])).value
+    told = [line.rsplit(":", 1)[1] for line in began(tmp_path).elements() if line.startswith("charge:")]
+    assert len(told) == 4  # two, one, and one of the fork
+    assert len(set(told)) == 2
+    assert len(set(keys)) == 4
+    assert keys[0] != fork[0]
+
+
+def test_outside_of_a_task_there_is_nothing_to_know() -> None:
+    with pytest.raises(UsageError, match="outside of a task"):
+        current_task()
+
+
+# ── owners ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.io
+async def wait_for(folder: Path, name: str) -> str:
+    note(folder, name)
+    while not (folder / name).exists():
+        await asyncio.sleep(0.005)
+    return name
+
+
+@workflow
+def waiting(folder: Path) -> list[str]:
+    return [wait_for(folder, "one"), wait_for(folder, "two")]
+
+
+async def has_begun(folder: Path, *names: str) -> None:
+    async with asyncio.timeout(10):
+        while not all(began(folder)[name] for name in names):
+            await asyncio.sleep(0.005)
+
+
+async def test_a_run_under_way_is_nobody_elses(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine, Engine(store=path) as other:
+        handle = engine.start(waiting, tmp_path)
+        await has_begun(tmp_path, "one", "two")
+        with pytest.raises(RunLocked) as refused:
+            other.resume(handle.name)
+        assert (refused.value.pid, refused.value.exit_code) == (os.getpid(), 75)
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        await handle
+        assert (await other.resume(handle.name)).value == ["one", "two"]
+
+
+async def test_another_process_may_ask_for_a_cancel(tmp_path: Path, path: Path) -> None:
+    asking = SqliteStore(path)
+    async with Engine(store=path) as engine:
+        handle = engine.start(waiting, tmp_path)
+        await has_begun(tmp_path, "one", "two")
+        asking.open()
+        asking.request(handle.id, "cancel", time.time_ns())
+        async with asyncio.timeout(10):
+            result = await handle.wait()
+        assert result.state == "cancelled"
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        assert (await engine.resume(handle.id)).value == ["one", "two"]
+    asking.close()
+
+
+async def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as stopped, Engine(store=path) as engine:
+        handle = stopped.start(waiting, tmp_path)
+        await has_begun(tmp_path, "one", "two")
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        # the first engine is on this very loop, so it cannot do anything until the second has the run
+        second = engine.resume(handle.name, take_over=True)
+        assert (await second).value == ["one", "two"]
+        result = await handle.wait()
+        assert result.state == "interrupted"
+        assert isinstance(result.error, StoreError)
+        assert result.error.lost
+    assert began(tmp_path) == {"one": 2, "two": 2}
+
+
+async def test_runs_that_are_not_there(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        with pytest.raises(UnknownRun):
+            engine.resume("last")
+        await engine.start(spell, tmp_path)
+        for text in ("brisk-nobody", "../../etc/passwd", "", "ffff", "%"):
+            with pytest.raises(UnknownRun):
+                engine.resume(text)
+    async with Engine() as engine:
+        with pytest.raises(UsageError, match="no store"):
+            engine.resume("last")
+
+
+# ── a store that fails ────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Failing:
+    """A store that does as it is told for a while, and then refuses to write, until it is mended."""
+
+    def __init__(self, store: Any, writes: int) -> None:
+        self._store = store
+        self.left = writes
+        self.mended = False
+        self.written: list[Any] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+    def write(self, lease: Any, rows: Any, cached: Any = ()) -> None:
+        if self.left <= 0 and not self.mended:
+            raise StoreError("the disk is full", hint="make room")
+        self.left -= 1
+        self._store.write(lease, rows, cached)
+
+    def close_run(self, *args: Any) -> None:
+        if self.left <= 0 and not self.mended:
+            raise StoreError("the disk is full", hint="make room")
+        self._store.close_run(*args)
+
+
+class Heard:
+    """A sink that remembers what it was told."""
+
+    def __init__(self) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.outcome: RunOutcome | None = None
+
+    def open(self, run: RunInfo) -> None: ...
+
+    def write(self, chunk: Chunk) -> None:
+        self.events += chunk.events()
+
+    def close(self, run: RunInfo, outcome: RunOutcome) -> None:
+        self.outcome = outcome
+
+    def succeeded(self) -> set[str]:
+        return {event["task"] for event in self.events if event.get("to") == "succeeded"}
+
+
+@task.io
+async def step(folder: Path, number: int, before: object) -> int:
+    note(folder, f"step-{number}")
+    await asyncio.sleep(0.002)
+    return number
+
+
+@workflow
+def chain(folder: Path, length: int) -> int:
+    last: int = 0
+    for number in range(length):
+        last = step(folder, number, last)
+    return last
+
+
+@pytest.mark.parametrize("writes", [0, 1, 5])
+async def test_a_store_that_fails_ends_the_run_so_that_it_can_be_resumed(
+    tmp_path: Path, path: Path, writes: int
+) -> None:
+    store = Failing(SqliteStore(path), writes)
+    heard = Heard()
+    async with Engine(store=store, sinks=[heard]) as engine:
+        handle = engine.start(chain, tmp_path, 300)
+        events = [event async for event in handle.events()]
+        result = await handle.wait()
+        assert result.state == "interrupted"
+        assert result.error is not None
+        with pytest.raises(StoreError, match="the disk is full") as told:
+            result.check()
+        assert told.value.exit_code == 74
+        ran = sum(began(tmp_path).values())
+        assert ran < 300
+        kept = {row.element for row in store.attempts(handle.id) if row.result is not None}
+        names = {f"step#{element + 1}" if element else "step" for element in kept}
+        assert heard.succeeded() == names, "what was told is what was stored"
+        assert {event["task"] for event in events if event.get("to") == "succeeded"} == names
+        assert heard.outcome is not None
+        assert heard.outcome.state == "interrupted"
+        store.mended = True
+        assert (await engine.resume(handle.id, take_over=True)).value == 299
+    again = {name for name, count in began(tmp_path).items() if count > 1}
+    assert not again & {f"step-{element}" for element in kept}
+    assert sum(began(tmp_path).values()) == 300 + len(again)
+    store.close()
+
+
+async def test_a_store_that_recovers_before_the_end_has_everything(tmp_path: Path, path: Path) -> None:
+    store = Failing(SqliteStore(path), 1)
+    heard = Heard()
+    async with Engine(store=store, sinks=[heard]) as engine:
+        handle = engine.start(waiting, tmp_path)
+        await has_begun(tmp_path, "one", "two")
+        (tmp_path / "one").touch()
+        async with asyncio.timeout(10):
+            while handle._run.runner is None or handle._run.runner.store_fault is None:
+                await asyncio.sleep(0.005)
+                store.left = min(store.left, 0)
+        store.mended = True
+        (tmp_path / "two").touch()
+        result = await handle.wait()
+        assert result.state == "interrupted"
+        assert result.error is None
+        assert heard.succeeded() == {"wait_for", "wait_for#2"}
+        assert (await engine.resume(handle.id)).value == ["one", "two"]
+    assert began(tmp_path) == {"one": 1, "two": 1}
+    store.close()
+
+
+async def test_nothing_new_begins_while_too_much_waits_to_be_stored(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "ROWS_WAITING", 60)
+    gate = threading.Event()
+
+    class Slow(Failing):
+        def write(self, lease: Any, rows: Any, cached: Any = ()) -> None:
+            gate.wait(20)
+            self._store.write(lease, rows, cached)
+
+    @workflow
+    def wide(folder: Path) -> list[int]:
+        return [step(folder, number, None) for number in range(500)]
+
+    store = Slow(SqliteStore(path), 10**6)
+    async with Engine(store=store, slots={"asyncio": 4}) as engine:
+        handle = engine.start(wide, tmp_path)
+        await has_begun(tmp_path, "step-0")
+        before = -1
+        while before != sum(began(tmp_path).values()):
+            before = sum(began(tmp_path).values())
+            await asyncio.sleep(0.1)
+        assert before < 100
+        gate.set()
+        assert (await handle).value == list(range(500))
+    store.close()
+
+
+async def test_a_cancel_reaches_what_waits_for_the_store(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "ROWS_WAITING", 0)
+    gate = threading.Event()
+
+    class Stuck(Failing):
+        def write(self, lease: Any, rows: Any, cached: Any = ()) -> None:
+            gate.wait(20)
+            self._store.write(lease, rows, cached)
+
+    store = Stuck(SqliteStore(path), 10**6)
+    async with Engine(store=store) as engine:
+        handle = engine.start(chain, tmp_path, 20)
+        await asyncio.sleep(0.05)
+        handle.cancel()
+        await asyncio.sleep(0.05)
+        gate.set()
+        assert (await handle.wait()).state == "cancelled"
+    store.close()
