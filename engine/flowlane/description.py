@@ -11,9 +11,10 @@ import json
 import zlib
 from dataclasses import dataclass, field
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowlane.errors import StoreError
+from flowlane.program import Ref
 from flowlane.runtime.values import fill
 from flowlane.storage.digest import Unhashable, digest
 
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["Changes", "Code", "Description", "compare"]
 
 _FORMAT: Final = 1
+_PLAIN: Final = frozenset({str, int, bool, type(None), float})
 _SHOWN: Final = 5  # names that a line of differences tells
 
 
@@ -65,14 +67,13 @@ class Description:
             found = code_of(target.fn)
             codes[target.name] = Code(found.digest.hex(), dict(found.parts))
         names = program.names
-        marks = [f"\0{name}" for name in names]
         return cls(
             names=names,
             tasks=[target.name for target in program.targets],
             kinds=program.kinds,
             executors=[program.lanes[lane] for lane in program.plan.lane],
             upstreams=program.plan.upstreams,
-            calls=[_call(arguments, marks) for arguments in program.arguments],
+            calls=[_call(arguments, names) for arguments in program.arguments],
             codes=codes,
         )
 
@@ -119,22 +120,41 @@ class Description:
             raise StoreError(f"the record of the run's tasks is damaged: {error}", hint="flow store check") from error
 
 
-def _call(arguments: Arguments, marks: Sequence[str]) -> str:
+def _call(arguments: Arguments, names: Sequence[str]) -> str:
     """How a task is called: 16 hex digits. What cannot be hashed counts as its type."""
-    if not arguments.args and not arguments.kwargs:
+    args, kwargs = arguments.args, arguments.kwargs
+    if not args and not kwargs:
         return ""
-    hashed = blake2b(digest_size=8)
-    for name, template in (*enumerate(arguments.args), *sorted(arguments.kwargs.items())):
-        value = fill(template, marks)
-        if type(value) is str:
-            hashed.update(f"{name}={len(value)}:{value};".encode("utf-8", "surrogatepass"))
-            continue
-        try:
-            part = digest(value)
-        except Unhashable as error:
-            part = f"{error.path} {error.type}".encode()
-        hashed.update(b"%s=%d:%s;" % (str(name).encode(), len(part), part))
-    return hashed.hexdigest()
+    words = [_word(value, names) for value in args]
+    if kwargs:
+        words += [f"{name}={_word(kwargs[name], names)}" for name in sorted(kwargs)]
+    return blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _word(value: Any, names: Sequence[str]) -> str:
+    """One argument: an upstream task's name, a plain value as it is written, or the digest of anything else."""
+    kind = type(value)
+    if kind is Ref:
+        return f"<{names[value.node]}"
+    if kind in _PLAIN:
+        return repr(value)
+    filled = fill(value, cast("Sequence[Any]", _Marks(names)))
+    try:
+        return digest(filled).hex()
+    except Unhashable as error:
+        return f"{error.path} {error.type}"
+
+
+class _Marks:
+    """In place of upstream values, inside containers."""
+
+    __slots__ = ("_names",)
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self._names = names
+
+    def __getitem__(self, node: int) -> str:
+        return f"\0<{self._names[node]}"
 
 
 @dataclass(frozen=True, slots=True)
