@@ -419,11 +419,16 @@ class Engine:
             raise
         run.info = runner.info
         run.wake_readers()
-        if self._dispatcher.is_open(program.lanes):
+        lanes = program.lanes
+        if beginning.restored or beginning.cached:  # what has nothing left to run is not started for it
+            done = {*beginning.restored, *beginning.cached}
+            left = {lane for element, lane in enumerate(program.plan.lane) if element not in done}
+            lanes = tuple([name for lane, name in enumerate(lanes) if lane in left])
+        if self._dispatcher.is_open(lanes):
             runner.begin()
         else:
             assert self._loop is not None
-            opening = self._loop.create_task(self._open(runner, program.lanes))
+            opening = self._loop.create_task(self._open(runner, lanes))
             self._openings.add(opening)
             opening.add_done_callback(self._openings.discard)
 

@@ -24,11 +24,10 @@ def command(run: str, no_wait: bool) -> int:
 
     The run can be resumed. Waits until it has ended, 10 seconds at most; exits with 1 when it has not by then.
     """
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
 
     messages = Messages()
-    with open_store(load_settings(), messages, must_exist=True) as store:
-        assert store is not None
+    with existing_store(load_settings()) as store:
         found = store.find(run)
         owner = store.owner(found.id)
         if owner is None:
@@ -46,7 +45,9 @@ def command(run: str, no_wait: bool) -> int:
         deadline = time.monotonic() + _PATIENCE
         while store.owner(found.id) is not None:
             if time.monotonic() > deadline:
-                messages.line(f"{found.name} has not stopped yet; {inert(who)} was asked, and may be waiting for a task")
+                messages.line(
+                    f"{found.name} has not stopped yet; {inert(who)} was asked, and may be waiting for a task"
+                )
                 return 1
             time.sleep(_STEP)
         messages.line(f"{found.name}: {store.find(found.id).state}")

@@ -115,6 +115,8 @@ def path_of(names: Sequence[str]) -> str:
 
 def _counts(result: RunResult[Any]) -> str:
     parts = [f"{count} {state}" for state, count in result.counts.items() if count]
+    if kept := result.restored:
+        parts.append(f"{kept} kept from before")
     retries = result.retries
     if retries:
         parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
