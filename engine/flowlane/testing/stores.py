@@ -455,10 +455,11 @@ class StoreContract:
         store.write(stale, [attempt(0)])
 
         def is_lost() -> None:
-            for refused in (
+            refusals: list[Callable[[], None]] = [
                 lambda: store.write(stale, [attempt(1)]),
                 lambda: store.close_run(stale, RunState.FAILED, _T, None),
-            ):
+            ]
+            for refused in refusals:
                 with pytest.raises(StoreError) as caught:
                     refused()
                 assert caught.value.lost
