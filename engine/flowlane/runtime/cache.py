@@ -47,7 +47,8 @@ def key_of(
     target: Target, code: Fingerprint, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]
 ) -> CacheKey:
     """The key of one call. Raises Unhashable, with the parameter in its path."""
-    from flowlane.storage.digest import Unhashable, cache_key, digest
+    from flowlane.storage.cachekey import cache_key
+    from flowlane.storage.digest import Unhashable, digest
 
     digests: dict[str, bytes] = {}
     for name, value in _named(target.fn, args, kwargs):
