@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
-    from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.cache import CacheAnswer, Codes, Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
@@ -105,6 +105,7 @@ class Runner:
         on_finish: Callable[[], None],
         keeper: Keeper | None = None,
         lookups: Lookups | None = None,
+        codes: Codes | None = None,
         beginning: Beginning = NOTHING_DONE,
     ) -> None:
         self.program = program
@@ -163,7 +164,7 @@ class Runner:
         self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
         self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
-        if keeper is not None and lookups is not None:
+        if keeper is not None and lookups is not None and codes is not None:
             self._gate = Gate(
                 program,
                 self.scheduler,
@@ -171,6 +172,7 @@ class Runner:
                 journal,
                 keeper,
                 lookups,
+                codes,
                 submit=self._submit,
                 cached=self._found,
                 filled=lambda element: fill_arguments_at(None, program.arguments[element], self._values),
