@@ -25,6 +25,7 @@ Verbs:
   check      check a workflow and its routes without running it
   graph      print the tasks of a workflow and what they wait for
   executors  list the executors that are installed
+  store      check, repair or sweep what is stored
 
 Options:
   --version  print the version
@@ -32,7 +33,8 @@ Options:
 
 FILE is a path (etl.py) or a module that can be imported from here (pkg.etl).
 stdout carries the workflow's value only, everything else goes to stderr.
-Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 128+N signal N.
+Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 disk, 128+N
+signal N.
 """
 
 

@@ -143,7 +143,7 @@ def _exit_code(state: str, signum: int | None) -> int:
 
 def _enable(log: EventLog, settings: Settings, messages: Messages) -> None:
     """Make the state directory; where that cannot be done, say so and go without an event log."""
-    from flowlane.cli.record import prepare_state_dir
+    from flowlane.cli.state import prepare_state_dir
 
     folder = settings.state_dir
     try:
