@@ -108,7 +108,7 @@ class Engine:
         self._journal = Journal([*sinks, make_sink("logging")])
         self._own_store = isinstance(store, (str, os.PathLike))
         self._store: Store | None = (
-            make_store("sqlite", os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+            make_store("sqlite", path=os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
         )
         self._lookups: Lookups | None = None
         self._compiling = threading.Lock()

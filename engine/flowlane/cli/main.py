@@ -27,6 +27,7 @@ Verbs:
   check      check a workflow and its routes without running it
   graph      print the tasks of a workflow and what they wait for
   executors  list the executors that are installed
+  store      check, repair or sweep what is stored
 
 Options:
   --version  print the version

@@ -25,6 +25,7 @@ VERBS: Final[Mapping[str, str]] = {
     "check": "flowlane.cli.check",
     "graph": "flowlane.cli.graph",
     "executors": "flowlane.cli.executors",
+    "store": "flowlane.cli.store",
 }
 
 
