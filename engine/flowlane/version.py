@@ -6,7 +6,7 @@ __all__ = ["version"]
 
 
 def version() -> str:
-    """As in ``pip list``; "0+unknown" for a source tree that was never installed. Takes milliseconds: it looks for the metadata."""
+    """As in ``pip list``; "0+unknown" for a source tree that was never installed. Takes milliseconds."""
     from importlib.metadata import PackageNotFoundError
     from importlib.metadata import version as installed
 

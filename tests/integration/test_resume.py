@@ -269,7 +269,7 @@ def taking(value: Any) -> str:
 async def test_parameters_that_cannot_be_stored_have_to_be_given_again(path: Path) -> None:
     async with Engine(store=path) as engine:
         assert "lock" in (await engine.start(taking, threading.Lock())).value
-        with pytest.raises(UsageError, match="the parameters of run .* could not be stored"):
+        with pytest.raises(UsageError, match=r"the parameters of run .* could not be stored"):
             engine.resume("last", taking)
         assert "lock" in (await engine.resume("last", taking.bind(threading.Lock()))).value
 
