@@ -115,6 +115,8 @@ class AttemptRow(NamedTuple):
     reason   index into ``core.states.REASONS`` of the last transition
     result   the sealed value of a success; () where there is none, or it cannot be stored
     detail   JSON text (worker, what was measured, the failure, why a value is not stored), or None
+    origin   the row that has the result, of a task whose result was found in the cache; it stays as long as this row. Where
+             that was removed in the meantime, the row is stored without a result
     """
 
     element: int
@@ -126,6 +128,7 @@ class AttemptRow(NamedTuple):
     ended: int
     result: Blob
     detail: str | None
+    origin: ResultRef | None = None
 
 
 class CacheRow(NamedTuple):
@@ -189,7 +192,8 @@ class StoredAttempt(NamedTuple):
 
     result  where its result is, or None: what `Store.read` takes. Of an adopted row the original's.
     size    bytes of the sealed result, 0 without one
-    adopted whether an earlier session (or the run it was forked from) did the work
+    adopted whether another row has the result: an earlier session, the run it was forked from, or the one that filled the
+            cache did the work
     """
 
     element: int

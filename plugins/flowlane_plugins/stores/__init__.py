@@ -1,0 +1,1 @@
+"""Stores: where runs are kept. See ``flowlane.storage.port``."""

@@ -1,0 +1,147 @@
+"""Large results: one file each, ``results/ab/cdef…``, named by the digest of what is in it, and never changed.
+
+A file is whole before it has its name, and has its name before the row that refers to it is committed. So a crash can leave
+a file without a row, which `sweep` removes, but no row without its file. Content is read into memory, not mapped: a disk
+that fails under a mapping kills the process.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+from hashlib import blake2b
+from typing import TYPE_CHECKING, Final
+
+from flowlane_plugins.stores.sqlite.place import private_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowlane.storage.port import Blob
+
+__all__ = ["ResultFiles"]
+
+_DIGEST: Final = 32  # bytes
+_PIECES: Final = 512  # written by one call; the system takes 1024
+_TEMPORARY: Final = "tmp"
+_CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+
+
+class ResultFiles:
+    """The files below `folder`; `power` says whether they must outlive a power cut. Any thread. Methods raise OSError."""
+
+    def __init__(self, folder: str, *, power: bool) -> None:
+        self._folder = folder
+        self._power = power
+
+    def open(self) -> None:
+        """Make the folder."""
+        private_folder(os.path.join(self._folder, _TEMPORARY))
+        os.chmod(self._folder, 0o700)
+
+    def path(self, digest: bytes) -> str:
+        """Where the file of `digest` is."""
+        name = digest.hex()
+        return os.path.join(self._folder, name[:2], name[2:])
+
+    def put(self, blob: Blob) -> bytes:
+        """Write a file; its digest. One that is there already is replaced: it may have been damaged since."""
+        views = [memoryview(piece).cast("B") for piece in blob]
+        hashing = blake2b(digest_size=_DIGEST)
+        for view in views:
+            hashing.update(view)
+        digest = hashing.digest()
+        path = self.path(digest)
+        private_folder(os.path.dirname(path))
+        temporary = os.path.join(self._folder, _TEMPORARY, f"{os.getpid()}.{secrets.token_hex(8)}")
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o600)
+        try:
+            try:
+                _write_all(fd, views)
+                if self._power:
+                    os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.chmod(temporary, 0o600)
+            os.replace(temporary, path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                os.unlink(temporary)
+            raise
+        if self._power:
+            _sync_folder(os.path.dirname(path))
+            _sync_folder(self._folder)
+        return digest
+
+    def has(self, digest: bytes) -> bool:
+        """Whether the file is there."""
+        return os.path.exists(self.path(digest))
+
+    def size(self, digest: bytes) -> int:
+        """Its length in bytes."""
+        return os.stat(self.path(digest)).st_size
+
+    def read(self, digest: bytes) -> bytes:
+        """Its content."""
+        with open(self.path(digest), "rb", buffering=0) as file:
+            return file.read()
+
+    def remove(self, digest: bytes) -> int:
+        """Remove the file; how many bytes that freed."""
+        path = self.path(digest)
+        try:
+            size = os.stat(path).st_size
+            os.unlink(path)
+        except FileNotFoundError:
+            return 0
+        return size
+
+    def __iter__(self) -> Iterator[tuple[bytes, os.stat_result]]:
+        """All files, by digest. What is there and is none of ours is passed over."""
+        for folder in _entries(self._folder):
+            if len(folder.name) == 2 and folder.is_dir(follow_symlinks=False):
+                for entry in _entries(folder.path):
+                    with contextlib.suppress(ValueError, FileNotFoundError):
+                        digest = bytes.fromhex(folder.name + entry.name)
+                        if len(digest) == _DIGEST:
+                            yield digest, entry.stat(follow_symlinks=False)
+
+    def sweep(self, older_than: float) -> int:
+        """Remove files that were never given their name, older than this (seconds since the epoch); how many."""
+        count = 0
+        for entry in _entries(os.path.join(self._folder, _TEMPORARY)):
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < older_than:
+                    os.unlink(entry.path)
+                    count += 1
+        return count
+
+
+def _entries(folder: str) -> list[os.DirEntry[str]]:
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _write_all(fd: int, views: list[memoryview]) -> None:
+    left = [view for view in views if view.nbytes]
+    while left:
+        done = os.writev(fd, left[:_PIECES]) if hasattr(os, "writev") else os.write(fd, left[0])
+        while left and done >= left[0].nbytes:
+            done -= left[0].nbytes
+            del left[0]
+        if done:
+            left[0] = left[0][done:]
+
+
+def _sync_folder(path: str) -> None:
+    if os.name == "nt":  # has no such call
+        return
+    fd = os.open(path, os.O_RDONLY | _CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

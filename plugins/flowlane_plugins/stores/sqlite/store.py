@@ -1,0 +1,367 @@
+"""The store: a folder with a database, large results and locks; `Store` of ``flowlane.storage.port``, which says the rest.
+
+Whoever writes a session proves in the same transaction that it is the latest of its run, and has not ended. The write lock
+of the database also orders what is done to the folder (locks replaced, files removed) between processes.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Literal
+
+from flowlane.errors import RunLocked, StoreError
+from flowlane.storage.port import Lease, Owner
+from flowlane_plugins.stores.names import RUN_ID
+from flowlane_plugins.stores.sqlite import reading
+from flowlane_plugins.stores.sqlite import rows as hot
+from flowlane_plugins.stores.sqlite.faults import damaged, telling
+from flowlane_plugins.stores.sqlite.key import KEY_BYTES, load_key
+from flowlane_plugins.stores.sqlite.locks import RunLock, holder
+from flowlane_plugins.stores.sqlite.place import private_folder
+from flowlane_plugins.stores.sqlite.reading import Reading
+from flowlane_plugins.stores.sqlite.schema import crc, row_id
+from flowlane_plugins.stores.sqlite.upkeep import Upkeep
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.core.states import RunState
+    from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, ResultRef
+
+__all__ = ["SqliteStore"]
+
+
+class _Hold:
+    """What this process has of a session that it owns."""
+
+    __slots__ = ("adopted", "lock", "owner", "sid", "watch")
+
+    def __init__(self, sid: int, lock: RunLock, owner: Owner) -> None:
+        self.sid = sid
+        self.lock = lock
+        self.owner = owner
+        self.adopted: set[int] = set()  # row ids that say where their result is; one that is replaced does no longer
+        self.watch = -1  # the database's version when there was no request
+
+
+class SqliteStore(Reading, Upkeep):
+    """Runs in the SQLite file `path`, made with its folder when it is opened.
+
+    `durability`: what a committed row survives. "process": that of flowlane, whatever the way (a power cut may lose the last
+    seconds, in order). "power": also a power cut, for an fsync each commit.
+    `secret`: the key that results are sealed with, at least 32 bytes; by default the user's own (see ``key``).
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        durability: Literal["process", "power"] = "process",
+        secret: bytes | None = None,
+    ) -> None:
+        if durability not in ("process", "power"):
+            raise ValueError(f"durability must be 'process' or 'power', not {durability!r}")
+        if secret is not None and len(secret) < KEY_BYTES:
+            raise ValueError(f"a secret has at least {KEY_BYTES} bytes, not {len(secret)}")
+        super().__init__(path, power=durability == "power")
+        self._secret = secret
+        self._holds: dict[Lease, _Hold] = {}
+        self._watching = threading.Lock()
+        self._watcher: sqlite3.Connection | None = None
+
+    @property
+    def secret(self) -> bytes:
+        if self._secret is None:
+            with telling(self._path):
+                private_folder(os.path.dirname(self._path))
+                self._secret = load_key(os.path.dirname(self._path))
+        return self._secret
+
+    def open(self) -> None:
+        if self._database.is_open:
+            return
+        self._database.open()
+        try:
+            with telling(self._path):
+                private_folder(self._locks)
+                self._files.open()
+            self.secret  # noqa: B018 - one that cannot be had is told now, not with the first result
+        except BaseException:
+            self._database.close()
+            raise
+
+    def close(self) -> None:
+        with self._watching:
+            if self._watcher is not None:
+                with suppress(sqlite3.Error):
+                    self._watcher.close()
+                self._watcher = None
+        if self._database.is_open:
+            for lease in list(self._holds):
+                self._let_go(lease)
+        self._database.close()
+
+    # ── the life of a run ─────────────────────────────────────────────────────────────────────────────────────────────
+
+    def begin(self, run: NewRun, session: NewSession) -> Lease:
+        lock: RunLock | None = None
+        path = self._lock_path(run.id)
+        try:
+            with self._database.writing() as db:
+                if db.execute("SELECT 1 FROM runs WHERE id = ?", (run.id,)).fetchone():
+                    raise StoreError(f"run {run.id} is in {self._path} already")
+                fields = [_text(one) for one in (run.id, run.name, run.workflow, run.origin, run.parent)]
+                cursor = db.execute(
+                    "INSERT INTO runs (id, name, workflow, origin, parent, created, crc, session, latest, params)"
+                    " VALUES (?, ?, ?, ?, ?, ?, ?, 0, 0, ?)",
+                    (*fields, run.created, crc(*fields, run.created), run.params),
+                )
+                lock = RunLock.take(path, session.owner)
+                sid = self._add_session(db, cursor.lastrowid or 0, 1, session)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        return self._hold(Lease(run.id, 1), sid, lock, session.owner)
+
+    def reopen(self, run_id: str, session: NewSession, *, take_over: bool = False) -> Lease:
+        lock: RunLock | None = None
+        try:
+            with self._database.writing() as db:
+                key, number, last = reading.latest(db, self._path, run_id)
+                path = self._lock_path(run_id)
+                if not take_over:
+                    self._refuse_owned(run_id, holder(path), last, session.owner)
+                lock = RunLock.take(path, session.owner)
+                sid = self._add_session(db, key, number + 1, session)
+        except BaseException:
+            if lock is not None:
+                lock.release()
+            raise
+        return self._hold(Lease(run_id, number + 1), sid, lock, session.owner)
+
+    def adopt(self, lease: Lease, pairs: Sequence[tuple[int, ResultRef]]) -> None:
+        hold = self._held(lease)
+        with self._database.writing() as db:
+            self._prove(db, lease)
+            adopted: list[int] = []
+            for element, ref in pairs:
+                source = self._row_of(db, ref)
+                found = (
+                    source
+                    and db.execute(
+                        "SELECT a.id, a.state, a.reason, a.ready, a.started, a.ended, a.size, a.crc, a.detail, o.origin"
+                        " FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id = ?",
+                        (source,),
+                    ).fetchone()
+                )
+                if not found:
+                    raise StoreError(
+                        f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in {self._path} any more"
+                    )
+                *fields, check, detail, origin = found
+                if hot.attempt_crc(fields, detail, origin) != check:
+                    raise damaged(self._path, f"the row of a task of run {ref[0]} is not what was written")
+                origin = fields[0] if origin is None else origin
+                fields[0] = row = row_id(hold.sid, element, ref[3])
+                db.execute(hot.UPSERT, (*fields, hot.attempt_crc(fields, detail, origin), detail, None))
+                db.execute("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", (row, origin))
+                adopted.append(row)
+        hold.adopted.update(adopted)
+
+    def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
+        hold = self._held(lease)
+        with telling(self._path):
+            bound = hot.bind(hold.sid, rows, self._files)
+        with self._database.writing() as db:
+            self._prove(db, lease)
+            adopted = self._settle_origins(db, bound)
+            try:
+                db.executemany(hot.UPSERT, bound.rows)
+            except UnicodeEncodeError:
+                db.executemany(hot.UPSERT, hot.clean(bound.rows))
+            if hold.adopted:
+                db.executemany(
+                    "DELETE FROM adopted WHERE row = ?", [(row[0],) for row in bound.rows if row[0] in hold.adopted]
+                )
+            if adopted:
+                db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", adopted)
+            if bound.files:
+                db.executemany("INSERT OR REPLACE INTO files (row, digest) VALUES (?, ?)", bound.files)
+                for digest, blob in bound.large.items():
+                    if not self._files.has(digest):  # swept since it was written; nobody sweeps during a transaction
+                        self._files.put(blob)
+            if cached:
+                self._write_cached(db, hold.sid, cached)
+            if self._hits:
+                self._count_hits(db)
+        if adopted:
+            hold.adopted.update(row for row, _ in adopted)
+
+    def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
+        hold = self._held(lease)
+        with self._database.writing() as db:
+            self._prove(db, lease)
+            counts, count = reading.count(db, hold.sid)
+            text = reading.counts_as_text(counts)
+            error = _text(error)
+            db.execute(
+                "UPDATE sessions SET ended = ?, state = ?, error = ?, counts = ?, rows = ?, end_crc = ? WHERE sid = ?",
+                (ended, str(state), error, text, count, crc(ended, str(state), error, text, count), hold.sid),
+            )
+            if self._hits:
+                self._count_hits(db)
+        self._let_go(lease)
+
+    def request(self, run_id: str, what: str, at: int) -> None:
+        with self._database.writing() as db:
+            _, _, last = reading.latest(db, self._path, run_id)
+            db.execute("INSERT INTO requests (sid, what, at) VALUES (?, ?, ?)", (last.sid, _text(what), at))
+
+    def requests(self, lease: Lease) -> list[str]:
+        hold = self._held(lease)
+        with self._watching, telling(self._path):
+            if self._watcher is None:
+                self._watcher = self._database.watcher()
+            # Changes with every commit of somebody else's, which for this connection includes our own writes.
+            (version,) = self._watcher.execute("PRAGMA data_version").fetchone()
+            if version == hold.watch:
+                return []
+            query = "SELECT what FROM requests WHERE sid = ? ORDER BY rowid"
+            found = [what for (what,) in self._watcher.execute(query, (hold.sid,))]
+            hold.watch = -1 if found else version
+            return found
+
+    def owner(self, run_id: str) -> Owner | None:
+        if not RUN_ID.fullmatch(run_id):
+            return None
+        with telling(self._path):
+            return holder(self._lock_path(run_id))
+
+    # ── inside ────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _refuse_owned(self, run_id: str, owner: Owner | None, last: reading.Latest, asking: Owner) -> None:
+        if owner is not None:
+            raise RunLocked(
+                f"run {run_id} belongs to process {owner.pid} on {owner.host}, which lives",
+                pid=owner.pid,
+                host=owner.host,
+                hint="wait for it, or stop it; one that is stuck can be taken over",
+            )
+        if not last.ended and last.owner.host != asking.host:
+            raise RunLocked(
+                f"run {run_id} was begun by process {last.owner.pid} on {last.owner.host}, and whether that lives cannot be"
+                f" seen from {asking.host}",
+                pid=last.owner.pid,
+                host=last.owner.host,
+                hint="if it does not, take the run over",
+            )
+
+    def _add_session(self, db: sqlite3.Connection, key: int, number: int, session: NewSession) -> int:
+        fields = (
+            number,
+            session.owner.pid,
+            _text(session.owner.host),
+            session.tasks,
+            session.started,
+            _text(session.versions),
+        )
+        cursor = db.execute(
+            "INSERT INTO sessions (run, number, pid, host, tasks, started, versions, crc, graph)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, *fields, crc(*fields, session.graph), session.graph),
+        )
+        sid = cursor.lastrowid or 0
+        if sid >> 23:
+            raise StoreError(
+                f"{self._path} has had {sid:,} sessions, and takes no more", hint="begin a new state directory"
+            )
+        db.execute("UPDATE runs SET session = ?, latest = ? WHERE key = ?", (number, sid, key))
+        return sid
+
+    def _hold(self, lease: Lease, sid: int, lock: RunLock | None, owner: Owner) -> Lease:
+        assert lock is not None
+        self._holds[lease] = _Hold(sid, lock, owner)
+        self._places[sid] = (lease.run, lease.session)
+        return lease
+
+    def _held(self, lease: Lease) -> _Hold:
+        hold = self._holds.get(lease)
+        if hold is None:
+            raise StoreError(f"session {lease.session} of run {lease.run} is not held by this process", lost=True)
+        return hold
+
+    def _let_go(self, lease: Lease) -> None:
+        """Release the lock; the file is removed in a transaction, or stays, unlocked, where there can be none."""
+        hold = self._holds.pop(lease, None)
+        if hold is None:
+            return
+        try:
+            with self._database.writing():
+                hold.lock.release()
+        except StoreError:
+            hold.lock.release(unlink=False)
+
+    def _prove(self, db: sqlite3.Connection, lease: Lease) -> None:
+        """Raise StoreError(lost) unless the lease's session is the latest of its run, and runs."""
+        found = db.execute(
+            "SELECT r.session, s.ended, s.pid, s.host FROM runs r JOIN sessions s ON s.sid = r.latest WHERE r.id = ?",
+            (lease.run,),
+        ).fetchone()
+        if found is None:
+            raise StoreError(f"run {lease.run} was removed from {self._path} while it ran", lost=True)
+        session, ended, pid, host = found
+        if session != lease.session:
+            raise StoreError(f"run {lease.run} was taken over by process {pid} on {host}", lost=True)
+        if ended:
+            raise StoreError(f"run {lease.run} has ended", lost=True)
+
+    def _row_of(self, db: sqlite3.Connection, ref: ResultRef) -> int | None:
+        """The row id of `ref`, or None when its session is not there."""
+        run_id, number, element, attempt = ref
+        sid = reading.sid_of(db, run_id, number)
+        return None if sid is None else row_id(sid, element, attempt)
+
+    def _settle_origins(self, db: sqlite3.Connection, bound: hot.Bound) -> list[tuple[int, int]]:
+        """Finish the rows whose result is another row's; (row, origin) of each."""
+        adopted: list[tuple[int, int]] = []
+        for index, ref in bound.origins.items():
+            source = self._row_of(db, ref)
+            found = (
+                source
+                and db.execute(
+                    "SELECT a.size, coalesce(o.origin, a.id) FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id = ?",
+                    (source,),
+                ).fetchone()
+            )
+            if not found or not found[0]:
+                continue
+            size, origin = found
+            row = bound.rows[index]
+            fields = (*row[:6], size)
+            bound.rows[index] = (*fields, hot.attempt_crc(fields, row[8], origin), row[8], None)
+            adopted.append((row[0], origin))
+        return adopted
+
+    def _write_cached(self, db: sqlite3.Connection, sid: int, cached: Sequence[CacheRow]) -> None:
+        for entry in cached:
+            row = row_id(sid, entry.element, entry.attempt)
+            found = db.execute("SELECT origin FROM adopted WHERE row = ?", (row,)).fetchone()
+            row = found[0] if found else row
+            fields = (bytes(entry.key), _text(entry.task), _text(entry.parts), entry.created, entry.expires, row)
+            db.execute(
+                "INSERT OR REPLACE INTO cache (key, task, parts, created, expires, row, crc) VALUES (?, ?, ?, ?, ?, ?, ?)",
+                (*fields, crc(*fields)),
+            )
+
+    def _count_hits(self, db: sqlite3.Connection) -> None:
+        hits, self._hits = self._hits, {}
+        db.executemany("UPDATE cache SET hits = hits + ? WHERE key = ?", [(count, key) for key, count in hits.items()])
+
+
+def _text(text: str | None) -> Any:
+    """`text` without half characters, which SQLite does not take."""
+    return text if text is None or text.isascii() else text.encode("utf-8", "backslashreplace").decode()
