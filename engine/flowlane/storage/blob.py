@@ -40,7 +40,7 @@ from flowlane.errors import ResultDamaged
 from flowlane.storage.payload import Bytes, Codec, Files, Payload, pack, pickled, unpack
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     from flowlane.storage.port import Blob
 
@@ -74,36 +74,40 @@ def seal(payload: Payload, key: bytes) -> Blob:
     Takes 1.5 µs and 1 ms a MB, for which it lets go of the GIL: made for the thread that writes.
     """
     codec, stream, buffers, files = payload
-    pieces: list[Bytes] = [b""]  # the header's place
-    lengths: list[int] = []
-    total = _BODY + 8 * (len(buffers) + bool(files))
-
-    def lay(part: Iterable[Bytes]) -> None:
-        nonlocal total
-        if lengths and total % _ALIGNED:
-            pieces.append(bytes(-total % _ALIGNED))
-            total += -total % _ALIGNED
-        length = 0
-        for piece in part:
-            pieces.append(piece)
-            length += len(piece)
-        lengths.append(length)
-        total += length
-
-    if files:
-        lay((json.dumps(files).encode(),))
-    lay(stream)
-    for buffer in buffers:
-        lay((buffer,))
+    pieces: list[Bytes] = [b"", *stream]  # the header's place, and what most payloads are
+    total = _BODY + sum(map(len, stream))
+    count, table = 1, b""
+    if buffers or files:
+        pieces, lengths = _laid_out(stream, buffers, files)
+        total = _BODY + sum(map(len, pieces))
+        count = len(lengths)
+        pieces[0] = table = struct.pack(f"<{count - 1}Q", *lengths[:-1])
     mac, name = _keyed(key)
     mac = mac.copy()
-    head = _HEAD.pack(MAGIC, VERSION, codec, _HAS_FILES if files else 0, len(lengths), total, name)
-    pieces[0] = table = struct.pack(f"<{len(lengths) - 1}Q", *lengths[:-1])
+    head = _HEAD.pack(MAGIC, VERSION, codec, _HAS_FILES if files else 0, count, total, name)
     mac.update(head)
     for piece in pieces:
         mac.update(piece)
     pieces[0] = head + mac.digest() + table
     return pieces
+
+
+def _laid_out(stream: Sequence[Bytes], buffers: Sequence[Bytes], files: Files) -> tuple[list[Bytes], list[int]]:
+    """All pieces that follow the MAC, the first standing for the table of lengths, and the length of each part."""
+    parts: list[Sequence[Bytes]] = [stream, *[(buffer,) for buffer in buffers]]
+    if files:
+        parts.insert(0, (json.dumps(files).encode(),))
+    pieces: list[Bytes] = [bytes(8 * (len(parts) - 1))]
+    lengths: list[int] = []
+    at = _BODY + len(pieces[0])
+    for part in parts:
+        if lengths and at % _ALIGNED:
+            pieces.append(bytes(-at % _ALIGNED))
+            at += -at % _ALIGNED
+        pieces.extend(part)
+        lengths.append(sum(map(len, part)))
+        at += lengths[-1]
+    return pieces, lengths
 
 
 def digest_of(blob: Blob) -> bytes:

@@ -304,8 +304,8 @@ def _mentioned(pieces: Sequence[Bytes], marks: Sequence[bytes]) -> bool:
 
 
 def _globals(pieces: Sequence[Bytes]) -> Iterator[tuple[str, str]]:
-    """(module, name) of everything that a pickle of protocol 4 or later looks up, in order; nothing is loaded. Takes 1 µs an opcode:
-    only for a pickle that does have one of the marks.
+    """(module, name) of everything that a pickle of protocol 4 or later looks up, in order; nothing is loaded.
+    Takes 1 µs an opcode: only for a pickle that has one of the marks.
 
     Whatever a pickler looks up it writes as two texts, each in full or as the memo's, directly before the opcode that takes
     them off. So it is enough to follow the last two texts and the memo.
