@@ -58,7 +58,7 @@ def command(
     Without RUN it is the latest one that has not succeeded and is not under way.
     """
     from flowlane.cli.execute import blank_main, execute
-    from flowlane.cli.plan import compile_bound
+    from flowlane.cli.compiling import compile_bound
     from flowlane.cli.state import open_store
     from flowlane.cli.target import find_workflows, one_of
     from flowlane.origin import find_again, origin_at

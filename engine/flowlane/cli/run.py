@@ -39,7 +39,7 @@ def command(
     FLOW_* variables, then these options.
     """
     from flowlane.cli.execute import blank_main, execute
-    from flowlane.cli.plan import compile_found
+    from flowlane.cli.compiling import compile_found
     from flowlane.cli.state import open_store
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.origin import origin_at
