@@ -46,7 +46,9 @@ def command(run: str, no_wait: bool) -> int:
         deadline = time.monotonic() + _PATIENCE
         while store.owner(found.id) is not None:
             if time.monotonic() > deadline:
-                messages.line(f"{found.name} has not stopped yet; {inert(who)} was asked, and may be waiting for a task")
+                messages.line(
+                    f"{found.name} has not stopped yet; {inert(who)} was asked, and may be waiting for a task"
+                )
                 return 1
             time.sleep(_STEP)
         messages.line(f"{found.name}: {store.find(found.id).state}")
