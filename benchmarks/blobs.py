@@ -11,9 +11,9 @@ Values:
                          for the MAC (BLAKE2b, about a GB a second): the ratio is that of hashing to copying
 
 Contenders: `dumps` and `loads` are pickle's, protocol 5, which ratios are over. `pack` is what the event loop pays when an
-outcome arrives, `seal` what the writing thread pays, without the GIL for most of a large value; `copy` is `Payload.detached`, for values
-that go on to others before they are written. `unseal` and `unpack` are the way back, a read-only blob's arrays copied. A sample
-repeats its work until it takes about 10 ms; it is shown in µs for once.
+outcome arrives; `seal` what the writing thread pays, without the GIL for most of a large value; `copy` is `Payload.detached`,
+for values that go on to others before they are written. `unseal` and `unpack` are the way back, where the arrays of a read-only
+blob are copied. A sample repeats its work until it takes about 10 ms; it is shown in µs for once.
 """
 
 from __future__ import annotations

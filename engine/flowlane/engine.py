@@ -27,7 +27,7 @@ from flowlane.record import Record
 from flowlane.results import RunResult
 from flowlane.resume import locked, new_run, new_session, plan_resume, with_parameters
 from flowlane.runtime.beginning import NOTHING_DONE
-from flowlane.runtime.cache import Lookups
+from flowlane.runtime.cache import Codes, Lookups
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
 from flowlane.runtime.keeper import Keeper
@@ -304,7 +304,7 @@ class Engine:
         run = LiveRun(program.workflow, keep_history=keep_history)
         store = self._opened_store()
         if store is not None:
-            now = Description.of(program, self._lookups.code_of)
+            now = Description.of(program, run.codes.of)
             new = new_run(run.id, run.name, program, origin, store)
             self._keep(run, store, store.begin(new, new_session(now)))
         return self._go(run, program, NOTHING_DONE)
@@ -329,7 +329,8 @@ class Engine:
         owner = store.owner(stored.id)
         if owner is not None and not (fork or take_over):
             raise locked(stored, owner)
-        now = Description.of(program, self._lookups.code_of)
+        codes = Codes()
+        now = Description.of(program, codes.of)
         then = Description.read(store.session(stored.id, stored.session).graph)
         going_on = plan_resume(
             program, now, then, stored, store, accept_changes=accept_changes, restart=restart, rerun=rerun
@@ -343,6 +344,7 @@ class Engine:
             if lease.session != stored.session + 1:
                 store.close_run(lease, RunState.INTERRUPTED, time.time_ns(), "another process had just resumed it")
                 raise UsageError(f"run {stored.name} was resumed by another process a moment ago", hint="try again")
+        run.codes = codes
         try:
             store.adopt(lease, going_on.adopted)
             self._keep(run, store, lease)
@@ -410,6 +412,7 @@ class Engine:
                 on_finish=lambda: self._ended(run),
                 keeper=run.keeper,
                 lookups=self._lookups,
+                codes=run.codes,
                 beginning=beginning,
             )
         except BaseException as error:
@@ -419,11 +422,16 @@ class Engine:
             raise
         run.info = runner.info
         run.wake_readers()
-        if self._dispatcher.is_open(program.lanes):
+        lanes = program.lanes
+        if beginning.restored or beginning.cached:  # what has nothing left to run is not started for it
+            done = {*beginning.restored, *beginning.cached}
+            left = {lane for element, lane in enumerate(program.plan.lane) if element not in done}
+            lanes = tuple([name for lane, name in enumerate(lanes) if lane in left])
+        if self._dispatcher.is_open(lanes):
             runner.begin()
         else:
             assert self._loop is not None
-            opening = self._loop.create_task(self._open(runner, program.lanes))
+            opening = self._loop.create_task(self._open(runner, lanes))
             self._openings.add(opening)
             opening.add_done_callback(self._openings.discard)
 

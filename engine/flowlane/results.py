@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
-from flowlane.core.states import RunState, TaskState
+from flowlane.core.states import DONE, STATES, RunState, TaskState
 from flowlane.errors import Failure, RunCancelled, RunFailed
 from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
@@ -24,7 +24,7 @@ __all__ = ["RunResult", "TaskResult", "Times", "Verdict"]
 
 R = TypeVar("R")
 
-_FAILED = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED)
+_FAILED = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
 
 
 class TaskResult(NamedTuple):
@@ -193,6 +193,17 @@ class RunResult(Generic[R]):
     def retries(self) -> int:
         """Attempts beyond the first, over all tasks."""
         return sum([attempts - 1 for attempts in self._record.attempts if attempts > 1])
+
+    @property
+    def restored(self) -> int:
+        """Tasks that an earlier session of the run had finished, so that this one did not run them."""
+        record = self._record
+        return sum(
+            [
+                not attempt and STATES[state] in DONE
+                for attempt, state in zip(record.attempts, record.states, strict=True)
+            ]
+        )
 
     @property
     def critical_path(self) -> list[tuple[str, float]]:

@@ -22,11 +22,11 @@ from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
 from flowlane.description import Changes, below, compare
 from flowlane.errors import (
     Failure,
-    ParameterError,
     RunLocked,
     StoreError,
     TransportError,
     UnknownName,
+    UsageError,
     WorkflowChanged,
 )
 from flowlane.loader import load_for
@@ -72,14 +72,11 @@ class Resumption(NamedTuple):
 
 
 def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, parent: str | None = None) -> NewRun:
-    """What a store is told of a run that begins. Raises ParameterError for a parameter that cannot be stored."""
+    """What a store is told of a run that begins. Parameters that cannot be stored (an open connection) are left out."""
     try:
         params = b"".join(seal(pack(dict(program.params)), store.secret))
-    except TransportError as error:
-        raise ParameterError(
-            f"the parameters of workflow '{program.workflow}' cannot be stored, so it could not be resumed: {error.message}",
-            hint="give a name or a path instead, or run it without a store (flow run --no-store)",
-        ) from error
+    except TransportError:
+        params = b""
     return NewRun(id, name, program.workflow, origin, params, time.time_ns(), parent)
 
 
@@ -94,10 +91,19 @@ def new_session(now: Description) -> NewSession:
 def with_parameters(
     target: WorkflowDefinition[Any, Any] | Bound[Any] | Workflow, run: StoredRun, store: Store
 ) -> Bound[Any]:
-    """A workflow with the parameters that the run was started with. Raises ResultDamaged or TransportError."""
+    """A workflow with the parameters that the run was started with; one that has its own keeps those.
+
+    Raises UsageError when they were not stored, ResultDamaged or TransportError when they cannot be read.
+    """
     if not isinstance(target, WorkflowDefinition):
         return as_bound(target, (), {})
-    params: Any = unpack(unseal(store.params(run.id), store.secret), load_for)
+    sealed = store.params(run.id)
+    if not sealed:
+        raise UsageError(
+            f"the parameters of run {run.name} could not be stored",
+            hint=f"give them again: engine.resume({run.name!r}, {target.name}.bind(...))",
+        )
+    params: Any = unpack(unseal(sealed, store.secret), load_for)
     return Bound[Any].of_definition(target, (), params, valid=True)
 
 

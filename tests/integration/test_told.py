@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flowlane import Engine, Failure, RetryPolicy, RunFailed, TransportError, Workflow, task, workflow
-from flowlane.cli.record import EventLog, prepare_state_dir
+from flowlane.cli.record import EventLog
+from flowlane.cli.state import prepare_state_dir
 from flowlane.errors import PoisonTask
 from flowlane.runtime import measured
 from flowlane.runtime.ports import (

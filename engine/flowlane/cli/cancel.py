@@ -24,11 +24,10 @@ def command(run: str, no_wait: bool) -> int:
 
     The run can be resumed. Waits until it has ended, 10 seconds at most; exits with 1 when it has not by then.
     """
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
 
     messages = Messages()
-    with open_store(load_settings(), messages, must_exist=True) as store:
-        assert store is not None
+    with existing_store(load_settings()) as store:
         found = store.find(run)
         owner = store.owner(found.id)
         if owner is None:

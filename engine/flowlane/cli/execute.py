@@ -10,8 +10,6 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from flowlane.cli.terminal import inert
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
 
@@ -38,15 +36,18 @@ def execute(
     settings: Settings,
     registry: Registry,
     store: Store | None,
+    recorded: bool,
     quiet: bool,
     as_json: bool,
 ) -> int:
-    """Run `program`, which `start` starts on an engine, to its end; tell how it went, and return the exit code."""
+    """Run `program`, which `start` starts on an engine, to its end; tell how it went, and return the exit code.
+
+    `recorded` says whether there is a state directory for its events.
+    """
     from flowlane.api import Engine
     from flowlane.cli.record import EventLog
 
     log = EventLog(settings.state_dir.value)
-    log.enabled = True
     lanes = {name: registry.capabilities(name).default_slots for name in program.lanes} | settings.slot_values()
     engine = Engine(
         routes=settings.route_values(),
@@ -55,7 +56,7 @@ def execute(
         sinks=_sinks(messages, log, settings.log_format.value, quiet, lanes),
         store=store,
     )
-    _enable(log, settings, messages)
+    log.enabled = recorded
     result, signum = _carry_out(engine, start, messages)
 
     state = str(result.state)
@@ -113,20 +114,6 @@ def _exit_code(state: str, signum: int | None) -> int:
     if signum is not None and state != "failed":
         return 128 + signum
     return 1
-
-
-def _enable(log: EventLog, settings: Settings, messages: Messages) -> None:
-    """Make the state directory; where that cannot be done, say so and go without an event log."""
-    from flowlane.cli.record import prepare_state_dir
-
-    folder = settings.state_dir
-    try:
-        prepare_state_dir(folder.value)
-    except OSError as error:
-        reason = (error.strerror or str(error)).lower()
-        messages.line(f"warning: no event log is written: {inert(folder.value)}: {reason} ({folder.origin})")
-    else:
-        log.enabled = True
 
 
 def _sinks(messages: Messages, log: EventLog, log_format: str, quiet: bool, slots: Mapping[str, int]) -> list[Sink]:

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from flowlane.cli import options
 from flowlane.cli.eventfile import Told, event_of, run_info, whole_lines
 from flowlane.cli.record import EventLog, file_name
 from flowlane.cli.terminal import DataOutput, Messages, inert
@@ -39,14 +38,13 @@ _LINE_MAX: Final = 500
 @click.option("--json", "as_json", is_flag=True, help="The lines of the log as they are, one JSON object each.")
 def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
     """Print what happened in RUN ("last" unless given), or to one TASK of it: a line a transition."""
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
 
     settings = load_settings()
     messages = Messages()
     if output and (follow or as_json):
         raise UsageError("--output cannot be combined with --follow or --json", hint="leave out one of them")
-    with DataOutput() as data, open_store(settings, messages, must_exist=True) as store:
-        assert store is not None
+    with DataOutput() as data, existing_store(settings) as store:
         name, _, task = run.partition("/")
         found = store.find(name)
         log = EventLog(settings.state_dir.value)

@@ -1,7 +1,6 @@
 """Where runs are recorded: ``.flow/runs/<run id>/events.jsonl``, and beside it ``output/<task>.<attempt>.txt``.
 
-The state directory belongs to its user alone (0700: events hold names and error messages) and holds its own
-``.gitignore``, so that nobody commits it. A directory that cannot be written costs the record, never the run.
+A directory that cannot be written costs the record, never the run.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from flowlane.runtime.registry import make_sink
 if TYPE_CHECKING:
     from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome, Sink
 
-__all__ = ["EventLog", "file_name", "prepare_state_dir"]
+__all__ = ["EventLog", "file_name"]
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.#\[\]=,@+-]|^\.")
 _NAME_MAX: Final = 120  # characters; file systems have 255 bytes
@@ -34,19 +33,6 @@ def file_name(task: str) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     return "".join([f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass")])
-
-
-def prepare_state_dir(path: str) -> None:
-    """Make `path` with its ``.gitignore`` and ``runs`` unless they are there. Raises OSError."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
-    ignore = os.path.join(path, ".gitignore")
-    if not os.path.exists(ignore):
-        with open(ignore, "w", encoding="ascii") as file:
-            file.write("*\n")
-    runs = os.path.join(path, "runs")
-    os.makedirs(runs, mode=0o700, exist_ok=True)
-    if not os.access(runs, os.W_OK | os.X_OK):
-        raise PermissionError(13, "permission denied", runs)
 
 
 class EventLog:

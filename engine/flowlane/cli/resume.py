@@ -57,9 +57,9 @@ def command(
 
     Without RUN it is the latest one that has not succeeded and is not under way.
     """
-    from flowlane.cli.execute import blank_main, execute
     from flowlane.cli.compiling import compile_bound
-    from flowlane.cli.state import open_store
+    from flowlane.cli.execute import blank_main, execute
+    from flowlane.cli.state import existing_store, made_state_dir
     from flowlane.cli.target import find_workflows, one_of
     from flowlane.origin import find_again, origin_at
     from flowlane.resume import with_parameters
@@ -69,8 +69,7 @@ def command(
     settings = load_settings({"slots": options.parse_slot_options(slots), "log_format": log_format})
     registry = Registry(options=settings.executor_options())
     messages = Messages()
-    with DataOutput() as data, blank_main(), open_store(settings, messages, must_exist=True) as store:
-        assert store is not None
+    with DataOutput() as data, blank_main(), existing_store(settings) as store:
         stored = store.find(run) if run is not None else _unfinished(store)
         if file is not None:
             found = one_of(file, find_workflows(file))
@@ -97,6 +96,7 @@ def command(
             settings=settings,
             registry=registry,
             store=store,
+            recorded=made_state_dir(settings, messages),
             quiet=quiet,
             as_json=as_json,
         )

@@ -6,6 +6,8 @@ parameters, body, graph, routes, in that order.
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import click
 
 from flowlane.cli import options
@@ -38,9 +40,9 @@ def command(
     FILE is a path or a module that can be imported from here. Settings come from [tool.flow] in pyproject.toml, then
     FLOW_* variables, then these options.
     """
-    from flowlane.cli.execute import blank_main, execute
     from flowlane.cli.compiling import compile_found
-    from flowlane.cli.state import open_store
+    from flowlane.cli.execute import blank_main, execute
+    from flowlane.cli.state import made_state_dir, open_store
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.origin import origin_at
     from flowlane.runtime.registry import Registry
@@ -54,7 +56,8 @@ def command(
         program = compile_found(found, texts, values, registry=registry, settings=settings, routes=run_routes)
         origin = origin_at(found.module, found.name)
         messages = Messages()
-        with open_store(settings, messages, wanted=not no_store) as store:
+        recorded = made_state_dir(settings, messages)
+        with open_store(settings) if recorded and not no_store else nullcontext() as store:
             return execute(
                 program,
                 lambda engine: engine.launch(program, keep_history=False, origin=origin),
@@ -63,6 +66,7 @@ def command(
                 settings=settings,
                 registry=registry,
                 store=store,
+                recorded=recorded,
                 quiet=quiet,
                 as_json=as_json,
             )

@@ -49,11 +49,10 @@ def command(workflow: str | None, state: str | None, limit: int, as_json: bool) 
 
     "stopped" is a run whose process is gone without having said how the run ended: `flow resume` goes on with it.
     """
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
 
     messages = Messages()
-    with DataOutput() as data, open_store(load_settings(), messages, must_exist=True) as store:
-        assert store is not None
+    with DataOutput() as data, existing_store(load_settings()) as store:
         found = _matching(store, workflow, state, limit)
         shown = found[:limit] if limit else found
         if as_json:

@@ -13,7 +13,7 @@ import click
 
 from flowlane.cli import options
 from flowlane.cli.runs import COLOURS, MARKS, run_fields
-from flowlane.cli.terminal import DataOutput, Messages, inert
+from flowlane.cli.terminal import DataOutput, inert
 from flowlane.settings import load_settings
 
 if TYPE_CHECKING:
@@ -46,12 +46,11 @@ def command(run: str, task: str | None, everything: bool, as_json: bool) -> int:
     error, and what it printed.
     """
     from flowlane.cli.record import EventLog
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
     from flowlane.past import look
 
     settings = load_settings()
-    with DataOutput() as data, open_store(settings, Messages(), must_exist=True) as store:
-        assert store is not None
+    with DataOutput() as data, existing_store(settings) as store:
         past = look(store, store.find(run))
         page = data.page()
         if task is not None:

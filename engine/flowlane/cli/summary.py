@@ -15,7 +15,7 @@ from flowlane.core.states import TaskState
 from flowlane.loader import is_user_code, shown_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from flowlane.cli.record import EventLog
     from flowlane.cli.terminal import Messages
@@ -91,6 +91,8 @@ def _task_of(note: str) -> str:
 
 def _counts(result: RunResult[Any]) -> str:
     parts = [f"{count} {state}" for state, count in result.counts.items() if count]
+    if kept := result.restored:
+        parts.append(f"{kept} kept from before")
     retries = result.retries
     if retries:
         parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")

@@ -7,7 +7,7 @@ import time
 import click
 
 from flowlane.cli import options
-from flowlane.cli.terminal import DataOutput, Messages, inert
+from flowlane.cli.terminal import DataOutput, inert
 from flowlane.settings import load_settings
 
 __all__ = ["command"]
@@ -20,11 +20,10 @@ __all__ = ["command"]
 def command(run: str, task: str, as_json: bool) -> int:
     """Tell why TASK of RUN is in the state that it is in: what failed, what it waits for, where its result came from."""
     from flowlane.cli.reasons import explain
-    from flowlane.cli.state import open_store
+    from flowlane.cli.state import existing_store
     from flowlane.past import every_attempt, look
 
-    with DataOutput() as data, open_store(load_settings(), Messages(), must_exist=True) as store:
-        assert store is not None
+    with DataOutput() as data, existing_store(load_settings()) as store:
         past = look(store, store.find(run))
         element = past.number(task)
         made = explain(store, past, element, every_attempt(store, past, task), time.time_ns())

@@ -117,9 +117,9 @@ class Dispatcher:
             self._hungry.append((executor, self.lane(name)))
             self._feed()
 
-    def executor(self, name: str) -> Executor:
-        """The open executor `name`."""
-        return self._open[name]
+    def opened(self, name: str) -> Executor | None:
+        """The executor `name`, if it is open."""
+        return self._open.get(name)
 
     def is_stretched(self, name: str) -> bool:
         """Whether the lane of executor `name` may grant more than its slots."""

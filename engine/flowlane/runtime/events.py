@@ -53,12 +53,19 @@ _NOTES_MAX: Final = 8
 _PATH_MAX: Final = 8  # names in `path`: a failure at the head of a 100,000-long chain is on 5,000,000,000 path names
 
 _BAD: Final = frozenset(
-    {TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UPSTREAM_FAILED, TaskState.CANCELLED}
+    {
+        TaskState.FAILED,
+        TaskState.TIMED_OUT,
+        TaskState.CRASHED,
+        TaskState.UPSTREAM_FAILED,
+        TaskState.CANCELLED,
+        TaskState.UNKNOWN,
+    }
 )
 _BLAMED: Final = frozenset(
     {Reason.RAISED, Reason.REJECTED, Reason.WORKER_DIED, Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT}
 )
-_ERRORS: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED})
+_ERRORS: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN})
 
 
 class Shape:

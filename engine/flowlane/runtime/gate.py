@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.program import Program
-    from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.cache import CacheAnswer, Codes, Lookups
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import CacheKey, Keeper
 
@@ -57,6 +57,7 @@ class Gate:
         journal: Journal,
         keeper: Keeper,
         lookups: Lookups,
+        codes: Codes,
         *,
         submit: Callable[[int, list[int]], None],
         cached: Callable[[int, int, CacheAnswer], None],
@@ -73,6 +74,7 @@ class Gate:
         self._journal = journal
         self._keeper = keeper
         self._lookups = lookups
+        self._codes = codes
         self._submit = submit
         self._cached = cached
         self._filled = filled
@@ -170,6 +172,7 @@ class Gate:
         self._lookups.ask(
             self._keeper.store,
             self._program.targets[element],
+            self._codes,
             self._caches[element],
             args,
             kwargs,

@@ -53,7 +53,7 @@ if TYPE_CHECKING:
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
-    from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.cache import CacheAnswer, Codes, Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
@@ -70,6 +70,7 @@ _POISON: Final = "flowlane.errors.PoisonTask"
 
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
+_FAILED: Final = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], Report]
@@ -104,6 +105,7 @@ class Runner:
         on_finish: Callable[[], None],
         keeper: Keeper | None = None,
         lookups: Lookups | None = None,
+        codes: Codes | None = None,
         beginning: Beginning = NOTHING_DONE,
     ) -> None:
         self.program = program
@@ -138,7 +140,7 @@ class Runner:
         self._enforces = [c.hard_kill for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
         self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
-        self._homes: list[Executor] | None = None  # by lane, where values may be remote
+        self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self.scheduler = Scheduler(
             program.plan,
@@ -162,7 +164,7 @@ class Runner:
         self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
         self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
-        if keeper is not None and lookups is not None:
+        if keeper is not None and lookups is not None and codes is not None:
             self._gate = Gate(
                 program,
                 self.scheduler,
@@ -170,6 +172,7 @@ class Runner:
                 journal,
                 keeper,
                 lookups,
+                codes,
                 submit=self._submit,
                 cached=self._found,
                 filled=lambda element: fill_arguments_at(None, program.arguments[element], self._values),
@@ -186,7 +189,7 @@ class Runner:
         """Start the run. Its executors are open."""
         self.stretched = frozenset([name for name in self._names if self._dispatcher.is_stretched(name)])
         if self._remote:
-            self._homes = [self._dispatcher.executor(name) for name in self._names]
+            self._homes = [self._dispatcher.opened(name) for name in self._names]
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
@@ -486,16 +489,16 @@ class Runner:
         names, targets, arguments = program.names, program.targets, program.arguments
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
         base_context = self._context if self._in_process[lane] else None
-        home = self._homes[lane] if self._homes is not None else None
+        homes = self._homes
         context: contextvars.Context | None = None
         jobs: list[Job] = []
         for element in elements:
             attempt = attempts(element)
-            if home is None:
+            if homes is None:
                 args, kwargs = fill_arguments(arguments[element], values)
             else:
                 try:
-                    args, kwargs = fill_arguments_at(home, arguments[element], values)
+                    args, kwargs = fill_arguments_at(homes[lane], arguments[element], values)
                 except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
                     self._refuse(element, attempt, error)
                     continue
@@ -603,7 +606,7 @@ class Runner:
             error = f"{type(self.error).__name__}: {self.error}"
         elif self.failures:
             for element, failure in self.failures.items():
-                if self.scheduler.state(element) in (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED):
+                if self.scheduler.state(element) in _FAILED:
                     error = f"{self.program.names[element]}: {failure.type}: {failure.message}"
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}

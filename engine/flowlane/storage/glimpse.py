@@ -82,7 +82,7 @@ def glimpse(payload: Payload) -> Any:
 
         stream = io.BytesIO(b"".join(payload.stream))
         return _Glance(stream, buffers=[memoryview(buffer) for buffer in payload.buffers]).load()
-    except Exception as error:  # noqa: BLE001 - a constructor met a stand-in where it wants a number
+    except Exception as error:
         raise ValueError(f"it cannot be shown: {type(error).__name__}") from error
 
 

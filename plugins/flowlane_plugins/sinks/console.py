@@ -18,6 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
+from flowlane.core.states import Reason
 from flowlane.runtime.encode import encode, inert
 from flowlane.runtime.events import outputs, run_finished, run_started
 from flowlane_plugins.sinks.lines import LineRenderer
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["ConsoleSink", "encodable", "heading", "printed"]
 
+_RESTORED: Final = str(Reason.RESTORED)
 _MESSAGE_MAX: Final = 200  # characters of an error's message on its line; the whole is in the log and in the summary
 
 _COLORS: Final = {
@@ -38,6 +40,8 @@ _COLORS: Final = {
     "upstream_failed": "35",
     "cancelled": "33",
     "running": "36",
+    "cached": "32",
+    "unknown": "31",
 }
 
 
@@ -77,10 +81,15 @@ class ConsoleSink:
             self._print(self._runs[chunk.run.id].render(chunk))
         else:
             run = chunk.run
-            lines = [self._line(event, run.mono_ns) for event in chunk.events()]
+            events = list(chunk.events())
+            lines = [self._line(event, run.mono_ns) for event in events]
             for index, report in outputs(chunk):
                 text = printed(run.names[chunk.transitions[index][0]], report.output or "", self._bar)
                 lines[index] = f"{text}{lines[index]}"
+            kept = sum(event.get("reason") == _RESTORED for event in events)
+            if kept:
+                when = f"{(events[0]['mono_ns'] - run.mono_ns) / 1e9:>10.3f}"
+                lines.insert(0, f"{when}  {kept} task{'' if kept == 1 else 's'} done before, and kept\n")
             self._print("".join(lines))
 
     def close(self, run: RunInfo, outcome: RunOutcome) -> None:
@@ -99,6 +108,8 @@ class ConsoleSink:
             return f"{offset}  {inert(event['task'])}  {self._paint(_short(event['note']), '33')}\n"
         if event["event"] != "task.transition":
             return f"{offset}  {event['event']}  {event['lost']} events were lost: the log could not keep up\n"
+        if event["reason"] == _RESTORED:  # told together: there may be a hundred thousand
+            return ""
         target = event["to"]
         change = self._paint(f"{event['from']} {self._arrow} {target}", _COLORS.get(target))
         words = [offset, inert(event["task"]), change]

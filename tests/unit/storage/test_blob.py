@@ -266,7 +266,7 @@ def test_arrays_come_back_exactly_and_can_be_written_to(array: Any) -> None:
     assert back.flags.f_contiguous == array.flags.f_contiguous or not array.flags.contiguous
     assert (back == array).all() and back.flags.writeable
     back[...] = back
-    assert back.ctypes.data % back.dtype.alignment == 0
+    assert not back.size or back.ctypes.data % back.dtype.alignment == 0
 
 
 def test_a_read_only_array_stays_read_only() -> None:
@@ -604,13 +604,11 @@ def test_the_layout_is_what_is_documented() -> None:
     assert data[:8] == b"\x89FLO\r\n\x1a\n" and data[8:12] == b"\x01\x01\0\0"
     assert struct.unpack("<IQ", data[12:24]) == (1, len(data))
     assert data[64:] == b'{"a":1}'
-    array = np.arange(10_000.0)
     data = b"".join(seal(Payload(Codec.PICKLE, (b"abc", b"de"), (b"x" * 70, b"yz"), (("_flow_m", "/m.py"),)), KEY))
     assert data[9:12] == b"\x02\x01\0" and struct.unpack("<I", data[12:16]) == (4,)
     lengths = struct.unpack("<3Q", data[64:88])
     assert lengths == (len(b'[["_flow_m", "/m.py"]]'), 5, 70)
     assert data[128:133] == b"abcde" and data[192:262] == b"x" * 70 and data[320:] == b"yz"
-    assert array.size
 
 
 def test_each_way_of_being_damaged_has_its_own_sentence() -> None:

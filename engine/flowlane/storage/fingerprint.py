@@ -1,0 +1,391 @@
+"""Does a function do the same as before? A digest of its code, and of all code and constants of the user's own that it reaches.
+
+Reached is what can be reached by name: globals that the code looks up, attributes of the user's modules (``helpers.clean``),
+what it imports for itself, defaults and closure cells, the function under a decorator (``__wrapped__``, ``partial``, a task's
+``fn``), and from each function found so, onwards. Of a class everything counts, its bases included, since nobody can tell which
+of its methods an instance will be asked for. A module is not swallowed whole: a function beside those that are reached
+may change.
+
+Each such function, class and constant is a *part*, digested by itself; parts refer to one another by name, so circles
+end. A part's name is its place: ``clean``, ``Reader.rows``, ``LIMIT``, and with its module where that is not the module of the
+function asked about (``helpers.clean``). The fingerprint is that of all parts, and they are kept, to tell what changed.
+
+What a part says is read from objects in memory, never from the source file, which may have been edited since (see
+``bytecode``). No code of the user's is run: attributes are read past properties and metaclasses; only ``__flow_digest__`` is
+called, whose purpose it is.
+
+Not the user's own is what is installed, the standard library, and flowlane. Of Python the minor version counts, and of an
+installed package its ``__version__`` where a part names it, or something from it, at the level of the module; nobody searches
+for the version of a package that does not say it so.
+
+Cannot be known: what is reached by ``getattr(module, name)``, ``importlib``, ``eval``, or as a method of an object that comes as
+an argument (whose digest has its class, see ``digest``). *Unsure* is a constant that cannot be told faithfully, such as an open
+file or a lock: only its type counts, and `Fingerprint.unsure` names it, to be told once. Loggers pass without a word.
+
+A module that is imported inside a function and was not loaded yet counts as the text of its file, and is unsure: what it
+imports is not looked at.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import deque
+from dataclasses import dataclass
+from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.errors import qualified_name
+from flowlane.loader import is_user_code
+from flowlane.storage.bytecode import VERSION, read
+from flowlane.storage.digest import Walk, class_of, dict_of, hashed, is_user_module, joined, mro_of, sealed
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from flowlane.storage.bytecode import Import
+
+__all__ = ["Fingerprint", "fingerprint"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fingerprint:
+    """What a function did when it was taken.
+
+    digest  32 bytes; equal while the function does the same
+    parts   by name, a short digest of each part, sorted; for packages and Python the version
+    unsure  what was only taken by its type: "LOCK (_thread.lock)"
+    """
+
+    digest: bytes
+    parts: Mapping[str, str]
+    unsure: tuple[str, ...]
+
+
+def fingerprint(fn: Any) -> Fingerprint:
+    """The fingerprint of a function, or of anything else that can be called; of a class, too.
+
+    Never raises, and runs no code of the user's. Costs some 50 µs for a function of a few lines and as much again for each
+    function that it reaches: keep it for as long as the code cannot change, that is for a run.
+    """
+    return _Code(fn).fingerprint()
+
+
+#: Hexadecimal digits of a part's digest: enough to tell a change.
+_SHORT: Final = 12
+#: What every module has, and what says where it is and not what it does.
+_OF_MODULES: Final = frozenset(
+    (
+        "__name__",
+        "__file__",
+        "__doc__",
+        "__package__",
+        "__spec__",
+        "__loader__",
+        "__path__",
+        "__cached__",
+        "__builtins__",
+    )
+)
+#: Objects of these packages say nothing about a result, or cannot be looked into and say what follows from other parts.
+_SILENT: Final = frozenset(("logging", "structlog", "loguru", "flowlane", "pydantic_core", "weakref"))
+
+
+class _Code(Walk):
+    """One walk over code, part by part."""
+
+    def __init__(self, root: Any) -> None:
+        super().__init__()
+        self._root = root
+        self._home = _module_of(root)
+        self._names: dict[int, str] = {}  # of parts, by id of what they are of
+        self._kept: dict[str, Any] = {}  # what parts are of, by name
+        self._constants: dict[tuple[str, str], str] = {}  # their names as parts, by module and name
+        self._todo: deque[tuple[str, Any]] = deque()
+        self._parts: dict[str, bytes] = {}
+        self._versions: dict[str, str] = {"python": VERSION}
+        self._unsure: dict[str, None] = {}
+        self._place = ""  # what is being told now
+        self._quiet = False  # whether it is something that the user did not write
+
+    def fingerprint(self) -> Fingerprint:
+        root = self.token(self._root)
+        while self._todo:
+            name, value = self._todo.popleft()
+            told = self._function(name, value) if isinstance(value, FunctionType) else self._class(name, value)
+            self._parts[name] = hashed(b"part:", told)
+        parts = dict(sorted(self._parts.items()))
+        shown = {name: digest.hex()[:_SHORT] for name, digest in parts.items()}
+        versions = dict(sorted(self._versions.items()))
+        whole = [root, *[_text(text) for pair in versions.items() for text in pair]]
+        for name, digest in parts.items():
+            whole += (_text(name), digest)
+        return Fingerprint(hashed(b"code:", joined(whole)), {**shown, **versions}, tuple(self._unsure))
+
+    # ── what is met ──────────────────────────────────────────────────────────────────────────────────────────────
+
+    def refer(self, value: Any) -> bytes:
+        """A function, class or module, by name. What is the user's becomes a part."""
+        if isinstance(value, ModuleType):
+            self._version(value.__name__)
+            return sealed(b"M", _text(value.__name__))
+        if isinstance(value, FunctionType):
+            module = str(value.__globals__.get("__name__", ""))
+            users = _is_user_function(value, module)
+            # `wraps` gives a wrapper the name of what it wraps; code that was generated is named by hand
+            name = value.__qualname__ if value.__code__.co_filename.startswith("<") else value.__code__.co_qualname
+            if not users:
+                self._version(module)
+                # one that was made around something of the user's, as decorators do, is a part by what it holds
+                if not value.__closure__ and "__wrapped__" not in value.__dict__:
+                    return sealed(b"E", joined((_text(module), _text(name))))
+        else:
+            module, name = str(value.__module__), value.__qualname__
+            if not is_user_module(module):
+                self._version(module)
+                return sealed(b"E", joined((_text(module), _text(name))))
+        return sealed(b"R", _text(self._part(module, name, value)))
+
+    def kind(self, cls: type) -> bytes:
+        return self.refer(cls)
+
+    def unknown(self, value: Any, reason: str) -> bytes:  # noqa: ARG002
+        cls = class_of(value)
+        name = qualified_name(cls)
+        if not self._quiet and cls is not object and name.partition(".")[0] not in _SILENT:
+            self._unsure[f"{self._place}{self.path()} ({name})"] = None
+        return sealed(b"?", _text(name) + (self.kind(cls) if is_user_module(str(cls.__module__)) else b""))
+
+    def _part(self, module: str, name: str, value: Any) -> str:
+        known = self._names.get(id(value))
+        if known is None:
+            known = self._names[id(value)] = self._free(self._named(module, name))
+            self._kept[known] = value
+            self._todo.append((known, value))
+        return known
+
+    def _free(self, wanted: str) -> str:
+        """`wanted`, or with a number where there is one of that name: closures of one factory, lambdas."""
+        name = wanted
+        count = 1
+        while name in self._kept:
+            count += 1
+            name = f"{wanted}#{count}"
+        return name
+
+    def _named(self, module: str, name: str) -> str:
+        if module == self._home:
+            return name
+        return ".".join(filter(None, (module.removeprefix("_flow_"), name)))
+
+    def _version(self, module: str) -> None:
+        root = module.partition(".")[0]
+        if root in sys.stdlib_module_names or root in _SILENT or root in self._versions or is_user_module(root):
+            return
+        version: object = getattr(sys.modules.get(root), "__dict__", {}).get("__version__")
+        if isinstance(version, str):
+            self._versions[root] = version
+
+    # ── what parts say ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def _function(self, name: str, fn: FunctionType) -> bytes:
+        scope = fn.__globals__
+        module = str(scope.get("__name__", ""))
+        told = [b"function"]
+        users = _is_user_function(fn, module)
+        self._quiet = not users and module.partition(".")[0] in sys.stdlib_module_names
+        told += self._held(name, fn)
+        if users:
+            reading = read(fn.__code__)
+            told.append(reading.digest)
+            for each in reading.globals:
+                if each in scope and each not in _OF_MODULES:
+                    told += (_text(each), self._bound(each, scope[each], module, reading.attributes, set()))
+            for what in reading.imports:
+                told += self._imported(name, what, scope, reading.attributes)
+        else:
+            told += (_text(module), _text(fn.__code__.co_qualname))
+        return joined(told)
+
+    def _held(self, name: str, fn: FunctionType) -> Iterator[bytes]:
+        """What a function holds beside its code."""
+        self._place = f"{name}.__defaults__"
+        yield self.token(fn.__defaults__)
+        self._place = f"{name}.__kwdefaults__"
+        yield self.token(fn.__kwdefaults__)
+        for variable, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
+            self._place = f"{variable} of {name}"
+            yield _text(variable)
+            yield from self._content(cell)
+        self._place = f"{name}.__wrapped__"
+        yield self.token(fn.__dict__.get("__wrapped__"))
+
+    def _content(self, cell: CellType) -> Iterator[bytes]:
+        try:
+            content: Any = cell.cell_contents
+        except ValueError:  # not assigned yet
+            return
+        yield self.token(content)
+
+    def _bound(self, name: str, value: Any, module: str, attributes: tuple[str, ...], seen: set[int]) -> bytes:
+        """What a name of a module stands for. Of a user's module: whatever in it may be meant by one of `attributes`."""
+        mro = mro_of(class_of(value))
+        if ModuleType in mro:
+            inner: dict[str, Any] = value.__dict__
+            its_name = str(inner.get("__name__"))
+            if not is_user_module(its_name):
+                return self.refer(value)
+            told = [b"module", _text(its_name)]
+            if id(value) not in seen:
+                seen.add(id(value))
+                for each in attributes:
+                    if each in inner and each not in _OF_MODULES:
+                        told += (_text(each), self._bound(each, inner[each], its_name, attributes, seen))
+            return sealed(b"M", joined(told))
+        if type in mro or type(value) in _REFERENCES or qualified_name(class_of(value)).startswith(_REFERRING):
+            self._place = self._named(module, name)
+            return self.token(value)
+        return self._constant(name, value, module)
+
+    def _constant(self, name: str, value: Any, module: str) -> bytes:
+        known = self._constants.get((module, name))
+        if known is None:
+            known = self._constants[module, name] = self._free(self._named(module, name))
+            self._kept[known] = value
+            self._place = known
+            self._parts[known] = hashed(b"constant:", self.token(value))
+        return sealed(b"R", _text(known))
+
+    def _class(self, name: str, cls: type) -> bytes:
+        told = [b"class", self.refer(type(cls)), *[self.refer(base) for base in cls.__bases__]]
+        for attribute, value in sorted(_members(cls), key=lambda pair: pair[0]):
+            self._place = f"{name}.{attribute}"
+            self._quiet = attribute.startswith("__")
+            told += (_text(attribute), self.token(value))
+        return joined(told)
+
+    # ── imports inside of functions ──────────────────────────────────────────────────────────────────────────────
+
+    def _imported(self, name: str, what: Import, scope: dict[str, Any], attributes: tuple[str, ...]) -> Iterator[bytes]:
+        full = what.module
+        if what.level:
+            package = str(scope.get("__package__") or "").split(".")
+            full = ".".join([*package[: len(package) - what.level + 1], *([full] if full else [])])
+        # `import a.b` binds a; `from a import b` may mean a module a.b
+        for each in dict.fromkeys((full.partition(".")[0], full, *[f"{full}.{named}" for named in what.names])):
+            if each.partition(".")[0] in sys.stdlib_module_names:
+                continue
+            module = sys.modules.get(each)
+            if isinstance(module, ModuleType):
+                # the version of an installed package would count only once it is loaded
+                if is_user_module(each):
+                    yield self._bound(each, module, each, attributes, set())
+            else:
+                text = _text_of_file(each)
+                if text is not None:
+                    self._parts[self._named(each, "")] = hashed(b"file:", text)
+                    self._unsure[f"{each} (imported by {name} when it runs)"] = None
+
+
+#: What a name stands for rather than has as its value, so that it is no part by itself.
+_REFERENCES: Final = frozenset((FunctionType, BuiltinFunctionType, MethodType))
+_REFERRING: Final = ("functools._lru_cache_wrapper", "flowlane.")
+
+#: What Python keeps in every class; and what follows from the rest, or tells where it stands.
+_OF_CLASSES: Final = frozenset(
+    (
+        *(
+            "__dict__",
+            "__weakref__",
+            "__module__",
+            "__qualname__",
+            "__doc__",
+            "__firstlineno__",
+            "__static_attributes__",
+        ),
+        *("__slotnames__", "__abstractmethods__", "_abc_impl", "__annotations_cache__", "__signature__"),
+    )
+)
+
+
+def _members(cls: type) -> Iterator[tuple[str, Any]]:
+    """What a class says, by name."""
+    scope = dict_of(cls)
+    members: dict[str, Any] = scope.get("_member_map_", {})
+    for name, value in scope.items():
+        if name in _OF_CLASSES or name in members or name.startswith("__pydantic_"):
+            continue
+        if members and name.startswith("_") and type(value) not in (FunctionType, staticmethod, classmethod):
+            continue  # tables of an enum, which hold its members
+        if "__dataclass_fields__" in scope and _generated(value):
+            continue
+        yield name, value
+    if members:
+        yield "members", [(name, member.__dict__.get("_value_")) for name, member in members.items()]
+    if "__pydantic_fields__" in scope:  # pydantic takes fields out of the class, and wraps what validates them
+        yield "fields", scope["__pydantic_fields__"]
+        decorators: Any = scope.get("__pydantic_decorators__")
+        for kind in ("validators", "field_validators", "root_validators", "field_serializers", "model_serializers"):
+            for name, each in getattr(decorators, kind, {}).items():
+                yield f"{kind} {name}", each.info
+
+
+def _generated(value: Any) -> bool:
+    """Whether a member of a dataclass was written by `dataclasses`: it follows from the fields."""
+    if not isinstance(value, FunctionType):
+        return False
+    return value.__code__.co_qualname.startswith("__create_fn__.") or value.__globals__["__name__"] == "dataclasses"
+
+
+def _text(text: str) -> bytes:
+    return text.encode("utf-8", "surrogatepass")
+
+
+def _is_user_function(fn: FunctionType, module: str) -> bool:
+    file = fn.__code__.co_filename
+    if file.startswith("<frozen "):
+        return False
+    return is_user_module(module) if file.startswith("<") else is_user_code(file, module)
+
+
+def _module_of(root: Any) -> str:
+    """The name of the module that `root` stands in, as well as can be told."""
+    for _ in range(100):
+        if isinstance(root, FunctionType):
+            return str(root.__globals__.get("__name__", ""))
+        if isinstance(root, type):
+            return str(root.__module__)
+        inner = None
+        if isinstance(root, MethodType):
+            inner = root.__func__
+        elif qualified_name(class_of(root)) == "functools.partial":
+            inner = root.func
+        elif qualified_name(class_of(root)).startswith(_REFERRING):
+            inner = root.__dict__.get("fn") or root.__dict__.get("__wrapped__")
+        if inner is None:
+            break
+        root = inner
+    return str(type(root).__module__)
+
+
+def _text_of_file(module: str) -> bytes | None:
+    """The source of a module of the user's that is not loaded, found without running anything; None where there is none."""
+    from importlib.machinery import PathFinder
+
+    places: Any = None
+    spec = None
+    name = ""
+    for part in module.split("."):
+        name = f"{name}.{part}" if name else part
+        spec = PathFinder.find_spec(name, places)
+        if spec is None:
+            return None
+        places = spec.submodule_search_locations
+        if places is None and name != module:
+            return None
+    if spec is None or spec.origin is None or not spec.has_location or not is_user_code(spec.origin, module):
+        return None
+    try:
+        with open(spec.origin, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
