@@ -1,7 +1,7 @@
 """Why a result was not found in the cache: what about its key is different from that of the entry most like it.
 
-Beside each key the cache keeps what it was made of: the version that the task's author declared, a digest of each part of its code,
-and one of each argument. So a miss can be explained without having the values. Pure.
+Beside each key the cache keeps what it was made of: the version that the task's author declared, a digest of each part of its
+code, and one of each argument. So a miss can be explained without having the values. Pure.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ if TYPE_CHECKING:
 
     from flowlane.storage.port import CacheEntry
 
-__all__ = ["Difference", "Nearest", "Parts", "differences", "nearest", "parts_of"]
+__all__ = ["Difference", "Entries", "Nearest", "Parts", "differences", "parts_of"]
 
 _DIGEST: Final = re.compile(r"[0-9a-f]{12}")
 _SHOWN: Final = 5  # names that a sentence tells
+_COMPARED: Final = 50  # entries that a key is compared with
 
 
 class Parts(NamedTuple):
@@ -107,22 +108,51 @@ def differences(before: Parts, now: Parts) -> Difference:
 
 
 class Nearest(NamedTuple):
-    """The entry that is most like a key, and what is different all the same; nothing, where it is the key's own."""
+    """The entry that is most like a key, and what is different all the same."""
 
     entry: CacheEntry
     difference: Difference
 
 
-def nearest(now: Parts, entries: Iterable[CacheEntry]) -> Nearest | None:
-    """Of `entries` (of one task, the latest first) the one with the fewest differences to `now`, the latest of several.
+class Entries:
+    """The cache's entries of one task, to be compared with."""
 
-    What has other inputs and the same code comes after what has the same inputs and other code: of a task that is called many
-    times, the other calls are no news.
-    """
-    best: tuple[tuple[int, int], Nearest] | None = None
-    for entry in entries:
-        found = differences(parts_of(entry.parts), now)
-        rank = (len(found.inputs), len(found))
-        if best is None or rank < best[0]:
-            best = (rank, Nearest(entry, found))
-    return None if best is None else best[1]
+    def __init__(self, entries: Iterable[CacheEntry]) -> None:
+        """`entries`: the latest first."""
+        self._entries = list(entries)
+        self._parts: dict[bytes, Parts] = {}
+        self._same: dict[tuple[tuple[str, str], ...], list[CacheEntry]] = {}  # by inputs
+        self._by_key = {entry.key: entry for entry in self._entries}
+
+    def __bool__(self) -> bool:
+        return bool(self._entries)
+
+    def get(self, key: bytes) -> CacheEntry | None:
+        """The entry of `key`, also one that has expired."""
+        return self._by_key.get(key)
+
+    def nearest(self, now: Parts) -> Nearest | None:
+        """The entry with the fewest differences to `now`, the latest of several.
+
+        Those with the same inputs come first: of a task that is called many times the other calls are no news. Where there are
+        none, the latest of the rest are compared.
+        """
+        if not self._same:
+            for entry in self._entries:
+                self._same.setdefault(_sorted(self._parts_of(entry).inputs), []).append(entry)
+        best: Nearest | None = None
+        for entry in self._same.get(_sorted(now.inputs), self._entries)[:_COMPARED]:
+            found = differences(self._parts_of(entry), now)
+            if best is None or len(found) < len(best.difference):
+                best = Nearest(entry, found)
+        return best
+
+    def _parts_of(self, entry: CacheEntry) -> Parts:
+        known = self._parts.get(entry.key)
+        if known is None:
+            known = self._parts[entry.key] = parts_of(entry.parts)
+        return known
+
+
+def _sorted(inputs: Mapping[str, str]) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(inputs.items()))

@@ -225,7 +225,7 @@ class Past:
     def restored(self, element: int) -> bool:
         """Whether an earlier session, or the run that this one was forked from, had finished the task."""
         rows = self._rows.get(element)
-        return bool(rows) and STATES[rows[-1].state] in DONE and 0 < rows[-1].ended < self.session.started
+        return rows is not None and STATES[rows[-1].state] in DONE and 0 < rows[-1].ended < self.session.started
 
     def counts(self) -> dict[str, int]:
         """State → tasks, in the order of the states; a task without a row counts as what `state_of` says."""

@@ -8,7 +8,7 @@ as they are, and nobody but us writes them.
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowlane.core.states import Reason, RunState, TaskState
 from flowlane.runtime.ports import RunInfo
@@ -49,46 +49,51 @@ def event_of(line: bytes) -> dict[str, Any] | None:
     """The event on a line, or None for anything that our sink does not write."""
     try:
         event: Any = json.loads(line)
-        return event if isinstance(event, dict) and _sound(event) else None  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
-    except (ValueError, RecursionError):
+        return (
+            cast("dict[str, Any]", event) if isinstance(event, dict) and _sound(cast("dict[str, Any]", event)) else None
+        )
+    except (ValueError, TypeError, RecursionError):  # TypeError: an unhashable state, a path that is a number
         return None
 
 
 def _sound(event: Mapping[str, Any]) -> bool:
     get = event.get
-    if not isinstance(get("mono_ns"), int):
+    if type(get("mono_ns")) is not int:
         return False
     match get("event"):
         case "task.transition":
-            error, path = get("error"), get("path", ())
             return (
-                all(isinstance(get(name), str) for name in ("task", "executor", "from", "to", "reason"))
+                _texts(event, "task", "executor", "from", "to", "reason")
                 and {get("from"), get("to")} <= _TASK_STATES
                 and get("reason") in _REASONS
                 and type(get("attempt")) is int
-                and (get("worker") is None or isinstance(get("worker"), str))
-                and (get("elapsed_s") is None or isinstance(get("elapsed_s"), (int, float)))
-                and (
-                    error is None
-                    or (isinstance(error, dict) and all(isinstance(error.get(n), str) for n in ("type", "message")))
-                )  # pyright: ignore[reportUnknownMemberType]
-                and all(isinstance(name, str) for name in path)
+                and isinstance(get("worker"), (str, type(None)))
+                and isinstance(get("elapsed_s"), (int, float, type(None)))
+                and ("error" not in event or _texts(get("error"), "type", "message"))
+                and all(isinstance(name, str) for name in get("path", ()))
             )
         case "task.noted":
-            return isinstance(get("task"), str) and isinstance(get("note"), str)
+            return _texts(event, "task", "note")
         case "log.lost":
             return type(get("lost")) is int
         case "run.started":
-            kinds = get("kinds")
+            kinds: Any = get("kinds")
             return (
-                all(isinstance(get(name), str) for name in ("run", "run_name", "workflow"))
+                _texts(event, "run", "run_name", "workflow")
                 and isinstance(kinds, dict)
-                and all(type(count) is int and 0 <= count <= _TASKS_MAX for count in kinds.values())  # pyright: ignore[reportUnknownVariableType, reportUnknownMemberType]
+                and all(
+                    type(count) is int and 0 <= count <= _TASKS_MAX for count in cast("dict[str, Any]", kinds).values()
+                )
             )
         case "run.finished":
             return get("state") in _RUN_STATES
         case _:
             return False
+
+
+def _texts(fields: Any, *names: str) -> bool:
+    """Whether these are texts."""
+    return isinstance(fields, dict) and all(isinstance(cast("dict[str, Any]", fields).get(name), str) for name in names)
 
 
 def run_info(started: Mapping[str, Any]) -> RunInfo:

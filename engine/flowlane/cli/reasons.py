@@ -6,6 +6,7 @@ A sentence names what somebody can look at next: the task that failed, the proce
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.cli.words import ago, counted, date, duration, path_of
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from flowlane.past import Attempt, Past
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["Explanation", "explain", "explain_miss"]
+__all__ = ["Explanation", "explain", "explain_cache"]
 
 _NAMES: Final = 8
 _ERROR_MAX: Final = 200
@@ -34,7 +35,7 @@ class Explanation:
 
 
 def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt], now: int) -> Explanation:
-    """Why the task `element` is where it is. `attempts` are those over all sessions. Reads the store for other runs and the cache."""
+    """Why the task `element` is where it is. `attempts` are those over all sessions; `store` is asked for other runs' part."""
     state = past.state_of(element)
     last = past.last(element)
     made = Explanation(str(state))
@@ -183,7 +184,7 @@ def _retries(made: Explanation, attempts: Sequence[Attempt], last: Attempt) -> N
         return
     pauses = [
         duration(max(0, after.ready - before.ended) / 1e9)
-        for before, after in zip(attempts, attempts[1:], strict=False)
+        for before, after in pairwise(attempts)
         if before.ended and after.ready
     ]
     errors = list(dict.fromkeys([_ENDINGS.get(each.reason, str(each.reason)) for each in earlier]))
@@ -287,8 +288,9 @@ def _waiting(made: Explanation, past: Past, element: int, name: str, now: int) -
                     for each in range(len(past.names))
                 ]
             )
+            many = f"{counted(busy, 'task')} of this run {'is' if busy == 1 else 'are'}"
             made.sentences.append(
-                f"{name} waits for nothing but a slot of {executor}, where {counted(busy, 'task')} of this run are known to be running"
+                f"{name} waits for nothing but a slot of {executor}, where {many} known to be running"
             )
         return
     direct = [_with_state(past, up, now) for up in waits[:_NAMES]]
@@ -319,7 +321,7 @@ def explain_miss(store: Store, past: Past, last: Attempt | None) -> Explanation 
 
     Its own entry in the cache says what its key was made of; an attempt that failed, or whose entry was removed, has none.
     """
-    from flowlane.misses import nearest, parts_of
+    from flowlane.misses import Entries, parts_of
 
     if last is None or last.state not in DONE or last.result is None:
         return None
@@ -329,7 +331,7 @@ def explain_miss(store: Store, past: Past, last: Attempt | None) -> Explanation 
     if own is None:
         return None
     now = parts_of(own.parts)
-    found = nearest(now, [entry for entry in entries if entry.created < own.created])
+    found = Entries([entry for entry in entries if entry.created < own.created]).nearest(now)
     made = Explanation("miss", facts={"entry": own.key.hex(), "nearest": None, "difference": None})
     if found is None:
         made.sentences.append(f"it was not in the cache: there was no entry of task {task} before")
@@ -342,6 +344,27 @@ def explain_miss(store: Store, past: Past, last: Attempt | None) -> Explanation 
         if len(found.difference)
         else f"it was not in the cache: the entry of run {run} was too old or could not be read"
     )
+    return made
+
+
+def explain_cache(store: Store, past: Past, element: int, now: int) -> Explanation:
+    """Why a task was, or was not, taken from the cache: the state is "hit", "miss", or "unknown" where nothing tells."""
+    last = past.last(element)
+    name = past.names[element]
+    if last is not None and last.state is TaskState.CACHED:
+        made = Explanation("hit", [f"{name} was taken from the cache: its inputs and its code were the same"])
+        _cached_in(made, store, past, last.result, now)
+        return made
+    made = explain_miss(store, past, last) or Explanation("unknown")
+    if made.sentences:
+        made.sentences[0] = f"{name}: {made.sentences[0]}"
+    elif last is None or last.state not in DONE:
+        made.sentences.append(f"{name} is {past.state_of(element)}: only results are cached")
+    else:
+        made.sentences.append(
+            f"nothing tells of {name}: no entry of the cache is its own; either it is not declared with a cache, or an argument"
+            " cannot be hashed, or its entry was removed or replaced since"
+        )
     return made
 
 

@@ -392,9 +392,8 @@ def _show_task(page: Page, store: Store, past: Past, element: int, log: EventLog
     page.line(
         f"{page.paint(inert(name), '1')}  {state}{restored}   of {inert(past.run.workflow)}  {inert(past.run.name)}"
     )
-    page.line(
-        f"  task      {inert(description.tasks[element])}, {description.kinds[element]} on {inert(description.executors[element])}"
-    )
+    executor = inert(description.executors[element])
+    page.line(f"  task      {inert(description.tasks[element])}, {description.kinds[element]} on {executor}")
     upstreams = description.upstreams[element]
     if upstreams:
         names = [f"{past.names[up]} ({past.state_of(up)})" for up in upstreams]

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import reprlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Self, cast
 
 from flowlane.storage.payload import Codec
 
@@ -44,7 +44,7 @@ class _Named(type):
 class StandIn(metaclass=_Named):
     """In place of an object whose class is not loaded. Takes whatever a pickle does to it."""
 
-    def __new__(cls, *args: Any, **kwargs: Any) -> StandIn:  # noqa: ARG004 - any signature
+    def __new__(cls, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG004 - any signature
         return object.__new__(cls)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None: ...
@@ -59,7 +59,7 @@ class StandIn(metaclass=_Named):
 
     def __setitem__(self, key: Any, value: Any) -> None: ...
 
-    def __call__(self, *args: Any, **kwargs: Any) -> StandIn:
+    def __call__(self, *args: Any, **kwargs: Any) -> Self:  # noqa: ARG002 - any signature
         return self
 
     def __repr__(self) -> str:
@@ -88,7 +88,9 @@ def glimpse(payload: Payload) -> Any:
 
 def kind_of(value: Any) -> str:
     """The type of a value that `glimpse` made: of a stand-in that of what it stands for, as far as its pickle names it."""
-    kind = value if isinstance(value, _Named) else type(value)
+    kind = cast("type[Any]", type(value))
+    if isinstance(value, _Named):
+        kind = value
     if not isinstance(kind, _Named):
         return kind.__name__
     module = kind.__module__.removeprefix("_flow_")
