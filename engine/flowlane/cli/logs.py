@@ -62,6 +62,8 @@ def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
             torn = _print_lines(data, path, task, wait) if as_json else _print_events(data, path, task, wait)
         except OSError as error:
             raise UsageError(f"{shown_path(path)} cannot be read: {(error.strerror or str(error)).lower()}") from None
+        if follow and under_way.stopped():
+            messages.line(f"the process of run {inert(found.name)} is gone, and did not say how it ended")
         if torn:
             messages.line(f"{torn:,} lines of {inert(shown_path(path))} are not what was written, and left out")
     return 0
@@ -96,6 +98,13 @@ class _UnderWay:
                 return False
             time.sleep(_LOOK_EVERY)
         return True
+
+    def stopped(self) -> bool:
+        """Whether the run's process went without a word."""
+        from flowlane.past import STOPPED, owner_of, state_of
+
+        run = self._store.find(self._run.id)
+        return state_of(run, owner_of(self._store, run)) == STOPPED
 
     def more(self) -> bool:
         """Called at the end of the file. Once nobody is at the run, what was written before that is read, and no more."""

@@ -310,7 +310,8 @@ def _with_state(past: Past, element: int, now: int) -> str:
     last = past.last(element)
     if state is TaskState.RUNNING and last is not None and past.owner is not None:
         return f"{past.names[element]} (running for {duration(max(0, now - last.started) / 1e9)})"
-    return f"{past.names[element]} ({state})"
+    was = "was " if state is TaskState.RUNNING else ""
+    return f"{past.names[element]} ({was}{state})"
 
 
 # ── a miss ────────────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import pickle
 import reprlib
-from typing import TYPE_CHECKING, Any, Final, Self, cast
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from flowlane.storage.payload import Codec
 
@@ -88,11 +88,10 @@ def glimpse(payload: Payload) -> Any:
 
 def kind_of(value: Any) -> str:
     """The type of a value that `glimpse` made: of a stand-in that of what it stands for, as far as its pickle names it."""
-    kind = cast("type[Any]", type(value))
-    if isinstance(value, _Named):
-        kind = value
-    if not isinstance(kind, _Named):
-        return kind.__name__
+    named = value if isinstance(value, _Named) else type(value)  # pyright: ignore[reportUnknownVariableType] - truly anything
+    if not isinstance(named, _Named):
+        return str(named.__name__)  # pyright: ignore[reportUnknownMemberType, reportUnknownArgumentType]
+    kind = named
     module = kind.__module__.removeprefix("_flow_")
     name = kind.__qualname__
     # Many libraries pickle by a function of their own: "numpy._core.numeric._frombuffer" says numpy, and no more.
