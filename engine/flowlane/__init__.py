@@ -118,7 +118,9 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = _version()
+        from flowlane.version import version
+
+        value: Any = version()
     elif name in __all__:
         from importlib import import_module
 
@@ -131,12 +133,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("flowlane")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"

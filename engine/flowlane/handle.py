@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flowlane.core.states import RunState
 from flowlane.errors import UsageError
-from flowlane.runtime.cache import Codes
 from flowlane.runtime.events import History, run_finished, run_started
 from flowlane.runtime.naming import new_id, new_name
 from flowlane.runtime.ports import NOTED
@@ -46,7 +45,6 @@ class LiveRun:
         self.id = id or new_id()
         self.name = name or new_name()
         self.keeper: Keeper | None = None  # of a run that is stored
-        self.codes = Codes()
         self.workflow = workflow
         self.runner: Runner | None = None
         self.info: RunInfo | None = None

@@ -16,7 +16,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-import flowlane
 from flowlane.core.states import DONE, STATES, TaskState
 from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
 from flowlane.description import Changes, below, compare
@@ -33,6 +32,7 @@ from flowlane.loader import load_for
 from flowlane.runtime.beginning import Beginning, StoredValue
 from flowlane.storage.blob import pack, seal, unpack, unseal
 from flowlane.storage.port import NewRun, NewSession, Owner
+from flowlane.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -83,9 +83,8 @@ def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, 
 def new_session(now: Description) -> NewSession:
     """What a store is told of this process and of what it is about to carry out."""
     owner = Owner(os.getpid(), socket.gethostname())
-    version = flowlane.__version__
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return NewSession(owner, now.packed(), len(now.names), time.time_ns(), f"flowlane {version}, {python}")
+    return NewSession(owner, now.packed(), len(now.names), time.time_ns(), f"flowlane {version()}, {python}")
 
 
 def with_parameters(

@@ -33,6 +33,7 @@ Verbs:
   graph      print the tasks of a workflow and what they wait for
   cache      list, remove or explain cached results
   executors  list the executors that are installed
+  store      check, repair or sweep what is stored
 
 Options:
   --version  print the version
@@ -41,8 +42,8 @@ Options:
 FILE is a path (etl.py) or a module that can be imported from here (pkg.etl).
 RUN is a run's name, its id or the beginning of that, or "last".
 stdout carries the workflow's value only, everything else goes to stderr.
-Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 the store cannot be
-written, 75 the run is under way elsewhere, 128+N signal N.
+Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 disk or store,
+75 the run is under way elsewhere, 128+N signal N.
 """
 
 

@@ -31,6 +31,7 @@ VERBS: Final[Mapping[str, str]] = {
     "graph": "flowlane.cli.graph",
     "cache": "flowlane.cli.cache",
     "executors": "flowlane.cli.executors",
+    "store": "flowlane.cli.store",
 }
 
 

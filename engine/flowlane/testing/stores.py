@@ -338,7 +338,7 @@ class StoreContract:
             lease = store.reopen(run.id, new_session())
             store.adopt(lease, [(0, (run.id, number - 1, 0, 1))])
         (row,) = store.attempts(run.id)
-        assert row.result == (run.id, 1, 0, 1)
+        assert row.result is not None and row.result == (run.id, 1, 0, 1)
         assert bytes(store.read(row.result)) == b"value"
 
     def test_an_adopted_row_that_is_replaced_is_adopted_no_more(self, store: Store) -> None:
@@ -385,10 +385,9 @@ class StoreContract:
             assert bytes(each.read(row.result)) == blob
         with pytest.raises(StoreError):
             store.read((parent.run, 1, 1, 1))
-        ref = row.result
         assert store.remove([child.run]) == 1
         with pytest.raises(StoreError):
-            store.read(ref)
+            store.read((parent.run, 1, 0, 1))
 
     # ── ownership ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -432,13 +431,14 @@ class StoreContract:
         store.write(stale, [attempt(0)])
         lease = other.reopen(run.id, new_session(owner=Owner(99, "there")), take_over=True)
         assert lease.session == 2
-        for refused in (
+        refused: list[Callable[[], None]] = [
             lambda: store.write(stale, [attempt(1)]),
             lambda: store.adopt(stale, [(1, (run.id, 1, 0, 1))]),
             lambda: store.close_run(stale, RunState.FAILED, _T, None),
-        ):
+        ]
+        for call in refused:
             with pytest.raises(StoreError) as caught:
-                refused()
+                call()
             assert caught.value.lost
         other.write(lease, [attempt(2)])
         assert [row.element for row in other.attempts(run.id, 1)] == [0]
