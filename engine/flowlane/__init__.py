@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowlane.api import Engine, RunHandle, RunResult, arun, run
     from flowlane.core.states import RunState, TaskState
+    from flowlane.declare.cache import Cache
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
     from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "Bound",
+    "Cache",
     "Call",
     "CycleError",
     "DefinitionError",
@@ -107,6 +109,7 @@ __all__ = [
 _HOMES = {
     "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
     "flowlane.core.states": ("RunState", "TaskState"),
+    "flowlane.declare.cache": ("Cache",),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
     "flowlane.secret": ("Secret",),
