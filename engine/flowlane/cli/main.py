@@ -24,8 +24,14 @@ Verbs:
   run        run a workflow
   resume     go on with a run from where it was
   cancel     stop a run that another process is at
+  runs       list the runs that are stored, latest first
+  show       show a run that is stored, or a task of it
+  logs       print the events of a stored run, or what its tasks printed
+  why        tell why a task of a stored run is in its state
   check      check a workflow and its routes without running it
+  plan       tell what a run would do, and what is cached
   graph      print the tasks of a workflow and what they wait for
+  cache      list, remove or explain cached results
   executors  list the executors that are installed
   store      check, repair or sweep what is stored
 
