@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from flowlane.api import Engine, RunHandle, RunResult, arun, run
     from flowlane.core.states import RunState, TaskState
+    from flowlane.declare.cache import Cache
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
     from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
 __all__ = [
     "ArgumentError",
     "Bound",
+    "Cache",
     "Call",
     "CycleError",
     "DefinitionError",
@@ -107,6 +109,7 @@ __all__ = [
 _HOMES = {
     "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
     "flowlane.core.states": ("RunState", "TaskState"),
+    "flowlane.declare.cache": ("Cache",),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
     "flowlane.secret": ("Secret",),
@@ -118,7 +121,9 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
 def __getattr__(name: str) -> Any:
     if name == "__version__":
-        value: Any = _version()
+        from flowlane.version import version
+
+        value: Any = version()
     elif name in __all__:
         from importlib import import_module
 
@@ -131,12 +136,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
-
-
-def _version() -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return version("flowlane")
-    except PackageNotFoundError:  # run from a source tree that was never installed
-        return "0+unknown"

@@ -1,5 +1,8 @@
 """The Engine: lanes, executors and sinks, and the runs that share them.
 
+What runs are kept with (stores, descriptions, fingerprints) is imported where it is used: an engine without a store pays
+nothing.
+
 It lives on one event loop: the host's (``async with``), or one of its own in a daemon thread (``with``). Nothing here installs
 a signal handler, configures logging or prints. A host hears of runs through sinks it gives, through the stdlib logger
 "flowlane", and through ``handle.events()``.
@@ -18,19 +21,14 @@ from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unp
 from flowlane.core.states import RunState
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.description import Description
 from flowlane.errors import EngineClosed, SettingsError, StoreError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
-from flowlane.origin import find_again, origin_of
 from flowlane.record import Record
 from flowlane.results import RunResult
-from flowlane.resume import locked, new_run, new_session, plan_resume, with_parameters
 from flowlane.runtime.beginning import NOTHING_DONE
-from flowlane.runtime.cache import Lookups
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
-from flowlane.runtime.keeper import Keeper
 from flowlane.runtime.measured import OUTPUT_KEPT
 from flowlane.runtime.registry import Registry, make_sink, make_store
 from flowlane.runtime.runner import Runner
@@ -43,6 +41,7 @@ if TYPE_CHECKING:
     from flowlane.declare.workflow import OnFailure
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.cache import Lookups
     from flowlane.runtime.ports import Executor, Sink
     from flowlane.storage.port import Lease, Store, StoredRun
 
@@ -76,7 +75,8 @@ class Engine:
     slots      executor name → how many jobs at a time
     sinks      who hears every transition (docs/events.md)
     options    executor name → keywords for its constructor
-    grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes`` has that
+    grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes``
+    has that
                executor's own: options={"processes": {"grace": 2.0}}
     store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
                keeps nothing. One that was given as a Store is not closed with the engine
@@ -108,9 +108,9 @@ class Engine:
         self._journal = Journal([*sinks, make_sink("logging")])
         self._own_store = isinstance(store, (str, os.PathLike))
         self._store: Store | None = (
-            make_store("sqlite", os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+            make_store("sqlite", path=os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
         )
-        self._lookups = Lookups()
+        self._lookups: Lookups | None = None
         self._compiling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -193,7 +193,8 @@ class Engine:
                 await self._dispatcher.close()
             finally:
                 await self._close_journal()
-                self._lookups.close()
+                if self._lookups is not None:
+                    self._lookups.close()
                 if self._store is not None and self._own_store:
                     self._store.close()
 
@@ -231,7 +232,13 @@ class Engine:
         if isinstance(target, (Bound, Workflow)):
             options, kwargs = own_options(kwargs, StartOptions)
         bound: Bound[Any] = as_bound(target, args, kwargs)
-        return self.launch(self.compile(bound, **options), keep_history=True, origin=origin_of(bound))
+        program = self.compile(bound, **options)
+        origin = ""
+        if self._store is not None:
+            from flowlane.origin import origin_of
+
+            origin = origin_of(bound)
+        return self.launch(program, keep_history=True, origin=origin)
 
     def resume(
         self,
@@ -262,6 +269,9 @@ class Engine:
         store = self._opened_store()
         if store is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
+        from flowlane.origin import find_again, origin_of
+        from flowlane.resume import with_parameters
+
         stored = store.find(run)
         bound = with_parameters(target if target is not None else find_again(stored), stored, store)
         program = self.compile(bound, **options)
@@ -304,7 +314,11 @@ class Engine:
         run = LiveRun(program.workflow, keep_history=keep_history)
         store = self._opened_store()
         if store is not None:
-            now = Description.of(program, self._lookups.code_of)
+            from flowlane.description import Description
+            from flowlane.resume import new_run, new_session
+            from flowlane.runtime.cache import Codes
+
+            now = Description.of(program, Codes().of)
             new = new_run(run.id, run.name, program, origin, store)
             self._keep(run, store, store.begin(new, new_session(now)))
         return self._go(run, program, NOTHING_DONE)
@@ -323,6 +337,10 @@ class Engine:
         take_over: bool = False,
     ) -> RunHandle[Any]:
         """`resume` with its workflow compiled."""
+        from flowlane.description import Description
+        from flowlane.resume import locked, new_run, new_session, plan_resume
+        from flowlane.runtime.cache import Codes
+
         self._check_open()
         store = self._opened_store()
         assert store is not None
@@ -331,7 +349,7 @@ class Engine:
             store.seize(stored.id, time.time_ns())  # first: what is read then is all that its owner did
         elif owner is not None and not fork:
             raise locked(stored, owner)
-        now = Description.of(program, self._lookups.code_of)
+        now = Description.of(program, Codes().of)
         then = Description.read(store.session(stored.id, stored.session).graph)
         going_on = plan_resume(
             program, now, then, stored, store, accept_changes=accept_changes, restart=restart, rerun=rerun
@@ -358,6 +376,11 @@ class Engine:
 
     def _keep(self, run: LiveRun, store: Store, lease: Lease) -> None:
         """Let a run be kept under `lease`."""
+        from flowlane.runtime.cache import Lookups
+        from flowlane.runtime.keeper import Keeper
+
+        if self._lookups is None:
+            self._lookups = Lookups()
 
         def with_runner(action: Callable[[Runner], object]) -> None:
             if run.runner is not None:

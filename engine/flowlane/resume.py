@@ -16,7 +16,6 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-import flowlane
 from flowlane.core.states import DONE, REASONS, STATES, Reason, TaskState
 from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
 from flowlane.description import Changes, below, compare
@@ -33,6 +32,7 @@ from flowlane.loader import load_for
 from flowlane.runtime.beginning import Beginning, StoredValue
 from flowlane.storage.blob import pack, seal, unpack, unseal
 from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
+from flowlane.version import version
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -89,7 +89,6 @@ def new_session(now: Description, going_on: Resumption | None = None) -> NewSess
     which such a task looks as if it had never begun.
     """
     owner = Owner(os.getpid(), socket.gethostname())
-    version = flowlane.__version__
     python = f"{platform.python_implementation()} {platform.python_version()}"
     at = time.time_ns()
     return NewSession(
@@ -97,7 +96,7 @@ def new_session(now: Description, going_on: Resumption | None = None) -> NewSess
         now.packed(),
         len(now.names),
         at,
-        f"flowlane {version}, {python}",
+        f"flowlane {version()}, {python}",
         adopted=going_on.adopted if going_on is not None else (),
         rows=[_unknown_row(element, at) for element in going_on.beginning.unknown] if going_on is not None else (),
     )

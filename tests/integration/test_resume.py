@@ -569,16 +569,16 @@ async def test_a_store_that_fails_ends_the_run_so_that_it_can_be_resumed(
 
 
 async def test_a_store_that_recovers_before_the_end_has_everything(tmp_path: Path, path: Path) -> None:
-    store = Failing(SqliteStore(path), 1)
+    store = Failing(SqliteStore(path), 10**6)
     heard = Heard()
     async with Engine(store=store, sinks=[heard]) as engine:
         handle = engine.start(waiting, tmp_path)
         await has_begun(tmp_path, "one", "two")
+        store.left = 0
         (tmp_path / "one").touch()
         async with asyncio.timeout(10):
             while handle._run.runner is None or handle._run.runner.store_fault is None:
                 await asyncio.sleep(0.005)
-                store.left = min(store.left, 0)
         store.mended = True
         (tmp_path / "two").touch()
         result = await handle.wait()

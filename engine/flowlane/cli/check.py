@@ -27,7 +27,7 @@ def command(target: str, pairs: tuple[str, ...], params_file: str | None, routes
     The body of a workflow is executed to see its graph, which needs its parameters: without them only the
     definitions are checked, and that is said.
     """
-    from flowlane.cli.plan import compile_found, describe
+    from flowlane.cli.compiling import compile_found, describe
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.declare.compile import check_definitions
     from flowlane.runtime.registry import Registry

@@ -29,7 +29,7 @@ _UPSTREAMS: Final = 6  # names of upstream tasks on a line of text
 @click.option("--format", "form", type=click.Choice(FORMATS), default="text", show_default=True, help="The form.")
 def command(target: str, pairs: tuple[str, ...], params_file: str | None, routes: tuple[str, ...], form: str) -> int:
     """Print the graph of the workflow in FILE. Its body is executed once, with these parameters; nothing is run."""
-    from flowlane.cli.plan import compile_found
+    from flowlane.cli.compiling import compile_found
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.runtime.registry import Registry
 
@@ -70,7 +70,7 @@ def _executor(program: Program, node: int) -> str:
 
 def _text(program: Program) -> str:
     """Tasks by level (the longest way from a source), each with what it waits for."""
-    from flowlane.cli.plan import describe
+    from flowlane.cli.compiling import describe
 
     plan = program.plan
     level = [0] * len(program.names)

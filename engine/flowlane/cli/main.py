@@ -24,9 +24,16 @@ Verbs:
   run        run a workflow
   resume     go on with a run from where it was
   cancel     stop a run that another process is at
+  runs       list the runs that are stored, latest first
+  show       show a run that is stored, or a task of it
+  logs       print the events of a stored run, or what its tasks printed
+  why        tell why a task of a stored run is in its state
   check      check a workflow and its routes without running it
+  plan       tell what a run would do, and what is cached
   graph      print the tasks of a workflow and what they wait for
+  cache      list, remove or explain cached results
   executors  list the executors that are installed
+  store      check, repair or sweep what is stored
 
 Options:
   --version  print the version
@@ -35,8 +42,8 @@ Options:
 FILE is a path (etl.py) or a module that can be imported from here (pkg.etl).
 RUN is a run's name, its id or the beginning of that, or "last".
 stdout carries the workflow's value only, everything else goes to stderr.
-Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 the store cannot be
-written, 75 the run is under way elsewhere, 128+N signal N.
+Exit codes: 0 ok, 1 a task failed, 2 bad input or definition, 74 disk or store,
+75 the run is under way elsewhere, 128+N signal N.
 """
 
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from flowlane.settings import Settings
 
 __all__ = [
+    "as_json",
     "check_executors",
     "parameters",
     "parse_routes",
@@ -88,6 +89,11 @@ def shown(function: F) -> F:
 def run(function: F) -> F:
     """The argument RUN of a verb that looks at a stored run; "last" unless given."""
     return click.argument("run", metavar="[RUN]", default="last")(function)
+
+
+def as_json(function: F) -> F:
+    """The option --json of a verb that tells something."""
+    return click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")(function)
 
 
 def parse_routes(pairs: Sequence[str]) -> dict[str, Setting[str]]:

@@ -1,6 +1,6 @@
-"""Where runs are recorded: ``.flow/runs/<run id>/events.jsonl``, and beside it ``output/<task>.<attempt>.txt``.
+"""What runs tell, as files: ``.flow/runs/<run id>/events.jsonl``, and beside it ``output/<task>.<attempt>.txt``.
 
-A directory that cannot be written costs the record, never the run.
+A directory that cannot be written costs the log, never the run. See `state` for the directory itself.
 """
 
 from __future__ import annotations

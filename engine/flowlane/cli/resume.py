@@ -57,8 +57,8 @@ def command(
 
     Without RUN it is the latest one that has not succeeded and is not under way.
     """
+    from flowlane.cli.compiling import compile_bound
     from flowlane.cli.execute import blank_main, execute
-    from flowlane.cli.plan import compile_bound
     from flowlane.cli.state import existing_store, made_state_dir
     from flowlane.cli.target import find_workflows, one_of
     from flowlane.origin import find_again, origin_at

@@ -40,8 +40,8 @@ def command(
     FILE is a path or a module that can be imported from here. Settings come from [tool.flow] in pyproject.toml, then
     FLOW_* variables, then these options.
     """
+    from flowlane.cli.compiling import compile_found
     from flowlane.cli.execute import blank_main, execute
-    from flowlane.cli.plan import compile_found
     from flowlane.cli.state import made_state_dir, open_store
     from flowlane.cli.target import find_workflows, one_of, parse_parameters
     from flowlane.origin import origin_at

@@ -1,7 +1,10 @@
-"""The state directory of the command line (``.flow``): who makes it, and the store in it.
+"""The state directory, ``.flow`` unless set otherwise, and the store in it.
 
-It belongs to its user alone (0700: it holds names, values and error messages), and has its own ``.gitignore``, so that nobody
-commits it.
+    .flow/flow.db, results/, locks/   the store
+    .flow/runs/<run id>/              what each run told: see `record`
+    .flow/.gitignore                  so that nobody commits any of it
+
+It belongs to its user alone (0700: results, names and error messages are in it).
 """
 
 from __future__ import annotations
@@ -61,7 +64,7 @@ def open_store(settings: Settings) -> Generator[Store]:
     """The store, open for as long as the block lasts, and made if need be. Raises StoreError when it cannot be used."""
     from flowlane.runtime.registry import make_store
 
-    store: Store = make_store("sqlite", store_path(settings))
+    store: Store = make_store("sqlite", path=store_path(settings))
     store.open()
     try:
         yield store

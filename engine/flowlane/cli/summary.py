@@ -7,33 +7,31 @@ what it printed last, and what it kept from running; at most three of them.
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.cli.terminal import inert
+from flowlane.cli.words import cut, duration, listed, path_of, size
 from flowlane.core.states import TaskState
 from flowlane.loader import is_user_code, shown_path
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
 
     from flowlane.cli.record import EventLog
     from flowlane.cli.terminal import Messages
     from flowlane.errors import Failure
     from flowlane.results import RunResult, TaskResult
 
-__all__ = ["duration", "path_of", "show_summary"]
+__all__ = ["show_failure", "show_summary", "user_lines"]
 
 _SHOWN: Final = 3  # failed tasks shown whole
 _FRAMES: Final = 4  # lines of the user's code a failure
 _MESSAGE_LINES: Final = 4
-_LINE_MAX: Final = 500  # characters: a message may hold a whole document
-_NAMES: Final = 8  # names in a path or a list
 _LOOKED_AT: Final = 500  # tasks asked for their root cause: a failure at the head of a wide graph stops them all
 _NOTES: Final = 8  # notes shown; more are repetitions as a rule
 _HELD: Final = "held the event loop"
 _HINTS: Final = 3  # verdicts shown
 _OUTPUT_LINES: Final = (10, 2)  # last lines of a failed task's output: of the only one, of one of several
-_UNITS: Final = ("B", "kB", "MB", "GB")
 _MARKS: Final = {"succeeded": ("✔", "32"), "failed": ("✗", "31")}
 
 
@@ -73,7 +71,7 @@ def show_summary(
     summed_up = {verdict.task for verdict in hints if verdict.code == "blocks_loop"}
     notes = [note for note in result.notes if not (_HELD in note and _task_of(note) in summed_up)]
     for note in notes[:_NOTES]:
-        messages.write(f"  ! {_cut(inert(note))}\n")
+        messages.write(f"  ! {cut(inert(note))}\n")
     if len(notes) > _NOTES:
         messages.write(f"  ! and {len(notes) - _NOTES} more notes\n")
     for verdict in hints:
@@ -89,28 +87,6 @@ def show_summary(
 def _task_of(note: str) -> str:
     """The declared name of the task that a note of an executor is about: "parse#2 held …" → "parse"."""
     return note.partition(f" {_HELD}")[0].partition("#")[0]
-
-
-def duration(seconds: float) -> str:
-    """Seconds as people say them: "<1 ms", "34 ms", "12.4 s", "3 min 05 s", "2 h 07 min"."""
-    if seconds < 0.0005:
-        return "<1 ms"
-    if seconds < 0.9995:
-        return f"{seconds * 1000:.0f} ms"
-    if seconds < 59.95:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
-
-
-def path_of(names: Sequence[str]) -> str:
-    """``a → b → c``, at most eight names: the first and last few of a longer path."""
-    shown = [inert(name) for name in names]
-    if len(shown) > _NAMES:
-        shown = [*shown[: _NAMES // 2], f"… {len(shown) - _NAMES} more …", *shown[-_NAMES // 2 :]]
-    return " → ".join(shown)
 
 
 def _counts(result: RunResult[Any]) -> str:
@@ -166,17 +142,37 @@ def _show_failures(messages: Messages, result: RunResult[Any], log: EventLog | N
     frames = _FRAMES if len(failures) == 1 else 1
     for name in list(failures)[:_SHOWN]:
         task = result.tasks[name]
-        _show_failure(messages, task, failures[name], frames)
+        show_failure(messages, task, failures[name], frames)
         _show_output(messages, result, task, log, _OUTPUT_LINES[len(failures) > 1])
         if of := stopped.get(name):
-            messages.write(f"  stopped  {_list(of)}\n")
+            messages.write(f"  stopped  {listed(of)}\n")
     left = list(failures)[_SHOWN:]
     if left:
-        messages.write(f"  and {len(left)} more: {_list(left)}\n")
+        messages.write(f"  and {len(left)} more: {listed(left)}\n")
 
 
-def _show_failure(messages: Messages, task: TaskResult, failure: Failure, frames: int) -> None:
-    first, *rest = [_cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
+class Tried(Protocol):
+    """A task that failed, as far as it is told: a `TaskResult`, or one of a stored run."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def attempts(self) -> int: ...
+    @property
+    def executor(self) -> str: ...
+    @property
+    def worker(self) -> str | None: ...
+    @property
+    def duration(self) -> float | None: ...
+    @property
+    def cpu(self) -> float | None: ...
+    @property
+    def peak_rss(self) -> int | None: ...
+
+
+def show_failure(messages: Messages, task: Tried, failure: Failure, frames: int) -> None:
+    """Print how a task failed: the error, the lines of the user's code that led to it (at most `frames`), and who ran it."""
+    first, *rest = [cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
     attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
     kind = f"{inert(failure.type)}: " if first else inert(failure.type)
     messages.write(f"{messages.paint(inert(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
@@ -189,7 +185,7 @@ def _show_failure(messages: Messages, task: TaskResult, failure: Failure, frames
     for place, source in lines:
         messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
     for note in failure.notes[:_MESSAGE_LINES]:
-        messages.write(f"  note     {_cut(inert(note))}\n")
+        messages.write(f"  note     {cut(inert(note))}\n")
     ran = [inert(task.executor)]
     if task.worker and task.worker != task.executor:
         ran.append(inert(task.worker))
@@ -198,7 +194,7 @@ def _show_failure(messages: Messages, task: TaskResult, failure: Failure, frames
     if task.cpu is not None:
         ran.append(f"cpu {duration(task.cpu)}")
     if task.peak_rss is not None:
-        ran.append(f"peak {_size(task.peak_rss)}")
+        ran.append(f"peak {size(task.peak_rss)}")
     messages.write(f"  ran on   {', '.join(ran)}\n")
 
 
@@ -213,20 +209,7 @@ def _show_output(messages: Messages, result: RunResult[Any], task: TaskResult, l
     for number, line in enumerate(lines[-most:]):
         label = "printed" if number == 0 and len(lines) <= most else ""
         shown = inert(line.rstrip().rpartition("\r")[2].expandtabs(4))
-        messages.write(f"  {label:7}  {_cut(shown)}".rstrip() + "\n")
-
-
-def _size(count: int) -> str:
-    """Bytes as people say them, in powers of ten: "812 B", "3.4 kB", "212 MB", "1.5 GB"."""
-    if count < 1000:
-        return f"{count} B"
-    power = min(3, (len(str(count)) - 1) // 3)
-    size = count / 1000**power
-    return f"{size:.0f} {_UNITS[power]}" if size >= 9.95 else f"{size:.1f} {_UNITS[power]}"
-
-
-def _cut(line: str) -> str:
-    return line if len(line) <= _LINE_MAX else f"{line[:_LINE_MAX]}… ({len(line):,} characters)"
+        messages.write(f"  {label:7}  {cut(shown)}".rstrip() + "\n")
 
 
 def _stopped_by(result: RunResult[Any], failures: Mapping[str, Failure]) -> dict[str, list[str]]:
@@ -240,11 +223,6 @@ def _stopped_by(result: RunResult[Any], failures: Mapping[str, Failure]) -> dict
     for name in names[:_LOOKED_AT]:
         stopped.setdefault(result.upstream(name)[0], []).append(name)
     return stopped
-
-
-def _list(names: Sequence[str]) -> str:
-    text = ", ".join(inert(name) for name in names[:_NAMES])
-    return f"{text}, … ({len(names)})" if len(names) > _NAMES else text
 
 
 _FRAME: Final = re.compile(r'^[ |+]*File "(.+)", line (\d+), in (.+)$')

@@ -19,7 +19,7 @@ from flowlane.errors import FlowError
 if TYPE_CHECKING:
     from types import TracebackType
 
-__all__ = ["DataOutput", "Messages", "OutputError", "hush", "inert", "is_plain"]
+__all__ = ["DataOutput", "Messages", "OutputError", "Page", "hush", "inert", "is_plain"]
 
 # C0 but tab and newline, DEL, C1, bidirectional controls, line and paragraph separators, byte order mark: each can move
 # the cursor, colour or reorder what is on the screen, or start a line that we did not write.
@@ -140,6 +140,35 @@ class Messages(io.TextIOBase):
         hush(stream)
 
 
+class _Sheet(io.StringIO):
+    """Text for a stream, as that stream would have it."""
+
+    def __init__(self, like: IO[str]) -> None:
+        super().__init__()
+        self._like = like
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._like, "encoding", None) or "utf-8"
+
+    def isatty(self) -> bool:
+        try:
+            return self._like.isatty()
+        except (AttributeError, ValueError, OSError):
+            return False
+
+
+class Page(Messages):
+    """What a verb tells about stored runs, made in memory: it is data, and goes to stdout in one piece (`DataOutput.write`)."""
+
+    def __init__(self, like: IO[str]) -> None:
+        self._sheet = _Sheet(like)
+        super().__init__(self._sheet)
+
+    def text(self) -> str:
+        return self._sheet.getvalue()
+
+
 class DataOutput:
     """Context manager that keeps stdout for data: inside it, whatever prints goes to stderr; :meth:`write` is stdout.
 
@@ -147,6 +176,7 @@ class DataOutput:
     """
 
     def __init__(self) -> None:
+        self.gone = False  # whether the reader went away: nothing more will be read
         self._real: IO[str] | None = None
         self._replaced: tuple[TextIO, TextIO] | None = None
         self._saved: int | None = None
@@ -179,10 +209,16 @@ class DataOutput:
             self._real.write(text)
             self._real.flush()
         except BrokenPipeError:
+            self.gone = True
             hush(self._real)
         except OSError as error:
             hush(self._real)
             raise OutputError(f"stdout cannot be written: {(error.strerror or str(error)).lower()}") from None
+
+    def page(self) -> Page:
+        """An empty page that fits the real stdout: its encoding, and whether it takes colours."""
+        assert self._real is not None, "DataOutput is not open"
+        return Page(self._real)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None

@@ -22,9 +22,16 @@ VERBS: Final[Mapping[str, str]] = {
     "run": "flowlane.cli.run",
     "resume": "flowlane.cli.resume",
     "cancel": "flowlane.cli.cancel",
+    "runs": "flowlane.cli.runs",
+    "show": "flowlane.cli.show",
+    "logs": "flowlane.cli.logs",
+    "why": "flowlane.cli.why",
     "check": "flowlane.cli.check",
+    "plan": "flowlane.cli.plan",
     "graph": "flowlane.cli.graph",
+    "cache": "flowlane.cli.cache",
     "executors": "flowlane.cli.executors",
+    "store": "flowlane.cli.store",
 }
 
 

@@ -15,6 +15,7 @@ from flowlane.errors import DefinitionError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from flowlane.declare.cache import Cache
     from flowlane.declare.callsite import Spot
     from flowlane.declare.spec import RetryPolicy, TaskSpec
     from flowlane.declare.task import Task
@@ -31,6 +32,10 @@ class TaskOptions(TypedDict, total=False):
     timeout        for each attempt, from the moment a worker starts it; None for none
     total_timeout  for all attempts together with the waiting between them, from when the task is first ready
     executor       the executor to run on, whatever its kind says
+    cache          keep results and use them again, in other runs too, while inputs and code are the same: True, or a Cache
+                   that says for how long. Needs a store.
+    at_most_once   never start it a second time, also not when a run is resumed: what was started and not recorded as done
+                   then counts as failed. Neither retries nor a cache go with it.
     """
 
     name: str
@@ -39,6 +44,8 @@ class TaskOptions(TypedDict, total=False):
     timeout: float | None
     total_timeout: float | None
     executor: str | None
+    cache: bool | Cache | None
+    at_most_once: bool
 
 
 class CallOptions(TaskOptions, total=False):
@@ -50,7 +57,7 @@ class CallOptions(TaskOptions, total=False):
     after: Sequence[object]
 
 
-TASK_OPTIONS: Final = ("name", "retries", "retry", "timeout", "total_timeout", "executor")
+TASK_OPTIONS: Final = ("name", "retries", "retry", "timeout", "total_timeout", "executor", "cache", "at_most_once")
 CALL_OPTIONS: Final = (*TASK_OPTIONS, "after")
 
 

@@ -1,17 +1,20 @@
 """Options as checked data: RetryPolicy, which users write, and TaskSpec, one per distinct set of options.
 
-These are the only pydantic models that options pass through; a million nodes of one task make one TaskSpec.
+These, and Cache, are the only pydantic models that options pass through; a million nodes of one task make one TaskSpec.
 Times are in seconds here and in nanoseconds in ``flowlane.core``; this is where they change.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+from pydantic_core import PydanticCustomError
 
 from flowlane.core.plan import Policy
+from flowlane.declare.cache import Cache
 from flowlane.declare.callsite import caller
+from flowlane.declare.checked import Seconds, Timeout, hint_of, near, wording
 from flowlane.errors import DefinitionError, WorkerCrashed
 
 if TYPE_CHECKING:
@@ -21,11 +24,6 @@ __all__ = ["MAX_ATTEMPTS", "RetryPolicy", "TaskSpec"]
 
 #: The number of an attempt is kept in one byte.
 MAX_ATTEMPTS: Final = 255
-#: 31 years. More is a slip of units, and the platform's timers overflow not far beyond.
-_MAX_SECONDS: Final = 1e9
-
-Seconds = Annotated[float, Field(ge=0, le=_MAX_SECONDS, allow_inf_nan=False)]
-Timeout = Annotated[float, Field(gt=0, le=_MAX_SECONDS, allow_inf_nan=False)]
 
 
 class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -70,7 +68,7 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
             )
         except ValidationError as error:
             raise DefinitionError(
-                f"RetryPolicy has {_wording(error)}", where=caller(), hint=_near(unknown, RetryPolicy)
+                f"RetryPolicy has {wording(error)}", where=caller(), hint=near(unknown, RetryPolicy)
             ) from None
 
     @field_validator("on", mode="before")
@@ -93,11 +91,36 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     timeout: Timeout | None = None
     total_timeout: Timeout | None = None
     executor: str | None = Field(default=None, min_length=1)
+    cache: Cache | None = None
+    at_most_once: bool = False
+
+    @field_validator("cache", mode="before")
+    @classmethod
+    def _cache_or_none(cls, value: Any) -> Any:
+        if value is not None and type(value) is not bool and not isinstance(value, Cache):
+            raise ValueError("should be True, False or a Cache")
+        return (Cache() if value else None) if isinstance(value, bool) else value
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
         if self.retry is not None and self.retries is not None:
             raise ValueError("both retries and retry; retries=n is short for retry=RetryPolicy(attempts=n + 1)")
+        return self
+
+    @model_validator(mode="after")
+    def _no_second_time(self) -> Self:
+        if self.at_most_once and self.retry_on:
+            raise PydanticCustomError(
+                "at_most_once",
+                "both at_most_once and retries, and a retry is a second time",
+                {"hint": "leave one of them out; where a second time does no harm, retries alone will do"},
+            )
+        if self.at_most_once and self.cache is not None:
+            raise PydanticCustomError(
+                "at_most_once",
+                "both at_most_once and cache: the one is for what a task does, the other for tasks that only give a result",
+                {"hint": "leave one of them out; what must happen in every run must not be taken from a cache"},
+            )
         return self
 
     @classmethod
@@ -106,7 +129,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
         try:
             return cls.model_validate(dict(options))
         except ValidationError as error:
-            raise DefinitionError(f"task {task!r} has {_wording(error)}", where=where) from None
+            raise DefinitionError(f"task {task!r} has {wording(error)}", where=where, hint=hint_of(error)) from None
 
     @property
     def retry_on(self) -> tuple[type[BaseException], ...]:
@@ -136,26 +159,3 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
 def _ns(seconds: float | None) -> int:
     # at least 1 ns: 0 means none, and a timeout of 1e-10 s is still one
     return max(1, round(seconds * 1e9)) if seconds else 0
-
-
-def _wording(error: ValidationError) -> str:
-    """pydantic's findings as ``timeout=-1: should be greater than 0``, joined by semicolons."""
-    parts: list[str] = []
-    for finding in error.errors(include_url=False):
-        text = finding["msg"].removeprefix("Value error, ")
-        text = text.removeprefix("Input ")
-        if finding["loc"]:
-            name = str(finding["loc"][0])
-            value = finding["input"]
-            text = f"no field {name!r}" if finding["type"] == "extra_forbidden" else f"{name}={value!r}: {text}"
-        parts.append(text)
-    return "; ".join(parts)
-
-
-def _near(unknown: Mapping[str, Any], model: type[BaseModel]) -> str | None:
-    from flowlane.declare.callsite import did_you_mean
-
-    for name in unknown:
-        close = did_you_mean(name, model.model_fields)
-        return f"did you mean {close!r}?" if close else f"its fields: {', '.join(model.model_fields)}"
-    return None

@@ -8,9 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.loader import load_for
 from flowlane.runtime.ports import RemoteValue
-from flowlane.storage.blob import unpack, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -53,12 +51,17 @@ class StoredValue(RemoteValue):
     def fetch(self) -> Any:
         """The value. Raises StoreError (ResultDamaged when it is not what was written) or TransportError (it does not load)."""
         if not self._fetched:
+            from flowlane.loader import load_for
+            from flowlane.storage.blob import unpack
+
             self._value = unpack(self.packed(), load_for)
             self._fetched = True
         return self._value
 
     def packed(self) -> Payload:
         """The result as it is in the store."""
+        from flowlane.storage.blob import unseal
+
         return unseal(self._store.read(self._ref), self._store.secret)
 
     def __repr__(self) -> str:

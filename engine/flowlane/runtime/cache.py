@@ -17,16 +17,33 @@ from flowlane.errors import FlowError
 from flowlane.loader import load_for
 from flowlane.runtime.encode import encode
 from flowlane.runtime.keeper import CacheKey
+from flowlane.storage.blob import unpack, unseal
+from flowlane.storage.cachekey import cache_key
+from flowlane.storage.digest import Unhashable, digest
+from flowlane.storage.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.program import CacheRule
     from flowlane.runtime.ports import Target
-    from flowlane.storage.fingerprint import Fingerprint
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["CacheAnswer", "Lookups", "key_of"]
+__all__ = ["CacheAnswer", "Codes", "Lookups", "key_of"]
+
+
+class Codes:
+    """Fingerprints of functions, each made once. For one run: between runs a notebook may define a helper anew."""
+
+    def __init__(self) -> None:
+        self._known: dict[int, tuple[Any, Fingerprint]] = {}
+
+    def of(self, fn: Any) -> Fingerprint:
+        """The fingerprint of `fn`. Any thread: at worst it is made twice."""
+        known = self._known.get(id(fn))
+        if known is None:
+            known = self._known[id(fn)] = (fn, fingerprint(fn))  # the function is kept, so that its id stays its own
+        return known[1]
 
 
 class CacheAnswer(NamedTuple):
@@ -43,16 +60,13 @@ class CacheAnswer(NamedTuple):
     note: str | None = None
 
 
-def key_of(
-    target: Target, code: Fingerprint, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]
-) -> CacheKey:
+def key_of(target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]) -> CacheKey:
     """The key of one call. Raises Unhashable, with the parameter in its path."""
-    from flowlane.storage.digest import Unhashable, cache_key, digest
-
+    code = codes.of(target.fn)
     digests: dict[str, bytes] = {}
     for name, value in _named(target.fn, args, kwargs):
         try:
-            digests[name] = digest(value)
+            digests[name] = digest(value, codes.of)
         except Unhashable as error:
             error.path = f"{name}{error.path}"
             raise
@@ -81,12 +95,12 @@ class Lookups:
 
     def __init__(self) -> None:
         self._pool: ThreadPoolExecutor | None = None
-        self._codes: dict[int, tuple[Any, Fingerprint]] = {}
 
     def ask(
         self,
         store: Store,
         target: Target,
+        codes: Codes,
         rule: CacheRule,
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
@@ -95,42 +109,35 @@ class Lookups:
         """Look, and call `then` on the thread. Never raises: what goes wrong is a miss, with a note."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(1, thread_name_prefix="flowlane-cache")
-        self._pool.submit(lambda: then(self._answer(store, target, rule, args, kwargs)))
-
-    def code_of(self, fn: Callable[..., Any]) -> Fingerprint:
-        """The fingerprint of `fn`, made once."""
-        from flowlane.storage.fingerprint import fingerprint
-
-        known = self._codes.get(id(fn))
-        if known is None:
-            known = self._codes[id(fn)] = (fn, fingerprint(fn))  # the function is kept, so that its id stays its own
-        return known[1]
-
-    def _answer(
-        self, store: Store, target: Target, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]
-    ) -> CacheAnswer:
-        from flowlane.storage.blob import unpack, unseal
-        from flowlane.storage.digest import Unhashable
-
-        try:
-            key = key_of(target, self.code_of(target.fn), rule, args, kwargs)
-        except Unhashable as error:
-            return CacheAnswer(None, note=f"is not cached: {error.path} is a {error.type}, which cannot be hashed")
-        except Exception as error:  # noqa: BLE001 - a hook of the user's
-            return CacheAnswer(
-                None, note=f"is not cached: hashing its arguments raised {type(error).__name__}: {error}"
-            )
-        try:
-            entry = store.cached(key.key, time.time_ns())
-            if entry is None:
-                return CacheAnswer(key)
-            payload = unseal(store.read(entry.result), store.secret)
-            return CacheAnswer(key, entry.result, unpack(payload, load_for))
-        except FlowError as error:  # damaged, swept, or it does not load here: it is made anew
-            return CacheAnswer(key, note=f"was not taken from the cache: {error.message}")
+        self._pool.submit(lambda: then(_answer(store, target, codes, rule, args, kwargs)))
 
     def close(self) -> None:
         """End the thread; what it is at may end."""
         if self._pool is not None:
             self._pool.shutdown(wait=True, cancel_futures=True)
             self._pool = None
+
+
+def _answer(
+    store: Store, target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CacheAnswer:
+    try:
+        key = key_of(target, codes, rule, args, kwargs)
+    except Unhashable as error:
+        return CacheAnswer(None, note=f"is not cached: {error.path} is a {error.type}, which cannot be hashed")
+    except Exception as error:  # noqa: BLE001 - a hook of the user's
+        return CacheAnswer(None, note=f"is not cached: hashing its arguments raised {type(error).__name__}: {error}")
+    unsure = codes.of(target.fn).unsure
+    note = (
+        f"is cached although its code uses what cannot be hashed, only its type: {', '.join(unsure)}"
+        if unsure
+        else None
+    )
+    try:
+        entry = store.cached(key.key, time.time_ns())
+        if entry is None:
+            return CacheAnswer(key, note=note)
+        payload = unseal(store.read(entry.result), store.secret)
+        return CacheAnswer(key, entry.result, unpack(payload, load_for), note)
+    except FlowError as error:  # damaged, swept, or it does not load here: it is made anew
+        return CacheAnswer(key, note=f"was not taken from the cache: {error.message}")

@@ -1,20 +1,30 @@
-"""What a launch may have to wait for, in a run that is kept.
+"""What stands between a run that is kept and its executors.
 
-The scheduler has launched an element, so it holds a slot; before its job goes to the executor
+On the way out: the scheduler has launched an element, so it holds a slot; before its job goes to the executor
 
 - there must be room: when too much waits to be stored, nothing is begun until it is written (back-pressure, and the pause
   after a fault of the store);
 - for a task with ``at_most_once`` it must be stored that it may have begun;
 - for a task with a cache its result may be there already.
 
-An element that waits here is *held*. When it is told to stop meanwhile it never began, and no executor knows of it. Belongs to
-the loop's thread; the journal and the cache answer through `later`.
+An element that waits here is *held*. When it is told to stop meanwhile it never began, and no executor knows of it.
+
+On the way back: a result is encoded the moment it arrives, because a task that reads the value may change it. On the loop, where
+pickling costs what it costs anywhere: it holds the GIL.
+
+Belongs to the loop's thread; the journal and the cache answer through the run's `later`.
 """
 
 from __future__ import annotations
 
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+
+from flowlane.errors import FlowError
+from flowlane.runtime.cache import Codes
+from flowlane.runtime.keeper import Found, ToCache, Unstored
+from flowlane.runtime.ports import RemoteValue
+from flowlane.storage.blob import pack
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -24,6 +34,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.cache import CacheAnswer, Lookups
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import CacheKey, Keeper
+    from flowlane.storage.blob import Payload
 
 __all__ = ["Gate"]
 
@@ -38,47 +49,37 @@ class _Held(NamedTuple):
     waits_for: int
 
 
+class Run(Protocol):
+    """The runner, as far as the gate knows it."""
+
+    program: Program
+    scheduler: Scheduler
+
+    def submit(self, lane: int, elements: list[int]) -> None: ...
+
+    def found(self, element: int, attempt: int, value: Any, stored: object) -> None: ...
+
+    def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]: ...
+
+    def refuse(self, element: int, attempt: int, error: Exception) -> None: ...
+
+    def note_once(self, element: int, attempt: int, text: str) -> None: ...
+
+    def later(self, function: Callable[..., object], *args: Any) -> None: ...
+
+
 class Gate:
-    """See the module's text.
+    """See the module's text. `id` is the run's."""
 
-    submit  hands elements of a lane to its executor
-    cached  tells that an element's value was found: (element, attempt, answer)
-    filled  the arguments of an element with every value at hand; raises what fetching one raises
-    refuse  fails an attempt that has no arguments: (element, attempt, error)
-    note    tells something about an attempt: (element, attempt, text)
-    later   calls a function on the loop's thread; any thread
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        scheduler: Scheduler,
-        run: str,
-        journal: Journal,
-        keeper: Keeper,
-        lookups: Lookups,
-        *,
-        submit: Callable[[int, list[int]], None],
-        cached: Callable[[int, int, CacheAnswer], None],
-        filled: Callable[[int], tuple[Sequence[Any], dict[str, Any]]],
-        refuse: Callable[[int, int, Exception], None],
-        note: Callable[[int, int, str], None],
-        later: Callable[..., object],
-    ) -> None:
-        self.keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
-        self._once, self._caches = program.once, program.caches
-        self._program = program
-        self._scheduler = scheduler
+    def __init__(self, run: Run, id: str, journal: Journal, keeper: Keeper, lookups: Lookups) -> None:
         self._run = run
+        self._id = id
         self._journal = journal
         self._keeper = keeper
         self._lookups = lookups
-        self._submit = submit
-        self._cached = cached
-        self._filled = filled
-        self._refuse = refuse
-        self._note = note
-        self._later = later
+        self._codes = Codes()
+        self._once, self._caches = run.program.once, run.program.caches
+        self._keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
         self._held: dict[int, _Held] = {}
         self._paused = False
         self._shut = False
@@ -108,15 +109,15 @@ class Gate:
                 go.append(element)
         if intended:
             self._hold(lane, intended, _INTENT)
-            pairs = [(element, self._scheduler.attempt(element)) for element in intended]
+            pairs = [(element, self._run.scheduler.attempt(element)) for element in intended]
             self._journal.intend(
-                self._run, pairs, monotonic_ns(), lambda: self._later(self._let_go, lane, pairs, _INTENT)
+                self._id, pairs, monotonic_ns(), lambda: self._run.later(self._let_go, lane, pairs, _INTENT)
             )
         return go
 
     def _hold(self, lane: int, elements: Iterable[int], waits_for: int) -> None:
         for element in elements:
-            self._held[element] = _Held(lane, self._scheduler.attempt(element), waits_for)
+            self._held[element] = _Held(lane, self._run.scheduler.attempt(element), waits_for)
 
     def _pause(self) -> None:
         self._paused = True
@@ -138,13 +139,13 @@ class Gate:
         for lane, elements in lanes.items():
             go = self.launch(lane, elements)
             if go:
-                self._submit(lane, go)
+                self._run.submit(lane, go)
 
     def _let_go(self, lane: int, pairs: Sequence[tuple[int, int]], waited_for: int) -> None:
         """What these waited for has come."""
         go = [element for element, attempt in pairs if self._release(element, attempt, waited_for)]
         if go:
-            self._submit(lane, go)
+            self._run.submit(lane, go)
 
     def _release(self, element: int, attempt: int, waited_for: int) -> bool:
         held = self._held.get(element)
@@ -154,41 +155,59 @@ class Gate:
         return self._is_out(element, attempt)
 
     def _is_out(self, element: int, attempt: int) -> bool:
-        return self._scheduler.awaits(element, attempt)
+        return self._run.scheduler.awaits(element, attempt)
 
     # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _look_up(self, lane: int, element: int) -> None:
-        attempt = self._scheduler.attempt(element)
+        attempt = self._run.scheduler.attempt(element)
         self._hold(lane, (element,), _CACHE)
         try:
-            args, kwargs = self._filled(element)
+            args, kwargs = self._run.filled(element)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             del self._held[element]
-            self._refuse(element, attempt, error)
+            self._run.refuse(element, attempt, error)
             return
         self._lookups.ask(
             self._keeper.store,
-            self._program.targets[element],
+            self._run.program.targets[element],
+            self._codes,
             self._caches[element],
             args,
             kwargs,
-            lambda answer: self._later(self._looked_up, lane, element, attempt, answer),
+            lambda answer: self._run.later(self._looked_up, lane, element, attempt, answer),
         )
 
     def _looked_up(self, lane: int, element: int, attempt: int, answer: CacheAnswer) -> None:
         if not self._release(element, attempt, _CACHE):
             return
         if answer.note is not None:
-            self._note(element, attempt, answer.note)
+            self._run.note_once(element, attempt, answer.note)
         if answer.origin is not None:
-            self._cached(element, attempt, answer)
+            self._run.found(element, attempt, answer.value, Found(answer.origin))
             return
         if answer.key is not None:
-            self.keys[element, attempt] = answer.key
-        self._submit(lane, [element])
+            self._keys[element, attempt] = answer.key
+        self._run.submit(lane, [element])
 
     # ── on the way back ───────────────────────────────────────────────────────────────────────────────────────────
+
+    def encoded(self, element: int, attempt: int, value: Any) -> Payload | ToCache | Unstored:
+        """A result as the store will have it."""
+        try:
+            payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
+        except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
+            reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
+            self._run.note_once(
+                element, attempt, f"returns what cannot be stored, so a resume would run it again: {reason}"
+            )
+            return Unstored(reason)
+        self._keeper.admit(0, payload.nbytes)
+        if self._keys:
+            key = self._keys.pop((element, attempt), None)
+            if key is not None:
+                return ToCache(payload, key)
+        return payload
 
     def take_back(self, elements: Sequence[int]) -> tuple[list[int], Sequence[int]]:
         """Split elements that are to stop: those that were held here, and now are not, and those that an executor has."""
@@ -202,6 +221,8 @@ class Gate:
     def shut(self) -> list[int]:
         """The store is at fault: nothing is begun any more. The elements that are held, and now are not."""
         self._shut = True
-        held = [element for element, each in self._held.items() if self._scheduler.state(element) == "ready" and each]
+        held = [
+            element for element, each in self._held.items() if self._run.scheduler.state(element) == "ready" and each
+        ]
         self._held.clear()
         return held

@@ -1,4 +1,4 @@
-"""Executors by name: which exist, what they can do, and one instance of each, made on first use.
+"""Plug-ins by name. Executors: which exist, what they can do, and one instance of each, made on first use.
 
 Four sources, the first that knows a name wins: instances given to the Engine, the static table of what ships with
 flowlane, entry points of installed packages (group ``flowlane.executors``). The table is static because a scan of
@@ -7,6 +7,9 @@ entry points costs about 0.1 s cold; a scan happens only for a name that nothing
 
 A Registry belongs to one Engine and is used on one thread. Making an executor must be cheap and start nothing: its
 ``open`` does that.
+
+Stores (group ``flowlane.stores``) are found in the same way by `make_store`, which makes a new one each time; sinks are only
+those of the table.
 """
 
 from __future__ import annotations
@@ -16,13 +19,15 @@ from typing import TYPE_CHECKING, Any, Final
 from flowlane.errors import FlowError, RouteError, SettingsError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.runtime.ports import Capabilities, Executor, Sink
+    from flowlane.storage.port import Store
 
-__all__ = ["BUILTIN", "GROUP", "SINKS", "Registry", "make_sink"]
+__all__ = ["BUILTIN", "GROUP", "SINKS", "STORES", "STORE_GROUP", "Registry", "make_sink", "make_store"]
 
 GROUP: Final = "flowlane.executors"
+STORE_GROUP: Final = "flowlane.stores"
 
 #: What ships with flowlane; the same lines stand in pyproject.toml as entry points, and a test holds them equal.
 BUILTIN: Final[Mapping[str, str]] = {
@@ -39,6 +44,12 @@ SINKS: Final[Mapping[str, str]] = {
     "logging": "flowlane_plugins.sinks.structured:LoggingSink",
     "jsonl": "flowlane_plugins.sinks.structured:JsonLinesSink",
     "progress": "flowlane_plugins.sinks.progress:ProgressSink",
+}
+
+#: The stores that ship with flowlane; in pyproject.toml too, as the executors are.
+STORES: Final[Mapping[str, str]] = {
+    "memory": "flowlane_plugins.stores.memory:MemoryStore",
+    "sqlite": "flowlane_plugins.stores.sqlite:SqliteStore",
 }
 
 
@@ -98,7 +109,8 @@ class Registry:
                 f"executor '{name}' cannot be loaded from {target}: {error}",
                 hint="is everything that it needs installed in this environment?",
             ) from error
-        executor: Any = _call(name, factory, self._options.get(name, {}))
+        hint = f"set it under [tool.flow.executors.{name}], or give an instance: Engine(executors={{'{name}': ...}})"
+        executor: Any = _call(f"executor '{name}'", factory, self._options.get(name, {}), hint)
         from flowlane.runtime.ports import Executor
 
         if not isinstance(executor, Executor):
@@ -124,34 +136,59 @@ class Registry:
 
     def _entry_points(self) -> dict[str, list[str]]:
         if self._scanned is None:
-            from importlib.metadata import entry_points
-
-            self._scanned = {}
-            for point in entry_points(group=GROUP):
-                targets = self._scanned.setdefault(point.name, [])
-                if point.value not in targets:  # one package seen twice on the path is no ambiguity
-                    targets.append(point.value)
+            self._scanned = _scan(GROUP)
         return self._scanned
 
     def _unknown(self, name: str) -> RouteError:
-        import difflib
-
         names = self.names()
-        close = difflib.get_close_matches(name, names, 1)
         return RouteError(
             f"there is no executor '{name}'; installed: {', '.join(names)}",
-            hint=f"did you mean '{close[0]}'?" if close else "`flow executors` lists what is installed",
+            hint=_did_you_mean(name, names) or "`flow executors` lists what is installed",
         )
-
-
-def make_store(name: str, /, *args: Any, **kwargs: Any) -> Any:
-    return load_attribute({"sqlite": "flowlane_plugins.stores.sqlite:SqliteStore"}[name])(*args, **kwargs)
 
 
 def make_sink(name: str, /, *args: Any, **kwargs: Any) -> Sink:
     """A new sink of `SINKS`, made with these arguments. Raises KeyError for another name."""
     sink: Sink = load_attribute(SINKS[name])(*args, **kwargs)
     return sink
+
+
+def make_store(name: str, /, **options: Any) -> Store:
+    """A new store, not opened yet, made with `options` as keywords.
+
+    Raises SettingsError when nothing of that name is installed, it does not import, or its options do not fit.
+    """
+    target = STORES.get(name)
+    if target is None:
+        installed = _scan(STORE_GROUP)
+        found = installed.get(name, [])
+        if len(found) > 1:
+            raise SettingsError(
+                f"store '{name}' is provided by several installed packages: {', '.join(found)}",
+                hint="uninstall all but one, or give the instance: Engine(store=...)",
+            )
+        if not found:
+            names = sorted({*STORES, *installed})
+            raise SettingsError(
+                f"there is no store '{name}'; installed: {', '.join(names)}", hint=_did_you_mean(name, names)
+            )
+        target = found[0]
+    try:
+        factory = load_attribute(target)
+    except ImportError as error:
+        raise SettingsError(
+            f"store '{name}' cannot be loaded from {target}: {error}",
+            hint="is everything that it needs installed in this environment?",
+        ) from error
+    store: Any = _call(f"store '{name}'", factory, options, "give it, or an instance: Engine(store=...)")
+    from flowlane.storage.port import Store
+
+    if not isinstance(store, Store):
+        raise SettingsError(
+            f"store '{name}' ({target}) made a {type(store).__name__}, which is not a store",
+            hint="it needs what flowlane.storage.port.Store has",
+        )
+    return store
 
 
 def load_attribute(target: str) -> Callable[..., Any]:
@@ -168,18 +205,38 @@ def load_attribute(target: str) -> Callable[..., Any]:
     return found  # type: ignore[no-any-return]
 
 
-def _call(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> object:
-    _check_options(name, factory, options)
+def _scan(group: str) -> dict[str, list[str]]:
+    """Name → targets of the entry points of installed packages."""
+    from importlib.metadata import entry_points
+
+    found: dict[str, list[str]] = {}
+    for point in entry_points(group=group):
+        targets = found.setdefault(point.name, [])
+        if point.value not in targets:  # one package seen twice on the path is no ambiguity
+            targets.append(point.value)
+    return found
+
+
+def _did_you_mean(name: str, known: Sequence[str]) -> str | None:
+    import difflib
+
+    close = difflib.get_close_matches(name, known, 1)
+    return f"did you mean '{close[0]}'?" if close else None
+
+
+def _call(what: str, factory: Callable[..., Any], options: Mapping[str, Any], hint: str) -> object:
+    """`factory` with `options`; `what` it is and the `hint` for a missing option, for people."""
+    _check_options(what, factory, options, hint)
     try:
         return factory(**options)
     except FlowError:
         raise
     except Exception as error:
         shown = ", ".join(f"{key}={value!r}" for key, value in options.items()) or "no options"
-        raise SettingsError(f"executor '{name}' refuses {shown}: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{what} refuses {shown}: {type(error).__name__}: {error}") from error
 
 
-def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str, Any]) -> None:
+def _check_options(what: str, factory: Callable[..., Any], options: Mapping[str, Any], hint: str) -> None:
     """Tell an unknown or missing option by name before calling, where the signature can be read."""
     import inspect
 
@@ -193,19 +250,13 @@ def _check_options(name: str, factory: Callable[..., Any], options: Mapping[str,
         known = [p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
     for option in options if known is not None else ():
         if option not in (known or ()):
-            import difflib
-
-            close = difflib.get_close_matches(option, known or (), 1)
             raise SettingsError(
-                f"executor '{name}' has no option '{option}'; its options: {', '.join(known or ()) or 'none'}",
-                hint=f"did you mean '{close[0]}'?" if close else None,
+                f"{what} has no option '{option}'; its options: {', '.join(known or ()) or 'none'}",
+                hint=_did_you_mean(option, known or ()),
             )
     missing = [
         p.name for p in parameters if p.default is p.empty and p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
     ]
     missing = [option for option in missing if option not in options]
     if missing:
-        raise SettingsError(
-            f"executor '{name}' needs option '{missing[0]}'",
-            hint=f"set it under [tool.flow.executors.{name}], or give an instance: Engine(executors={{'{name}': ...}})",
-        )
+        raise SettingsError(f"{what} needs option '{missing[0]}'", hint=hint)

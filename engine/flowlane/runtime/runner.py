@@ -18,13 +18,11 @@ from flowlane.core import messages as m
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
-from flowlane.errors import Failure, FlowError
+from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
 from flowlane.runtime.failures import lost_result, overdue, taken_back, unexplained, unreadable, worker_died
-from flowlane.runtime.gate import Gate
-from flowlane.runtime.keeper import Found, ToCache, Unstored
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -42,7 +40,6 @@ from flowlane.runtime.ports import (
     RunOutcome,
 )
 from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at
-from flowlane.storage.blob import pack
 
 if TYPE_CHECKING:
     import contextvars
@@ -53,12 +50,12 @@ if TYPE_CHECKING:
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
-    from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
+    from flowlane.runtime.gate import Gate
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
-    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -164,20 +161,9 @@ class Runner:
         self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
         self.ended_ns = NEVER
         if keeper is not None and lookups is not None:
-            self._gate = Gate(
-                program,
-                self.scheduler,
-                id,
-                journal,
-                keeper,
-                lookups,
-                submit=self._submit,
-                cached=self._found,
-                filled=lambda element: fill_arguments_at(None, program.arguments[element], self._values),
-                refuse=self._refuse,
-                note=self._note_once,
-                later=self._later,
-            )
+            from flowlane.runtime.gate import Gate  # not at the top: most runs are not kept, and workers never are
+
+            self._gate = Gate(self, id, journal, keeper, lookups)
         self._recorded = journal.start(self.info, keeper)
         self._heard = self._recorded or on_step is not None
 
@@ -262,7 +248,7 @@ class Runner:
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
-        keep, measured, kept = self._heard, self.measured, self._keeper
+        keep, measured, gate = self._heard, self.measured, self._gate
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
@@ -270,8 +256,8 @@ class Runner:
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
                     asked = scheduler.asked(element)
-                    if kept is not None:
-                        report.value = self._stored(element, attempt, report.value)
+                    if gate is not None:
+                        report.value = gate.encoded(element, attempt, report.value)
                     if attempt > 1:  # an earlier attempt's error keeps its frames alive, and with them the arguments
                         self.failures.pop(element, None)
                         measured.workers.pop(element, None)
@@ -281,7 +267,7 @@ class Runner:
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
                         report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-                if keep and kept is None:
+                if keep and gate is None:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
             elif report.kind is NOTED:
@@ -300,37 +286,35 @@ class Runner:
         if events:
             self._step(events, recorded)
 
-    def _stored(self, element: int, attempt: int, value: Any) -> Payload | ToCache | Unstored:
-        """A result as the store will have it. Now, because a task that reads the value may change it."""
-        assert self._keeper is not None
-        try:
-            payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
-        except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
-            reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            self._note_once(
-                element, attempt, f"returns what cannot be stored, so a resume would run it again: {reason}"
-            )
-            return Unstored(reason)
-        self._keeper.admit(0, payload.nbytes)
-        if self._gate is not None and self._gate.keys:
-            key = self._gate.keys.pop((element, attempt), None)
-            if key is not None:
-                return ToCache(payload, key)
-        return payload
-
-    def _note_once(self, element: int, attempt: int, text: str) -> None:
+    def note_once(self, element: int, attempt: int, text: str) -> None:
         """Tell something that holds for all attempts of a task, with the first."""
         about = (self.program.targets[element].name, text[:24])
         if about not in self._told:
             self._told.add(about)
             self._note(element, attempt, Report(0, NOTED, note=text))
 
-    def _found(self, element: int, attempt: int, answer: CacheAnswer) -> None:
-        """An attempt need not begin: its result was in the cache."""
-        assert answer.origin is not None
-        self._values[element] = answer.value
-        report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=Found(answer.origin))
+    # ── what the gate calls ───────────────────────────────────────────────────────────────────────────────────────
+
+    def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
+        """The arguments of an element, every value at hand. Raises what fetching one raises."""
+        return fill_arguments_at(None, self.program.arguments[element], self._values)
+
+    def found(self, element: int, attempt: int, value: Any, stored: object) -> None:
+        """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
+        self._values[element] = value
+        report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         self._step([m.Cached(element, attempt, report.ended)], {(element, attempt): report})
+
+    def later(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` on the loop's thread, unless the run has ended by then. Any thread."""
+        try:
+            self._loop.call_soon_threadsafe(self._if_running, function, *args)
+        except RuntimeError:  # the loop is closed, and the run with it
+            return
+
+    def _if_running(self, function: Callable[..., object], *args: Any) -> None:
+        if self.ended_ns == NEVER:
+            function(*args)
 
     def _printed(self, report: Report) -> Report:
         """The report as it is recorded: with its output only where a sink will take it away soon."""
@@ -439,7 +423,7 @@ class Runner:
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
-                        self._submit(command.lane, go)
+                        self.submit(command.lane, go)
                 except Exception as error:  # noqa: BLE001 - a plug-in's; the commands behind it may be for other runs
                     self._fail_soon(error)
             elif isinstance(command, Release):
@@ -472,17 +456,8 @@ class Runner:
         if reports:
             self._dispatcher.answer(reports)
 
-    def _later(self, function: Callable[..., object], *args: Any) -> None:
-        try:
-            self._loop.call_soon_threadsafe(self._if_running, function, *args)
-        except RuntimeError:  # the loop is closed, and the run with it
-            return
-
-    def _if_running(self, function: Callable[..., object], *args: Any) -> None:
-        if self.ended_ns == NEVER:
-            function(*args)
-
-    def _submit(self, lane: int, elements: list[int]) -> None:
+    def submit(self, lane: int, elements: list[int]) -> None:
+        """Hand launched elements of a lane to its executor."""
         program, values = self.program, self._values
         names, targets, arguments = program.names, program.targets, program.arguments
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
@@ -498,7 +473,7 @@ class Runner:
                 try:
                     args, kwargs = fill_arguments_at(homes[lane], arguments[element], values)
                 except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
-                    self._refuse(element, attempt, error)
+                    self.refuse(element, attempt, error)
                     continue
             if base_context is not None:
                 context = base_context.copy()
@@ -528,7 +503,7 @@ class Runner:
         if jobs:
             self._dispatcher.submit(self._names[lane], jobs)
 
-    def _refuse(self, element: int, attempt: int, error: Exception) -> None:
+    def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
         failure = Failure.of(unreadable(self.program.names[element], error).with_traceback(None))
         ref = make_ref(self.token, element, attempt)

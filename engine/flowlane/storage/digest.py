@@ -33,7 +33,6 @@ from struct import pack
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
-from flowlane.errors import qualified_name
 from flowlane.loader import is_user_code
 
 if TYPE_CHECKING:
@@ -190,9 +189,10 @@ class Walk:
 
     def refer(self, value: Any) -> bytes:
         """The token of a function, class or module."""
-        if isinstance(value, type):
+        mro = mro_of(class_of(value))
+        if type in mro:
             return self.kind(value)
-        if isinstance(value, ModuleType):
+        if ModuleType in mro:
             return self.unknown(value, "is a module, and what it holds may change")
         found = self._fingerprint(value)
         if found.unsure:
@@ -203,14 +203,14 @@ class Walk:
         """The token of a class: its name, and its code if it is the user's."""
         known = self._kinds.get(cls)
         if known is None:
-            name = qualified_name(cls).encode("utf-8", "surrogatepass")
-            code = self._fingerprint(cls).digest if is_user_module(cls.__module__) else b""
+            name = name_of(cls).encode("utf-8", "surrogatepass")
+            code = self._fingerprint(cls).digest if is_user_module(place_of(cls)[0]) else b""
             known = self._kinds[cls] = sealed(b"T", joined((name, code)))
         return known
 
     def unknown(self, value: Any, reason: str) -> bytes:
         """The token of what cannot be told faithfully, or Unhashable."""
-        raise Unhashable(self.path(), qualified_name(class_of(value)), reason)
+        raise Unhashable(self.path(), name_of(class_of(value)), reason)
 
     def _fingerprint(self, value: Any) -> Code:
         if self._code is None:
@@ -321,9 +321,27 @@ class Walk:
 
 Opener: TypeAlias = "Callable[[Walk, Any], Opened | bytes]"
 
-#: Classes and instances are read past whatever their metaclasses define.
+#: Classes are read past whatever their metaclasses define.
 mro_of: Final[Callable[[type], tuple[type, ...]]] = type.__dict__["__mro__"].__get__
 dict_of: Final[Callable[[type], Any]] = type.__dict__["__dict__"].__get__
+bases_of: Final[Callable[[type], tuple[type, ...]]] = type.__dict__["__bases__"].__get__
+_module_of: Final[Callable[[type], Any]] = type.__dict__["__module__"].__get__
+_qualname_of: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
+
+
+def place_of(cls: type) -> tuple[str, str]:
+    """Module and qualified name of a class."""
+    try:
+        module = _module_of(cls)
+    except AttributeError:  # somebody removed it
+        module = ""
+    return module if type(module) is str else "", _qualname_of(cls)
+
+
+def name_of(cls: type) -> str:
+    """The qualified name of a class, with its module unless that is builtins."""
+    module, name = place_of(cls)
+    return name if module in ("builtins", "") else f"{module}.{name}"
 
 
 def is_user_module(name: str) -> bool:

@@ -28,8 +28,17 @@ from types import (
 )
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.errors import qualified_name
-from flowlane.storage.digest import Opened, class_of, joined, no_label, open_object, open_pairs, sealed
+from flowlane.storage.digest import (
+    Opened,
+    class_of,
+    joined,
+    name_of,
+    no_label,
+    open_object,
+    open_pairs,
+    place_of,
+    sealed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,26 +55,21 @@ def found(cls: type) -> Opener | None:
 
 def opener_for(cls: type, mro: tuple[type, ...]) -> Opener | None:
     """The rule for the family of `cls`, or None where instances are objects like any other."""
-    root = _root(cls)
+    root = place_of(cls)[0].partition(".")[0]
     if root in ("numpy", "pandas"):
         return next((rule for each in mro if (rule := _found(each, _DERIVED))), _open_reduced)
     if root == "typing":
         return _open_hint
     if root == "flowlane":
         return _open_ours
-    if any(each.__name__ == "Enum" and each.__module__ == "enum" for each in mro):
+    if any(name_of(each) == "enum.Enum" for each in mro):
         return _open_member
     return None
 
 
-def _root(cls: type) -> str:
-    module: Any = cls.__module__  # whatever somebody put there
-    return module.partition(".")[0] if isinstance(module, str) else ""
-
-
 def _found(cls: type, rules: dict[str, Opener]) -> Opener | None:
     """The rule under the name of `cls`, if that name really leads there: anybody can call a class "uuid.UUID"."""
-    name = qualified_name(cls)
+    name = name_of(cls)
     opener = rules.get(name)
     if opener is None:
         return None
@@ -77,7 +81,7 @@ def _parts(of: Callable[[Any], list[Any]]) -> Opener:
     """The rule for what is told by a few values, those `of` gives."""
 
     def opener(_: Walk, value: Any) -> Opened:
-        return Opened(b"parts" + qualified_name(class_of(value)).encode(), of(value), no_label)
+        return Opened(b"parts" + name_of(class_of(value)).encode(), of(value), no_label)
 
     return opener
 
@@ -133,7 +137,7 @@ _OF_BYTES: Final = "biufcSUMmV"  # kinds of element types that are nothing but t
 
 def _open_array(walk: Walk, value: Any) -> Opened | bytes:
     dtype = value.dtype
-    kind = joined((b"array", str(dtype).encode(), qualified_name(dtype.type).encode(), repr(value.shape).encode()))
+    kind = joined((b"array", str(dtype).encode(), name_of(dtype.type).encode(), repr(value.shape).encode()))
     if dtype.names is not None:  # by field, for there may be padding in between
         return Opened(kind, [value[name] for name in dtype.names], lambda i: f"[{dtype.names[i]!r}]")
     if dtype.hasobject or dtype.kind == "T":
@@ -168,13 +172,13 @@ def _open_scalar(_: Walk, value: Any) -> Opened:
 
 
 def _open_reduced(walk: Walk, value: Any) -> Opened | bytes:
-    """What pickle would write. Only for classes that are known to write themselves in full."""
+    """What pickle would write, for classes that are known to write themselves in full."""
     try:
         made: Any = value.__reduce_ex__(4)
     except Exception as error:  # noqa: BLE001 - whatever it says, it cannot be stored
         return walk.unknown(value, f"cannot be pickled: {type(error).__name__}")
     if isinstance(made, str):
-        return sealed(b"G", joined((qualified_name(class_of(value)).encode(), made.encode())))
+        return sealed(b"G", joined((walk.kind(class_of(value)), made.encode())))
     function, args, state, items, pairs = (*made, None, None, None)[:5]
     return Opened(b"reduced", [function, args, state, list(items or ()), list(pairs or ())], no_label)
 
@@ -270,6 +274,7 @@ _NAMED: Final[dict[str, Opener]] = {
     "functools.partial": _parts(lambda value: [value.func, value.args, value.keywords]),
     "functools.cached_property": _parts(lambda value: [value.func]),
     "functools._lru_cache_wrapper": _parts(lambda value: [value.__wrapped__]),
+    **{f"operator.{name}": _open_reduced for name in ("attrgetter", "itemgetter", "methodcaller")},
     **{
         f"{module}.{name}": _open_path
         for module in ("pathlib", "pathlib._local")

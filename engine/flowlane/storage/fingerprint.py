@@ -34,10 +34,21 @@ from dataclasses import dataclass
 from types import BuiltinFunctionType, CellType, FunctionType, MethodType, ModuleType
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.errors import qualified_name
 from flowlane.loader import is_user_code
 from flowlane.storage.bytecode import VERSION, read
-from flowlane.storage.digest import Walk, class_of, dict_of, hashed, is_user_module, joined, mro_of, sealed
+from flowlane.storage.digest import (
+    Walk,
+    bases_of,
+    class_of,
+    dict_of,
+    hashed,
+    is_user_module,
+    joined,
+    mro_of,
+    name_of,
+    place_of,
+    sealed,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -111,7 +122,7 @@ class _Code(Walk):
         root = self.token(self._root)
         while self._todo:
             name, value = self._todo.popleft()
-            told = self._function(name, value) if isinstance(value, FunctionType) else self._class(name, value)
+            told = self._function(name, value) if class_of(value) is FunctionType else self._class(name, value)
             self._parts[name] = hashed(b"part:", told)
         parts = dict(sorted(self._parts.items()))
         shown = {name: digest.hex()[:_SHORT] for name, digest in parts.items()}
@@ -125,10 +136,12 @@ class _Code(Walk):
 
     def refer(self, value: Any) -> bytes:
         """A function, class or module, by name. What is the user's becomes a part."""
-        if isinstance(value, ModuleType):
-            self._version(value.__name__)
-            return sealed(b"M", _text(value.__name__))
-        if isinstance(value, FunctionType):
+        mro = mro_of(class_of(value))
+        if ModuleType in mro:
+            name = str(value.__dict__.get("__name__"))
+            self._version(name)
+            return sealed(b"M", _text(name))
+        if FunctionType in mro:
             module = str(value.__globals__.get("__name__", ""))
             users = _is_user_function(value, module)
             # `wraps` gives a wrapper the name of what it wraps; code that was generated is named by hand
@@ -139,7 +152,7 @@ class _Code(Walk):
                 if not value.__closure__ and "__wrapped__" not in value.__dict__:
                     return sealed(b"E", joined((_text(module), _text(name))))
         else:
-            module, name = str(value.__module__), value.__qualname__
+            module, name = place_of(value)
             if not is_user_module(module):
                 self._version(module)
                 return sealed(b"E", joined((_text(module), _text(name))))
@@ -150,10 +163,10 @@ class _Code(Walk):
 
     def unknown(self, value: Any, reason: str) -> bytes:  # noqa: ARG002
         cls = class_of(value)
-        name = qualified_name(cls)
+        name = name_of(cls)
         if not self._quiet and cls is not object and name.partition(".")[0] not in _SILENT:
             self._unsure[f"{self._place}{self.path()} ({name})"] = None
-        return sealed(b"?", _text(name) + (self.kind(cls) if is_user_module(str(cls.__module__)) else b""))
+        return sealed(b"?", _text(name) + (self.kind(cls) if is_user_module(place_of(cls)[0]) else b""))
 
     def _part(self, module: str, name: str, value: Any) -> str:
         known = self._names.get(id(value))
@@ -241,7 +254,7 @@ class _Code(Walk):
                     if each in inner and each not in _OF_MODULES:
                         told += (_text(each), self._bound(each, inner[each], its_name, attributes, seen))
             return sealed(b"M", joined(told))
-        if type in mro or type(value) in _REFERENCES or qualified_name(class_of(value)).startswith(_REFERRING):
+        if type in mro or type(value) in _REFERENCES or name_of(class_of(value)).startswith(_REFERRING):
             self._place = self._named(module, name)
             return self.token(value)
         return self._constant(name, value, module)
@@ -256,7 +269,7 @@ class _Code(Walk):
         return sealed(b"R", _text(known))
 
     def _class(self, name: str, cls: type) -> bytes:
-        told = [b"class", self.refer(type(cls)), *[self.refer(base) for base in cls.__bases__]]
+        told = [b"class", self.refer(class_of(cls)), *[self.refer(base) for base in bases_of(cls)]]
         for attribute, value in sorted(_members(cls), key=lambda pair: pair[0]):
             self._place = f"{name}.{attribute}"
             self._quiet = attribute.startswith("__")
@@ -333,6 +346,7 @@ def _generated(value: Any) -> bool:
     """Whether a member of a dataclass was written by `dataclasses`: it follows from the fields."""
     if not isinstance(value, FunctionType):
         return False
+    value = value.__dict__.get("__wrapped__", value)  # __repr__ is guarded against recursion
     return value.__code__.co_qualname.startswith("__create_fn__.") or value.__globals__["__name__"] == "dataclasses"
 
 
@@ -350,21 +364,25 @@ def _is_user_function(fn: FunctionType, module: str) -> bool:
 def _module_of(root: Any) -> str:
     """The name of the module that `root` stands in, as well as can be told."""
     for _ in range(100):
-        if isinstance(root, FunctionType):
-            return str(root.__globals__.get("__name__", ""))
-        if isinstance(root, type):
-            return str(root.__module__)
-        inner = None
-        if isinstance(root, MethodType):
+        mro = mro_of(class_of(root))
+        inner: Any = None
+        if FunctionType in mro:
+            module = str(root.__globals__.get("__name__", ""))
+            inner = None if _is_user_function(root, module) else root.__dict__.get("__wrapped__")
+            if inner is None:
+                return module
+        elif type in mro:
+            return place_of(root)[0]
+        elif MethodType in mro:
             inner = root.__func__
-        elif qualified_name(class_of(root)) == "functools.partial":
+        elif name_of(mro[0]) == "functools.partial":
             inner = root.func
-        elif qualified_name(class_of(root)).startswith(_REFERRING):
+        elif name_of(mro[0]).startswith(_REFERRING):
             inner = root.__dict__.get("fn") or root.__dict__.get("__wrapped__")
         if inner is None:
             break
         root = inner
-    return str(type(root).__module__)
+    return place_of(class_of(root))[0]
 
 
 def _text_of_file(module: str) -> bytes | None:

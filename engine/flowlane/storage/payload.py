@@ -69,7 +69,7 @@ class Payload(NamedTuple):
         array would be stored, or make what is stored look damaged. Costs nothing where there is no such memory, else a copy
         (30 ms for 100 MB).
         """
-        if all(map(_settled, self.stream)) and all(map(_settled, self.buffers)):
+        if self.codec is _JSON or (all(map(_settled, self.stream)) and all(map(_settled, self.buffers))):
             return self
         return self._replace(stream=tuple(map(_settle, self.stream)), buffers=tuple(map(_settle, self.buffers)))
 

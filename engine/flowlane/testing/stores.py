@@ -338,7 +338,7 @@ class StoreContract:
             store.close_run(lease, RunState.INTERRUPTED, _T, None)
             lease = store.reopen(run.id, new_session(adopted=[(0, (run.id, number - 1, 0, 1))]))
         (row,) = store.attempts(run.id)
-        assert row.result == (run.id, 1, 0, 1)
+        assert row.result is not None and row.result == (run.id, 1, 0, 1)
         assert bytes(store.read(row.result)) == b"value"
 
     def test_an_adopted_row_that_is_replaced_is_adopted_no_more(self, store: Store) -> None:
@@ -408,10 +408,9 @@ class StoreContract:
             assert bytes(each.read(row.result)) == blob
         with pytest.raises(StoreError):
             store.read((parent.run, 1, 1, 1))
-        ref = row.result
         assert store.remove([child.run]) == 1
         with pytest.raises(StoreError):
-            store.read(ref)
+            store.read((parent.run, 1, 0, 1))
 
     # ── ownership ─────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flowlane.cli.record import EventLog
-from flowlane.cli.summary import _size, duration, path_of, show_summary, user_lines
+from flowlane.cli.summary import show_summary, user_lines
 from flowlane.cli.terminal import Messages
+from flowlane.cli.words import duration, path_of
+from flowlane.cli.words import size as size_of
 from flowlane.core.states import RunState, TaskState
 from flowlane.errors import Failure
 from flowlane.results import Counts, TaskResult, Times, Verdict
@@ -193,7 +195,7 @@ def test_pickling_is_a_part_of_the_time() -> None:
     ("size", "text"), [(0, "0 B"), (999, "999 B"), (3_400, "3.4 kB"), (212_400_000, "212 MB"), (2 * 10**12, "2000 GB")]
 )
 def test_sizes_read_as_people_say_them(size: int, text: str) -> None:
-    assert _size(size) == text
+    assert size_of(size) == text
 
 
 def test_an_error_of_ours_is_a_sentence_with_its_place_and_its_hint() -> None:

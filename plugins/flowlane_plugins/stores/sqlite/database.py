@@ -89,6 +89,29 @@ class Database:
                     with suppress(sqlite3.Error):
                         connection.close()
 
+    def open_as_it_is(self) -> None:
+        """Connect for reading what may be damaged: nothing is made, migrated or written. Raises StoreError if it is not ours."""
+        with self._lock, telling(self.path):
+            writer = self._patiently(self._open_reader)
+            try:
+                examine(writer, self.path)
+                found = os.stat(self.path)
+            except BaseException:
+                writer.close()
+                raise
+            self._file = (found.st_dev, found.st_ino)
+            self._log = None
+            self._pid = os.getpid()
+            self._era += 1
+            self._writer = writer
+
+    def shrink(self) -> None:
+        """Give free pages and the log back to the file system, as far as nobody reads them."""
+        with self._lock, telling(self.path):
+            db = self._ready()
+            for statement in ("PRAGMA incremental_vacuum", "PRAGMA wal_checkpoint(TRUNCATE)"):
+                self._patiently(lambda statement=statement: db.execute(statement).fetchall())  # type: ignore[misc]
+
     @contextmanager
     def writing(self) -> Generator[sqlite3.Connection]:
         """A transaction that writes: committed at the end, or nothing of it is when the block raises."""

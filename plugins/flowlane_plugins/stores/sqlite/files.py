@@ -87,6 +87,14 @@ class ResultFiles:
         with open(self.path(digest), "rb", buffering=0) as file:
             return file.read()
 
+    def is_whole(self, digest: bytes) -> bool:
+        """Whether its content has that digest."""
+        hashing = blake2b(digest_size=_DIGEST)
+        with open(self.path(digest), "rb", buffering=0) as file:
+            while some := file.read(1 << 20):
+                hashing.update(some)
+        return hashing.digest() == digest
+
     def remove(self, digest: bytes) -> int:
         """Remove the file; how many bytes that freed."""
         path = self.path(digest)

@@ -72,7 +72,8 @@ def count(db: sqlite3.Connection, sid: int) -> tuple[dict[str, int], int]:
         "SELECT a.state, count(*) FROM attempts a WHERE a.id BETWEEN ? AND ? AND NOT EXISTS"
         " (SELECT 1 FROM attempts b WHERE b.id > a.id AND b.id <= a.id | ?) GROUP BY a.state ORDER BY a.state"
     )
-    for state, tasks in db.execute(query, (*span(sid), ATTEMPTS_MAX - 1)):
+    found: list[tuple[int, int]] = db.execute(query, (*span(sid), ATTEMPTS_MAX - 1)).fetchall()
+    for state, tasks in found:
         if 0 <= state < len(STATES):
             counts[str(STATES[state])] = tasks
     (total,) = db.execute("SELECT count(*) FROM attempts WHERE id BETWEEN ? AND ?", span(sid)).fetchone()
@@ -94,8 +95,10 @@ class Reading(Base):
 
     def find(self, text: str) -> StoredRun:
         with self._database.reading() as db:
-            names = db.execute("SELECT id, name FROM runs WHERE removed = 0 ORDER BY latest DESC")
-            run_id = choose(text, [Named(run_id, name) for run_id, name in names.fetchall()])
+            names: list[tuple[str, str]] = db.execute(
+                "SELECT id, name FROM runs WHERE removed = 0 ORDER BY latest DESC"
+            ).fetchall()
+            run_id = choose(text, [Named(*row) for row in names])
             row = db.execute(f"{_RUNS} AND r.id = ?", (run_id,)).fetchone()
             if row is None:  # removed in between
                 raise unknown(text)

@@ -29,9 +29,10 @@ UPSERT: Final = (
 )
 _SELECT: Final = (
     "SELECT a.id, a.state, a.reason, a.ready, a.started, a.ended, a.size, a.crc, a.detail, o.origin "
-    "FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id BETWEEN ? AND ? ORDER BY a.id"
+    "FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id {} ORDER BY a.id"
 )
-_AT_ONCE: Final = 1000  # rows fetched
+_AT_ONCE: Final = 500  # rows fetched, or asked for by their ids: SQLite binds 999 values everywhere
+_NOT_WRITTEN: Final = "the row of an attempt is not what was written"
 
 _pack = struct.Struct("<7q").pack
 
@@ -86,6 +87,20 @@ def attempt_crc(row: Sequence[Any], detail: str | None, origin: int | None) -> i
     return check if origin is None else crc32(b"%d" % origin, check)
 
 
+def read_sources(
+    db: sqlite3.Connection, path: str, ids: Sequence[int]
+) -> dict[int, tuple[tuple[int, ...], str | None, int]]:
+    """Row id → its first seven columns, its detail, and the row that has its result; of those of `ids` that are there."""
+    found: dict[int, tuple[tuple[int, ...], str | None, int]] = {}
+    for at in range(0, len(ids), _AT_ONCE):
+        some = ids[at : at + _AT_ONCE]
+        for *fields, check, detail, origin in db.execute(_SELECT.format(f"IN ({', '.join('?' * len(some))})"), some):
+            if not _is_good(fields, check, detail, origin):
+                raise damaged(path, _NOT_WRITTEN)
+            found[fields[0]] = (tuple(fields), detail, fields[0] if origin is None else origin)
+    return found
+
+
 def clean(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
     """Bound rows, with the half characters in their details escaped, which SQLite does not take. In JSON it means the same."""
     cleaned: list[tuple[Any, ...]] = []
@@ -111,19 +126,15 @@ def read_attempts(
 
     `expected` is how many there must be, where that is known.
     """
-    cursor = db.execute(_SELECT, span(sid, element))
+    cursor = db.execute(_SELECT.format("BETWEEN ? AND ?"), span(sid, element))
     count = 0
     try:
         while rows := cursor.fetchmany(_AT_ONCE):
             count += len(rows)
             for row in rows:
                 number, state, reason, ready, started, ended, size, check, detail, origin = row
-                try:
-                    good = attempt_crc(row[:7], detail, origin) == check
-                except (struct.error, AttributeError, TypeError):  # a value of another type
-                    good = False
-                if not good:
-                    raise damaged(path, "the row of an attempt is not what was written")
+                if not _is_good(row[:7], check, detail, origin):
+                    raise damaged(path, _NOT_WRITTEN)
                 _, index, attempt = unpack(number)
                 ref: ResultRef | None = None
                 if size:
@@ -135,3 +146,10 @@ def read_attempts(
         cursor.close()  # also when the reader stops half-way: an open cursor holds the log back
     if expected is not None and count != expected:
         raise damaged(path, f"it has {count:,} attempts of a session that had {expected:,}")
+
+
+def _is_good(fields: Sequence[Any], check: Any, detail: Any, origin: Any) -> bool:
+    try:
+        return bool(attempt_crc(fields, detail, origin) == check)
+    except (struct.error, AttributeError, TypeError):  # a value of another type
+        return False

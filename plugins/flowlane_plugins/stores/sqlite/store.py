@@ -18,11 +18,12 @@ from flowlane.storage.port import Lease, Owner
 from flowlane_plugins.stores.names import RUN_ID
 from flowlane_plugins.stores.sqlite import reading
 from flowlane_plugins.stores.sqlite import rows as hot
-from flowlane_plugins.stores.sqlite.faults import damaged, telling
+from flowlane_plugins.stores.sqlite.faults import telling
 from flowlane_plugins.stores.sqlite.key import KEY_BYTES, load_key
 from flowlane_plugins.stores.sqlite.locks import RunLock, holder
 from flowlane_plugins.stores.sqlite.place import private_folder
 from flowlane_plugins.stores.sqlite.reading import Reading
+from flowlane_plugins.stores.sqlite.salvage import Salvage
 from flowlane_plugins.stores.sqlite.schema import crc, row_id
 from flowlane_plugins.stores.sqlite.upkeep import Upkeep
 
@@ -47,7 +48,7 @@ class _Hold:
         self.watch = -1  # the database's version when there was no request
 
 
-class SqliteStore(Reading, Upkeep):
+class SqliteStore(Reading, Upkeep, Salvage):
     """Runs in the SQLite file `path`, made with its folder when it is opened.
 
     `durability`: what a committed row survives. "process": that of flowlane, whatever the way (a power cut may lose the last
@@ -133,7 +134,7 @@ class SqliteStore(Reading, Upkeep):
             with self._database.writing() as db:
                 key, number, last = reading.latest(db, self._path, run_id)
                 path = self._lock_path(run_id)
-                self._refuse_owned(run_id, holder(path), last, session.owner)
+                self._refuse_locked(run_id, holder(path), last, session.owner)
                 if after not in (None, number):
                     raise RunLocked(
                         f"run {run_id} was resumed by process {last.owner.pid} on {last.owner.host} a moment ago",
@@ -168,7 +169,7 @@ class SqliteStore(Reading, Upkeep):
             self._prove(db, lease)
             adopted = self._put(db, bound, hold.adopted)
             if cached:
-                self._write_cached(db, hold.sid, cached)
+                self._write_cached(db, hold, cached)
             if self._hits:
                 self._count_hits(db)
         if adopted:
@@ -210,7 +211,7 @@ class SqliteStore(Reading, Upkeep):
 
     # ── inside ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _refuse_owned(self, run_id: str, owner: Owner | None, last: reading.Latest, asking: Owner) -> None:
+    def _refuse_locked(self, run_id: str, owner: Owner | None, last: reading.Latest, asking: Owner) -> None:
         if owner is not None:
             raise RunLocked(
                 f"run {run_id} belongs to process {owner.pid} on {owner.host}, which lives",
@@ -254,34 +255,28 @@ class SqliteStore(Reading, Upkeep):
 
     def _adopt(self, db: sqlite3.Connection, sid: int, pairs: Sequence[tuple[int, ResultRef]]) -> set[int]:
         """Copy rows into a session; their ids there."""
-        adopted: set[int] = set()
-        for element, ref in pairs:
-            source = self._row_of(db, ref)
-            found = (
-                source
-                and db.execute(
-                    "SELECT a.id, a.state, a.reason, a.ready, a.started, a.ended, a.size, a.crc, a.detail, o.origin"
-                    " FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id = ?",
-                    (source,),
-                ).fetchone()
-            )
-            if not found:
+        sources = self._rows_of(db, [ref for _, ref in pairs])
+        found = hot.read_sources(db, self._path, sources)
+        rows: list[tuple[Any, ...]] = []
+        adopted: list[tuple[int, int]] = []
+        for (element, ref), source in zip(pairs, sources, strict=True):
+            if source not in found:
+                run, _, number, attempt = ref
                 raise StoreError(
-                    f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in {self._path} any more"
+                    f"attempt {attempt} of task number {number} in run {run} is not in {self._path} any more"
                 )
-            *fields, check, detail, origin = found
-            if hot.attempt_crc(fields, detail, origin) != check:
-                raise damaged(self._path, f"the row of a task of run {ref[0]} is not what was written")
-            origin = fields[0] if origin is None else origin
-            fields[0] = row = row_id(sid, element, ref[3])
-            db.execute(hot.UPSERT, (*fields, hot.attempt_crc(fields, detail, origin), detail, None))
-            db.execute("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", (row, origin))
-            adopted.add(row)
-        return adopted
+            fields, detail, origin = found[source]
+            row = row_id(sid, element, ref[3])
+            fields = (row, *fields[1:])
+            rows.append((*fields, hot.attempt_crc(fields, detail, origin), detail, None))
+            adopted.append((row, origin))
+        db.executemany(hot.UPSERT, rows)
+        db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", adopted)
+        return {row for row, _ in adopted}
 
     def _put(self, db: sqlite3.Connection, bound: hot.Bound, before: set[int]) -> set[int]:
         """Write rows. `before` are those of the session that say where their result is; the ids of others that now do."""
-        origins = self._settle_origins(db, bound)
+        origins = self._settle_origins(db, bound) if bound.origins else []
         try:
             db.executemany(hot.UPSERT, bound.rows)
         except UnicodeEncodeError:
@@ -342,43 +337,43 @@ class SqliteStore(Reading, Upkeep):
         if ended:
             raise StoreError(f"run {lease.run} was taken over, or has ended", lost=True)
 
-    def _row_of(self, db: sqlite3.Connection, ref: ResultRef) -> int | None:
-        """The row id of `ref`, or None when its session is not there."""
-        run_id, number, element, attempt = ref
-        sid = reading.sid_of(db, run_id, number)
-        return None if sid is None else row_id(sid, element, attempt)
+    def _rows_of(self, db: sqlite3.Connection, refs: Sequence[ResultRef]) -> list[int]:
+        """The row id of each of `refs`; 0, which no row has, where its session is not there."""
+        sids: dict[tuple[str, int], int] = {}
+        rows: list[int] = []
+        for run_id, number, element, attempt in refs:
+            sid = sids.get((run_id, number))
+            if sid is None:
+                sid = sids[run_id, number] = reading.sid_of(db, run_id, number) or 0
+            rows.append(row_id(sid, element, attempt) if sid else 0)
+        return rows
 
     def _settle_origins(self, db: sqlite3.Connection, bound: hot.Bound) -> list[tuple[int, int]]:
         """Finish the rows whose result is another row's; (row, origin) of each."""
+        sources = self._rows_of(db, list(bound.origins.values()))
+        found = hot.read_sources(db, self._path, sources)
         adopted: list[tuple[int, int]] = []
-        for index, ref in bound.origins.items():
-            source = self._row_of(db, ref)
-            found = (
-                source
-                and db.execute(
-                    "SELECT a.size, coalesce(o.origin, a.id) FROM attempts a LEFT JOIN adopted o ON o.row = a.id WHERE a.id = ?",
-                    (source,),
-                ).fetchone()
-            )
-            if not found or not found[0]:
-                continue
-            size, origin = found
-            row = bound.rows[index]
-            fields = (*row[:6], size)
-            bound.rows[index] = (*fields, hot.attempt_crc(fields, row[8], origin), row[8], None)
-            adopted.append((row[0], origin))
+        for index, source in zip(bound.origins, sources, strict=True):
+            if source in found:
+                theirs, _, origin = found[source]
+                row = bound.rows[index]
+                fields = (*row[:6], theirs[6])
+                bound.rows[index] = (*fields, hot.attempt_crc(fields, row[8], origin), row[8], None)
+                adopted.append((row[0], origin))
         return adopted
 
-    def _write_cached(self, db: sqlite3.Connection, sid: int, cached: Sequence[CacheRow]) -> None:
+    def _write_cached(self, db: sqlite3.Connection, hold: _Hold, cached: Sequence[CacheRow]) -> None:
+        rows: list[tuple[Any, ...]] = []
         for entry in cached:
-            row = row_id(sid, entry.element, entry.attempt)
-            found = db.execute("SELECT origin FROM adopted WHERE row = ?", (row,)).fetchone()
-            row = found[0] if found else row
-            fields = (bytes(entry.key), _text(entry.task), _text(entry.parts), entry.created, entry.expires, row)
-            db.execute(
-                "INSERT OR REPLACE INTO cache (key, task, parts, created, expires, row, crc) VALUES (?, ?, ?, ?, ?, ?, ?)",
-                (*fields, crc(*fields)),
-            )
+            row = row_id(hold.sid, entry.element, entry.attempt)
+            if row in hold.adopted:
+                row = db.execute("SELECT coalesce(max(origin), ?) FROM adopted WHERE row = ?", (row, row)).fetchone()[0]
+            fields = (entry.key, _text(entry.task), _text(entry.parts), entry.created, entry.expires, row)
+            rows.append((*fields, crc(*fields)))
+        db.executemany(
+            "INSERT OR REPLACE INTO cache (key, task, parts, created, expires, row, crc) VALUES (?, ?, ?, ?, ?, ?, ?)",
+            rows,
+        )
 
     def _count_hits(self, db: sqlite3.Connection) -> None:
         hits, self._hits = self._hits, {}

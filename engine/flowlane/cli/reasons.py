@@ -1,0 +1,413 @@
+"""Why a task is in the state that it is in, in a few sentences. Decides and words; prints nothing.
+
+A sentence names what somebody can look at next: the task that failed, the process that is gone, the verb to go on with.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.cli.words import ago, counted, date, duration, path_of
+from flowlane.core.states import DONE, Reason, TaskState
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from flowlane.past import Attempt, Past
+    from flowlane.storage.port import ResultRef, Store
+
+__all__ = ["Explanation", "explain", "explain_cache"]
+
+_NAMES: Final = 8
+_ERROR_MAX: Final = 200
+_ORDINALS: Final = ("first", "second", "third", "fourth", "fifth")
+
+
+@dataclass(slots=True)
+class Explanation:
+    """`sentences` for people; `facts` the same as plain data."""
+
+    state: str
+    sentences: list[str] = field(default_factory=list[str])
+    facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt], now: int) -> Explanation:
+    """Why the task `element` is where it is. `attempts` are those over all sessions; `store` is asked for other runs' part."""
+    state = past.state_of(element)
+    last = past.last(element)
+    made = Explanation(str(state))
+    name = past.names[element]
+    if past.restored(element) and last is not None:
+        made.facts["restored"] = True
+        _restored(made, past, last, name, now)
+        if state is TaskState.CACHED:
+            _cached_in(made, store, past, last.result, now)
+        return made
+    match state:
+        case TaskState.SUCCEEDED:
+            _succeeded(made, store, past, last, name, now)
+        case TaskState.CACHED:
+            made.sentences.append(
+                f"{name} was not run: a result with the same inputs and the same code was in the cache"
+            )
+            _cached_in(made, store, past, last.result if last is not None else None, now)
+        case TaskState.FAILED | TaskState.TIMED_OUT | TaskState.CRASHED:
+            _failed(made, past, last, name, attempts, now)
+        case TaskState.UPSTREAM_FAILED:
+            _upstream_failed(made, past, element, name)
+        case TaskState.CANCELLED:
+            _cancelled(made, past, last, name, now)
+        case TaskState.UNKNOWN:
+            _unknown(made, past, last, name)
+        case TaskState.RUNNING:
+            _running(made, past, last, name, now)
+        case TaskState.RETRYING:
+            _retrying(made, past, last, name, now)
+        case TaskState.READY | TaskState.PENDING:
+            _waiting(made, past, element, name, now)
+    return made
+
+
+# ── done ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _succeeded(made: Explanation, store: Store, past: Past, last: Attempt | None, name: str, now: int) -> None:
+    if last is None:
+        return
+    made.sentences.append(
+        f"{name} succeeded {date(last.ended)}, {ago(last.ended, now)}{_at_attempt(last)}: it ran for {_took(last)} on"
+        f" {_place(last)}{_after_waiting(last)}"
+    )
+    if last.unstored:
+        made.sentences.append(
+            f"its result could not be stored, so a resume would run it again: {_short(last.unstored)}"
+        )
+    miss = explain_miss(store, past, last)
+    if miss is not None and miss.facts["entry"]:
+        made.sentences += miss.sentences
+        made.facts["miss"] = miss.facts
+
+
+def _restored(made: Explanation, past: Past, last: Attempt, name: str, now: int) -> None:
+    where = ""
+    if last.result is not None and last.result[0] == past.run.id:
+        where = f"session {last.result[1]}"
+    elif past.run.parent and past.session.number == 1:
+        where = f"run {past.run.parent}, which this one was forked from,"
+    made.sentences.append(
+        f"{name} was not run in session {past.session.number}: {where or 'an earlier one'} had finished it"
+        f" {date(last.ended)}, {ago(last.ended, now)}"
+    )
+
+
+def _cached_in(made: Explanation, store: Store, past: Past, ref: ResultRef | None, now: int) -> None:
+    """Since when a result is there, and which run made it."""
+    if ref is None:
+        made.sentences.append("the run that had made the result was removed since")
+        return
+    made.facts["from"] = {"run": ref[0], "session": ref[1]}
+    run = _run_name(store, ref[0])
+    ended = _ended(store, ref)
+    since = f" {date(ended)}, {ago(ended, now)}" if ended else ""
+    made.sentences.append(f"run {run} made it{since}" if ref[0] != past.run.id else f"this run made it{since}")
+
+
+def _run_name(store: Store, run_id: str) -> str:
+    from flowlane.errors import UnknownRun
+
+    try:
+        return f"{store.find(run_id).name} ({run_id[:6]})"
+    except UnknownRun:
+        return f"{run_id[:6]}, which was removed since,"
+
+
+def _ended(store: Store, ref: ResultRef) -> int:
+    from flowlane.errors import FlowError
+
+    run_id, session, element, attempt = ref
+    try:
+        for row in store.attempts(run_id, session, element):
+            if row.attempt == attempt:
+                return row.ended
+    except FlowError:  # that run was removed
+        pass
+    return 0
+
+
+# ── ended badly ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+_ENDINGS: Final = {
+    Reason.RAISED: "raised",
+    Reason.REJECTED: "was refused before it began",
+    Reason.ATTEMPT_TIMEOUT: "ran into its timeout",
+    Reason.TOTAL_TIMEOUT: "ran into its total timeout",
+    Reason.WORKER_DIED: "lost its worker",
+}
+
+
+def _failed(
+    made: Explanation, past: Past, last: Attempt | None, name: str, attempts: Sequence[Attempt], now: int
+) -> None:
+    if last is None:
+        return
+    what = {
+        TaskState.TIMED_OUT: "timed out",
+        TaskState.CRASHED: "crashed: its worker died",
+    }.get(last.state, "failed")
+    made.sentences.append(f"{name} {what} {date(last.ended)}, {ago(last.ended, now)}{_at_attempt(last)}{_error(last)}")
+    if last.started:
+        made.sentences.append(f"it ran for {_took(last)} on {_place(last)}{_after_waiting(last)}")
+    made.facts["attempts"] = [
+        {
+            "session": each.session,
+            "attempt": each.number,
+            "state": str(each.state),
+            "reason": str(each.reason),
+            "error": None if each.failure is None else f"{each.failure.type}: {each.failure.message}",
+        }
+        for each in attempts
+    ]
+    _retries(made, [each for each in attempts if each.session == last.session], last)
+    made.sentences.append(
+        f"`flow resume {past.run.name}` tries it again; `flow logs {past.run.name}/{name}` tells more"
+    )
+
+
+def _retries(made: Explanation, attempts: Sequence[Attempt], last: Attempt) -> None:
+    """The retry policy, as far as it was seen at work."""
+    earlier = [each for each in attempts if each.number < last.number]
+    if not earlier:
+        made.sentences.append("it was tried once: it has no retries, or none for this error")
+        return
+    pauses = [
+        duration(max(0, after.ready - before.ended) / 1e9)
+        for before, after in pairwise(attempts)
+        if before.ended and after.ready
+    ]
+    errors = list(dict.fromkeys([_ENDINGS.get(each.reason, str(each.reason)) for each in earlier]))
+    text = f"it was tried {last.number} times (attempts before {_listed(errors)})"
+    if pauses:
+        text += f", with pauses of {_listed(pauses)}"
+    made.sentences.append(f"{text}; no attempt was left, or none for this error")
+
+
+def _upstream_failed(made: Explanation, past: Past, element: int, name: str) -> None:
+    way = past.way(element)
+    names = [past.names[each] for each in way]
+    made.facts |= {"root": names[0], "path": names}
+    if len(way) == 1:
+        made.sentences.append(f"{name} never began, because something that it depends on did not succeed")
+        return
+    root = past.last(way[0])
+    state = past.state_of(way[0])
+    ended = {TaskState.CANCELLED: "was cancelled", TaskState.UNKNOWN: "is unknown"}.get(state, state.replace("_", " "))
+    made.sentences.append(f"{name} never began, because {names[0]} {ended}{_error(root)}")
+    made.sentences.append(f"the way from it: {path_of(names)}")
+    made.sentences.append(f"`flow why {past.run.name} {names[0]}` tells more of {names[0]}")
+
+
+def _cancelled(made: Explanation, past: Past, last: Attempt | None, name: str, now: int) -> None:
+    if last is None:
+        return
+    begun = f"was stopped after {_took(last)} on {_place(last)}" if last.started else "was never begun"
+    match last.reason:
+        case Reason.FAIL_FAST:
+            failures = past.failures()
+            first = past.names[failures[0]] if failures else "another task"
+            made.facts["stopped_by"] = first
+            why = f"{first} had failed, and this workflow stops at the first failure (on_failure='fail_fast')"
+        case Reason.DRAINED:
+            why = "the run was told to begin nothing new"
+        case _:
+            why = "the run was told to stop"
+    made.sentences.append(f"{name} {begun}, because {why}: {date(last.ended)}, {ago(last.ended, now)}")
+    if past.run.error and last.reason is not Reason.FAIL_FAST:
+        made.sentences.append(f"the run ended {past.state}: {_short(past.run.error)}")
+    made.sentences.append(f"`flow resume {past.run.name}` goes on with it")
+
+
+def _unknown(made: Explanation, past: Past, last: Attempt | None, name: str) -> None:
+    failure = last.failure if last is not None else None
+    if failure is None or not failure.message:
+        made.sentences.append(f"nobody knows how {name} ended: it had begun when an earlier session of the run stopped")
+    else:
+        made.sentences.append(f"nobody knows how {name} ended: {_short(failure.message)}")
+    made.sentences.append(f"find out what it did; if it may run again: flow resume {past.run.name} --rerun {name}")
+
+
+# ── not ended ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _gone(past: Past) -> str:
+    owner = past.session.owner
+    return f"process {owner.pid} on {owner.host} is gone"
+
+
+def _running(made: Explanation, past: Past, last: Attempt | None, name: str, now: int) -> None:
+    if last is None:
+        return
+    if past.owner is None:
+        since = f"{date(last.started)}, {ago(last.started, now)}"
+        made.sentences.append(f"{name} had begun {since}, and {_gone(past)}: nobody saw it end")
+        made.sentences.append(f"`flow resume {past.run.name}` runs it again, unless it is at_most_once")
+        return
+    made.facts["since"] = last.started
+    made.sentences.append(
+        f"{name} has been running for {duration(max(0, now - last.started) / 1e9)}{_at_attempt(last)}, on {last.executor}"
+        f" of process {past.owner.pid} on {past.owner.host}"
+    )
+
+
+def _retrying(made: Explanation, past: Past, last: Attempt | None, name: str, now: int) -> None:
+    if last is None:
+        return
+    ordinal = _ordinal(last.number)
+    made.sentences.append(f"the {ordinal} attempt of {name} ended {ago(last.ended, now)}{_error(last)}")
+    made.sentences.append(
+        f"it waits to be tried again, in process {past.owner.pid} on {past.owner.host}"
+        if past.owner is not None
+        else f"it was to be tried again, and {_gone(past)}; `flow resume {past.run.name}` does"
+    )
+
+
+def _waiting(made: Explanation, past: Past, element: int, name: str, now: int) -> None:
+    waits = past.waits_for(element)
+    made.facts["waits_for"] = [{"name": past.names[up], "state": str(past.state_of(up))} for up in waits]
+    if past.owner is None:
+        why = f"{_gone(past)}" if past.state == "stopped" else f"the run ended {past.state}"
+        made.sentences.append(f"{name} had not begun, and {why}; `flow resume {past.run.name}` goes on")
+    if not waits:
+        if past.owner is not None:
+            executor = past.description.executors[element]
+            busy = sum(
+                [
+                    past.description.executors[each] == executor and past.state_of(each) is TaskState.RUNNING
+                    for each in range(len(past.names))
+                ]
+            )
+            many = f"{counted(busy, 'task')} of this run {'is' if busy == 1 else 'are'}"
+            made.sentences.append(
+                f"{name} waits for nothing but a slot of {executor}, where {many} known to be running"
+            )
+        return
+    direct = [_with_state(past, up, now) for up in waits[:_NAMES]]
+    more = f" and {len(waits) - _NAMES:,} more" if len(waits) > _NAMES else ""
+    verb = "waits" if past.owner is not None else "waited"
+    made.sentences.append(f"{name} {verb} for {', '.join(direct)}{more}")
+    blockers = [each for each in past.blockers(element) if each not in waits or len(waits) > 1]
+    if blockers and blockers != waits:
+        made.facts["blockers"] = [{"name": past.names[each], "state": str(past.state_of(each))} for each in blockers]
+        told = [_with_state(past, each, now) for each in blockers[:_NAMES]]
+        more = f" and {len(blockers) - _NAMES:,} more" if len(blockers) > _NAMES else ""
+        made.sentences.append(f"all of it hangs on {', '.join(told)}{more}")
+
+
+def _with_state(past: Past, element: int, now: int) -> str:
+    state = past.state_of(element)
+    last = past.last(element)
+    if state is TaskState.RUNNING and last is not None and past.owner is not None:
+        return f"{past.names[element]} (running for {duration(max(0, now - last.started) / 1e9)})"
+    was = "was " if state is TaskState.RUNNING else ""
+    return f"{past.names[element]} ({was}{state})"
+
+
+# ── a miss ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def explain_miss(store: Store, past: Past, last: Attempt | None) -> Explanation | None:
+    """Why an attempt that ran was not taken from the cache; None where that cannot be told.
+
+    Its own entry in the cache says what its key was made of; an attempt that failed, or whose entry was removed, has none.
+    """
+    from flowlane.misses import Entries, parts_of
+
+    if last is None or last.state not in DONE or last.result is None:
+        return None
+    task = past.description.tasks[past.number(last.task)]
+    entries = store.cache_entries(task)
+    own = next((entry for entry in entries if entry.result == last.result), None)
+    if own is None:
+        return None
+    now = parts_of(own.parts)
+    found = Entries([entry for entry in entries if entry.created < own.created]).nearest(now)
+    made = Explanation("miss", facts={"entry": own.key.hex(), "nearest": None, "difference": None})
+    if found is None:
+        made.sentences.append(f"it was not in the cache: there was no entry of task {task} before")
+        return made
+    made.facts["nearest"] = {"key": found.entry.key.hex(), "run": found.entry.result[0], "created": found.entry.created}
+    made.facts["difference"] = found.difference.to_dict()
+    run = _run_name(store, found.entry.result[0])
+    made.sentences.append(
+        f"it was not in the cache: most like it is the entry of run {run}, and {'; '.join(found.difference.sentences())}"
+        if len(found.difference)
+        else f"it was not in the cache: the entry of run {run} was too old or could not be read"
+    )
+    return made
+
+
+def explain_cache(store: Store, past: Past, element: int, now: int) -> Explanation:
+    """Why a task was, or was not, taken from the cache: the state is "hit", "miss", or "unknown" where nothing tells."""
+    last = past.last(element)
+    name = past.names[element]
+    if last is not None and last.state is TaskState.CACHED:
+        made = Explanation("hit", [f"{name} was taken from the cache: its inputs and its code were the same"])
+        _cached_in(made, store, past, last.result, now)
+        return made
+    made = explain_miss(store, past, last) or Explanation("unknown")
+    if made.sentences:
+        made.sentences[0] = f"{name}: {made.sentences[0]}"
+    elif last is None or last.state not in DONE:
+        made.sentences.append(f"{name} is {past.state_of(element)}: only results are cached")
+    else:
+        made.sentences.append(
+            f"nothing tells of {name}: no entry of the cache is its own; either it is not declared with a cache, or an argument"
+            " cannot be hashed, or its entry was removed or replaced since"
+        )
+    return made
+
+
+# ── words ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _ordinal(number: int) -> str:
+    return _ORDINALS[number - 1] if 0 < number <= len(_ORDINALS) else f"{number}th"
+
+
+def _at_attempt(last: Attempt) -> str:
+    return f", at its {_ordinal(last.number)} attempt" if last.number > 1 else ""
+
+
+def _took(last: Attempt) -> str:
+    return "?" if last.duration is None else duration(last.duration)
+
+
+def _place(last: Attempt) -> str:
+    return f"{last.executor} ({last.worker})" if last.worker and last.worker != last.executor else last.executor
+
+
+def _after_waiting(last: Attempt) -> str:
+    waited = last.waited
+    return f", after waiting {duration(waited)} for a slot" if waited is not None and waited >= 0.1 else ""
+
+
+def _error(last: Attempt | None) -> str:
+    failure = last.failure if last is not None else None
+    if failure is None:
+        return ""
+    from flowlane.cli.summary import user_lines
+
+    where = next((place for place, _ in reversed(user_lines(failure))), "")
+    text = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    return f": {_short(text)}{f' ({where})' if where else ''}"
+
+
+def _short(text: str) -> str:
+    line = text.strip().partition("\n")[0]
+    return line if len(line) <= _ERROR_MAX else f"{line[:_ERROR_MAX]}…"
+
+
+def _listed(words: Sequence[str]) -> str:
+    return ", ".join(words[:_NAMES]) + (", …" if len(words) > _NAMES else "")

@@ -1,0 +1,359 @@
+"""A stored run, looked at: its tasks by name, every attempt, who waits for whom, and who stopped whom.
+
+What is stored is rows of numbers and, by session, a description of the tasks. `look` reads both once; everything after that
+is pure, and describes the instant of reading: a run under way goes on meanwhile. Nothing of the user's is imported, and no value
+is decoded.
+
+A task without a row had not come to anything yet: it waits for others, or for a slot.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.core.states import DONE, REASONS, STATES, RunState, TaskState
+from flowlane.errors import Failure, UnknownName
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from flowlane.core.states import Reason
+    from flowlane.description import Description
+    from flowlane.storage.port import Owner, ResultRef, Store, StoredAttempt, StoredRun, StoredSession
+
+__all__ = ["STOPPED", "Attempt", "Past", "look", "owner_of", "state_of"]
+
+#: The state of a run that is recorded as running and whose process is gone: killed, or its machine was.
+STOPPED: Final = "stopped"
+
+#: States of a task that keep others from running.
+BAD: Final = frozenset(
+    {
+        TaskState.FAILED,
+        TaskState.TIMED_OUT,
+        TaskState.CRASHED,
+        TaskState.UPSTREAM_FAILED,
+        TaskState.CANCELLED,
+        TaskState.UNKNOWN,
+    }
+)
+#: States of a task that ended badly by itself.
+FAULTY: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN})
+
+
+def owner_of(store: Store, run: StoredRun) -> Owner | None:
+    """The living process that is at `run`; asked only about a run that says it is running."""
+    return store.owner(run.id) if run.state is RunState.RUNNING else None
+
+
+def state_of(run: StoredRun, owner: Owner | None) -> str:
+    """The state of a run for people, given who owns it."""
+    return STOPPED if run.state is RunState.RUNNING and owner is None else str(run.state)
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One attempt of one task, as it is stored. Times are ns of the epoch, 0 where it did not come to that.
+
+    session  the session that has this row
+    adopted  another row has the result, or had: see `StoredAttempt`
+    """
+
+    task: str
+    executor: str
+    session: int
+    number: int
+    state: TaskState
+    reason: Reason
+    ready: int
+    started: int
+    ended: int
+    result: ResultRef | None
+    size: int
+    adopted: bool
+    text: str | None  # the detail as it is stored
+
+    @cached_property
+    def detail(self) -> Mapping[str, Any]:
+        """What else is known: worker, measures, error. Empty where nothing is."""
+        try:
+            found: Any = json.loads(self.text) if self.text else {}
+        except ValueError:
+            return {}
+        return found if isinstance(found, dict) else {}  # pyright: ignore[reportUnknownVariableType]
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from being ready to its start."""
+        return max(0, self.started - self.ready) / 1e9 if self.ready and self.started else None
+
+    @property
+    def duration(self) -> float | None:
+        """Seconds that it ran."""
+        return max(0, self.ended - self.started) / 1e9 if self.started and self.ended else None
+
+    @property
+    def worker(self) -> str | None:
+        """Who ran it, where that was told."""
+        return _text(self.detail.get("worker"))
+
+    @property
+    def cpu(self) -> float | None:
+        """Seconds of CPU time."""
+        return _number(self.detail.get("cpu_s"))
+
+    @property
+    def peak_rss(self) -> int | None:
+        """Bytes."""
+        found = _number(self.detail.get("peak_rss"))
+        return None if found is None else int(found)
+
+    @property
+    def unstored(self) -> str | None:
+        """Why its result was not stored, for one that could not be."""
+        return _text(self.detail.get("unstored"))
+
+    @property
+    def failure(self) -> Failure | None:
+        """Its error."""
+        error: Any = self.detail.get("error")
+        if not isinstance(error, dict):
+            return None
+        get: Any = error.get  # pyright: ignore[reportUnknownMemberType, reportUnknownVariableType]
+        notes: Any = get("notes")
+        return Failure(
+            _text(get("type")) or "Error",
+            _text(get("message")) or "",
+            traceback=_text(get("traceback")) or "",
+            where=_text(get("where")),
+            notes=tuple([str(note) for note in notes]) if isinstance(notes, list) else (),  # pyright: ignore[reportUnknownVariableType, reportUnknownArgumentType]
+        )
+
+    # The name under which a summary asks for it.
+    @property
+    def name(self) -> str:
+        return self.task
+
+    @property
+    def attempts(self) -> int:
+        return self.number
+
+
+def _text(value: object) -> str | None:
+    return value if isinstance(value, str) and value else None
+
+
+def _number(value: object) -> float | None:
+    return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+class Past:
+    """The latest session of a run.
+
+    run          as the store has it
+    state        its state for people: a RunState's, or "stopped"
+    owner        the living process that is at it, or None
+    session      the latest
+    description  its tasks
+    """
+
+    def __init__(
+        self,
+        run: StoredRun,
+        owner: Owner | None,
+        session: StoredSession,
+        description: Description,
+        rows: Iterable[StoredAttempt],
+    ) -> None:
+        self.run = run
+        self.owner = owner
+        self.state = state_of(run, owner)
+        self.session = session
+        self.description = description
+        self._rows: dict[int, list[StoredAttempt]] = {}
+        for row in rows:
+            self._rows.setdefault(row.element, []).append(row)
+
+    @property
+    def names(self) -> Sequence[str]:
+        return self.description.names
+
+    @cached_property
+    def _numbers(self) -> dict[str, int]:
+        return {name: element for element, name in enumerate(self.names)}
+
+    def number(self, name: str) -> int:
+        """The element of the task called `name`. Raises UnknownName with the nearest."""
+        found = self._numbers.get(name)
+        if found is not None:
+            return found
+        import difflib
+
+        shown = name if len(name) <= 60 else f"{name[:60]}…"
+        close = difflib.get_close_matches(name[:60], self._numbers, 1)
+        raise UnknownName(
+            f"there is no task '{shown}' in run {self.run.name}",
+            hint=f"did you mean '{close[0]}'?" if close else f"`flow show {self.run.name} --all` lists its tasks",
+        )
+
+    def attempts(self, element: int) -> list[Attempt]:
+        """The attempts of a task in this session, in order; that of a task that was restored is the one that succeeded."""
+        return [attempt_of(row, self.description, self.session.number) for row in self._rows.get(element, ())]
+
+    def last(self, element: int) -> Attempt | None:
+        """A task's latest attempt."""
+        rows = self._rows.get(element)
+        return attempt_of(rows[-1], self.description, self.session.number) if rows else None
+
+    def state_of(self, element: int) -> TaskState:
+        """Where a task stands. READY is what has no row, and waits for nothing any more while the run is under way."""
+        rows = self._rows.get(element)
+        if rows:
+            return STATES[rows[-1].state]
+        if self.owner is not None and all(self.state_of_row(up) in DONE for up in self.description.upstreams[element]):
+            return TaskState.READY
+        return TaskState.PENDING
+
+    def state_of_row(self, element: int) -> TaskState:
+        """The same as far as rows tell it."""
+        rows = self._rows.get(element)
+        return STATES[rows[-1].state] if rows else TaskState.PENDING
+
+    def restored(self, element: int) -> bool:
+        """Whether an earlier session, or the run that this one was forked from, had finished the task."""
+        rows = self._rows.get(element)
+        return rows is not None and STATES[rows[-1].state] in DONE and 0 < rows[-1].ended < self.session.started
+
+    def counts(self) -> dict[str, int]:
+        """State → tasks, in the order of the states; a task without a row counts as what `state_of` says."""
+        found: dict[TaskState, int] = {}
+        for element in range(len(self.names)):
+            state = self.state_of(element)
+            found[state] = found.get(state, 0) + 1
+        return {str(state): found[state] for state in STATES if state in found}
+
+    def failures(self) -> list[int]:
+        """Tasks that ended badly by themselves, the first to do so first."""
+        found = [element for element, rows in self._rows.items() if STATES[rows[-1].state] in FAULTY]
+        return sorted(found, key=lambda element: (self._rows[element][-1].ended, element))
+
+    # ── who stopped whom ──────────────────────────────────────────────────────────────────────────────────────────
+
+    def way(self, element: int) -> list[int]:
+        """For a task that ended upstream_failed: the task that failed, and the way from it to this one, both included.
+
+        Of several the one that failed first. The task alone where the record does not tell.
+        """
+        root, via = self._causes(element)
+        way = [element]
+        while via[way[-1]] != way[-1]:
+            way.append(via[way[-1]])
+        way.reverse()
+        return way if root[element] >= 0 else [element]
+
+    def _causes(self, element: int) -> tuple[dict[int, int], dict[int, int]]:
+        """For it and what it depends on: the task that failed (-1 where unknown), and the next on the way there."""
+        root: dict[int, int] = {}
+        via: dict[int, int] = {}
+        stack = [element]
+        while stack:
+            at = stack[-1]
+            if at in root:
+                stack.pop()
+                continue
+            if self.state_of_row(at) is not TaskState.UPSTREAM_FAILED:
+                root[at] = via[at] = at
+                stack.pop()
+                continue
+            bad = [up for up in self.description.upstreams[at] if self.state_of_row(up) in BAD]
+            left = [up for up in bad if up not in root]
+            if left:
+                stack += left
+                continue
+            stack.pop()
+            known = [up for up in bad if root[up] >= 0]
+            chosen = min(known, key=lambda up: self._rows[root[up]][-1].ended, default=None)
+            root[at] = -1 if chosen is None else root[chosen]
+            via[at] = at if chosen is None else chosen
+        return root, via
+
+    def stopped_by(self) -> dict[int, list[int]]:
+        """Failed task → those that did not run because of it."""
+        stopped: dict[int, list[int]] = {}
+        known: dict[int, int] = {}
+        for element, rows in self._rows.items():
+            if STATES[rows[-1].state] is TaskState.UPSTREAM_FAILED:
+                if element not in known:
+                    known.update(self._causes(element)[0])
+                stopped.setdefault(known[element], []).append(element)
+        return stopped
+
+    def waits_for(self, element: int) -> list[int]:
+        """Upstream tasks that are not done."""
+        return [up for up in self.description.upstreams[element] if self.state_of_row(up) not in DONE]
+
+    def blockers(self, element: int) -> list[int]:
+        """Of everything that a task waits for, directly or not, what itself waits for nothing: there it is stuck."""
+        found: list[int] = []
+        seen = {element}
+        stack = [element]
+        while stack:
+            at = stack.pop()
+            for up in self.waits_for(at):
+                if up not in seen:
+                    seen.add(up)
+                    stack.append(up)
+                    if not self.waits_for(up):
+                        found.append(up)
+        return sorted(found)
+
+
+def attempt_of(row: StoredAttempt, description: Description, session: int) -> Attempt:
+    """A stored row with its words."""
+    return Attempt(
+        task=description.names[row.element],
+        executor=description.executors[row.element],
+        session=session,
+        number=row.attempt,
+        state=STATES[row.state],
+        reason=REASONS[row.reason],
+        ready=row.ready,
+        started=row.started,
+        ended=row.ended,
+        result=row.result,
+        size=row.size,
+        adopted=row.adopted,
+        text=row.detail,
+    )
+
+
+def look(store: Store, run: StoredRun) -> Past:
+    """Read the latest session of `run`. Raises StoreError."""
+    from flowlane.description import Description
+
+    owner = owner_of(store, run)  # before the rows: one that ends in between is told as under way, not as dead
+    session = store.session(run.id)
+    description = Description.read(session.graph)
+    return Past(run, owner, session, description, store.attempts(run.id, session.number))
+
+
+def every_attempt(store: Store, past: Past, task: str) -> list[Attempt]:
+    """The attempts of a task over all sessions, in order; of a row that a later session only adopted, the original."""
+    from flowlane.description import Description
+
+    found: list[Attempt] = []
+    for number in range(1, past.session.number + 1):
+        session = past.session if number == past.session.number else store.session(past.run.id, number)
+        description = past.description if session is past.session else Description.read(session.graph)
+        if task not in description.names:
+            continue
+        element = list(description.names).index(task)
+        for row in store.attempts(past.run.id, number, element):
+            attempt = attempt_of(row, description, number)
+            copied = attempt.ended and attempt.ended < session.started and found and found[-1].ended == attempt.ended
+            if not copied:
+                found.append(attempt)
+    return found
