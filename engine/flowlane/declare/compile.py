@@ -20,7 +20,7 @@ from flowlane.core.plan import NotAcyclic, Plan
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.task import Task
 from flowlane.errors import RouteError
-from flowlane.program import Program
+from flowlane.program import CacheRule, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -111,6 +111,12 @@ def compile_workflow(
         retry_on=tuple([on for _, on in policies]) or ((),),
         result=result,
         params=workflow.params,
+        once=frozenset([node for node, each in enumerate(settings) if each.spec is not None and each.spec.at_most_once]),
+        caches={
+            node: CacheRule(each.spec.cache.version, round((each.spec.cache.ttl or 0) * 1e9))
+            for node, each in enumerate(settings)
+            if each.spec is not None and each.spec.cache is not None
+        },
     )
 
 
