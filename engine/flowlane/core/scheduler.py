@@ -26,7 +26,7 @@ The success of a task that nobody asked to stop is handled inside the loop of `h
 from __future__ import annotations
 
 from array import array
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, Final, assert_never
 
 from flowlane.core import messages as m
@@ -208,6 +208,7 @@ class Scheduler:
         step = Step([], [])
         record = step.transitions.append
         state, attempts, held = self._state, self._attempt, self._held
+        waits_for, uses, inputs, lane_of = self._left, self._uses, self._inputs, self._lane_of
         size = len(state)
         released: list[int] = []
         refused: InvalidTransition | None = None
@@ -228,25 +229,23 @@ class Scheduler:
                     held[element] = 0
                     self.ended_ns[element] = event.ended
                     record((element, event.attempt, _RETURNED, event.ended))
-                    self._freed[self._lane_of[element]] += 1
+                    self._freed[lane_of[element]] += 1
                     self._open -= 1
                     for below in self._dependants[element]:
-                        left = self._left[below] - 1
-                        self._left[below] = left
+                        waits_for[below] = left = waits_for[below] - 1
                         if not left and state[below] == PENDING:
                             state[below] = READY
                             attempts[below] = 1
                             self.ready_ns[below] = at
                             record((below, 1, _READY, at))
-                            heappush(self._queues[self._lane_of[below]], self._key[below])
+                            heappush(self._queues[lane_of[below]], self._key[below])
                             if self._has_total:
                                 self._limit_total(below, at)
-                    for up in self._inputs[element]:
-                        left = self._uses[up] - 1
-                        self._uses[up] = left
+                    for up in inputs[element]:
+                        uses[up] = left = uses[up] - 1
                         if not left:
                             released.append(up)
-                    if not self._uses[element]:
+                    if not uses[element]:
                         released.append(element)
                     continue
             try:
@@ -332,9 +331,19 @@ class Scheduler:
         self._begun = True
         if event.restored or event.cached or event.unknown:
             self._restore(event, at, step, released)
+        # `_make_ready`, for what may be all tasks there are
+        record, state, attempts, ready = step.transitions.append, self._state, self._attempt, self.ready_ns
         for element, left in enumerate(self._left):
-            if not left and self._state[element] == PENDING:
-                self._make_ready(element, 1, _READY, at, step)
+            if not left and state[element] == PENDING:
+                state[element] = READY
+                attempts[element] = 1
+                ready[element] = at
+                record((element, 1, _READY, at))
+                self._queues[self._lane_of[element]].append(self._key[element])
+                if self._has_total:
+                    self._limit_total(element, at)
+        for queue in self._queues:
+            heapify(queue)
 
     def _restore(self, event: m.RunStarted, at: int, step: Step, released: list[int]) -> None:
         """Begin with what an earlier session had finished."""

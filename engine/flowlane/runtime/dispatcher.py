@@ -216,7 +216,10 @@ class Dispatcher:
         self._draining = True
         try:
             token = reports[0].ref >> TOKEN_SHIFT
-            if len(reports) == 1 or all(report.ref >> TOKEN_SHIFT == token for report in reports):
+            for report in reports:
+                if report.ref >> TOKEN_SHIFT != token:
+                    break
+            else:
                 self._pass_on(token, reports)
                 return
             by_run: dict[int, list[Report]] = {}

@@ -41,12 +41,13 @@ def fill_arguments_at(
     """`fill_arguments` for the executor `home`, where values may be remote. Raises what fetching one raises."""
     if arguments.nested:
         return fill_arguments(arguments, cast("Sequence[Any]", _At(home, values)))
-    args, kwargs = fill_arguments(arguments, values)
+    if not arguments.direct:
+        return arguments.args, arguments.kwargs  # type: ignore[return-value]  # see above
+    args = list(arguments.args)
     for position in arguments.direct:
-        value = args[position]
-        if isinstance(value, RemoteValue) and value.home is not home:
-            args[position] = value.fetch()  # type: ignore[index]  # a list: it has a direct position
-    return args, kwargs
+        value = values[args[position].node]
+        args[position] = value.fetch() if isinstance(value, RemoteValue) and value.home is not home else value
+    return args, arguments.kwargs  # type: ignore[return-value]
 
 
 class _At:

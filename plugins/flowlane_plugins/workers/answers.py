@@ -42,11 +42,11 @@ class Answers:
         ring, flights, frames = worker.page.results, worker.flights, worker.frames
         if not worker.pid and ring.news:
             worker.born(worker.page.cells[PID])  # it has answered before its birth was told
-        name = worker.name
+        name, home, get = worker.name, self._home, ring.get
         output, out, mean = worker.output, self._dispatch.flights, self.mean
         while True:
             try:
-                record = ring.get()
+                record = get()
                 if record is None:
                     break
                 number, status, started, ended, cpu, pickling, printed, payload, *more = record
@@ -57,22 +57,31 @@ class Answers:
             flight = flights.popleft()
             if number >= frames[0]:
                 frames.popleft()
+            job, call = flight.job, flight.call
+            del out[job.ref]
+            nbytes = call.nbytes if call is not None else NEVER
+            text = output.take(printed) if printed != output.read else None
+            if status == RETURNED and not more and not flight.asked:  # nearly always: all in one go
+                value, size = take(payload, (), job.target.name, home), len(payload)
+                reports.append(
+                    Report(
+                        job.ref, SUCCEEDED, started, ended, value, None, name, cpu, NEVER, nbytes, size, pickling, text
+                    )
+                )
+                took = ended - started + pickling
+                flight.function.cost.note(took)
+                mean = took if took > 4 * mean else (7 * mean + took) // 8 + 1
+                if flight.alone:
+                    self._dispatch.absolve(flight)
+                continue
             rss, refs = self._more(worker, more[0]) if more else (NEVER, ())
-            ref = flight.job.ref
             if flight.kill is not None:
                 flight.kill.cancel()
-            del out[ref]
-            call = flight.call
-            report = Report(ref, SUCCEEDED, started, ended, None, None, name, cpu, rss, call.nbytes if call else NEVER)
+            report = Report(job.ref, SUCCEEDED, started, ended, None, None, name, cpu, rss, nbytes)
             report.pickling = pickling
-            if printed != output.read:
-                report.output = output.take(printed)
+            report.output = text
             if status == RETURNED:
-                if not refs and not flight.asked:  # nearly always
-                    report.value = take(payload, (), flight.job.target.name, self._home)
-                    report.bytes_out = len(payload)
-                else:
-                    self._value(worker, flight, report, payload, refs)
+                self._value(worker, flight, report, payload, refs)
                 took = ended - started + max(pickling, 0)
                 flight.function.cost.note(took)
                 mean = took if took > 4 * mean else (7 * mean + took) // 8 + 1

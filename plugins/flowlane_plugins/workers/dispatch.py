@@ -2,8 +2,7 @@
 
 Handing a job over costs 20 to 60 µs in wake-ups, whatever its size. So as many jobs go together as make about `_FRAME`
 ns of work, by the durations measured of each function; a function that was not measured yet travels alone. A worker has
-at most two frames: the second hides the hand-over. What is queued is shared out evenly, so that the last frames end
-together.
+at most two frames: the second hides the hand-over. Jobs are shared out so that all workers have equally many, and end together.
 
 The next attempt of a task that has killed a worker runs *alone*: in a worker that never ran anything, with nothing
 beside it."""
@@ -155,7 +154,7 @@ class Dispatch:
     # ── workers ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def _next_worker(self, flight: Flight) -> WorkerHandle | None:
-        """Somebody idle, best who holds the largest argument; else a new worker; else who has one frame of short jobs."""
+        """Who is idle, best who holds the largest argument; else a new worker; else who has least, in one frame of short jobs."""
         idle: WorkerHandle | None = None
         second: WorkerHandle | None = None
         wanted = 0
@@ -169,7 +168,7 @@ class Dispatch:
                     idle = worker
                 if not wanted or worker.wid == wanted:
                     return worker
-            elif frames == 1 and second is None:
+            elif frames == 1 and (second is None or len(worker.flights) < len(second.flights)):
                 cost = worker.flights[-1].function.cost.ns
                 if 0 < cost < PREFETCH and not worker.flights[0].told:
                     second = worker
@@ -286,13 +285,19 @@ class Dispatch:
         return True
 
     def _share(self, worker: WorkerHandle, queue: deque[Flight]) -> int:
-        """How many jobs of `queue` may go to `worker`: no more than leaves as many for each that has as little to do."""
+        """How many jobs of `queue` may go to `worker`: as many as leave all with equally many, those counted that they have.
+
+        Who asks first would otherwise get all that is ready by then, and whoever is about to end its frame, nothing.
+        """
         if queue is self._alone:
             return 1
-        takers, busy = 0, len(worker.frames)
+        takers, jobs = 0, len(queue)
         for other in self._workers.values():
-            takers += not (other.ending or other.hold) and len(other.frames) == busy
-        most = min(FRAME_JOBS, -(-len(queue) // (takers or 1)))
+            flights = other.flights
+            if not (other.ending or other.hold or (flights and flights[0].told)):  # told: it is busy for longer
+                takers += 1
+                jobs += len(flights)
+        most = min(FRAME_JOBS, max(1, -(-jobs // (takers or 1)) - len(worker.flights)))
         return most if self._max_tasks is None else min(most, self._max_tasks - worker.given)
 
     def _introduce(self, worker: WorkerHandle, function: Function) -> bool:

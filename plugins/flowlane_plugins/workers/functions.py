@@ -56,9 +56,16 @@ class Functions:
         self._fids = 0
         self._bytes = 0
         self._forgotten: list[int] = []
+        self._last: tuple[Target, str, Function] | None = None  # the one found last
 
     def find(self, target: Target, run: str) -> Function | None:
-        return self._known.get((id(target), run))
+        last = self._last  # a run calls the same few, many times in a row
+        if last is not None and last[0] is target and last[1] == run:
+            return last[2]
+        function = self._known.get((id(target), run))
+        if function is not None:
+            self._last = (target, run, function)
+        return function
 
     def add(self, target: Target, run: str, in_use: Iterable[int]) -> Function:
         """Get to know a function; `in_use` are fids that must not be forgotten for it.
@@ -74,6 +81,7 @@ class Functions:
             for key in [key for key, known in self._known.items() if known.fid not in needed]:
                 self._forgotten.append(self._known.pop(key).fid)
             self._bytes = 0
+            self._last = None
         place = target.address or id(target.fn)
         cost = self._costs.get(place)
         if cost is None:

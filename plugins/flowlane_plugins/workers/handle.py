@@ -6,7 +6,6 @@ answered, in order, and it answers in order. So the flight at the left is the on
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from collections import deque
@@ -28,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["CANCELLED", "OVERDUE", "Flight", "WorkerHandle"]
 
 NEVER: Final = -1
+
+_READ: Final = 4096  # bytes at a time: single bytes as a rule, and what is left is read in the next turn
 
 # Why a flight was told to stop.
 OVERDUE: Final = 1  # its timeout has passed, which is ours to enforce
@@ -202,8 +203,10 @@ class WorkerHandle:
 
     def wake(self) -> None:
         """Make it look. Never blocks: when there is no room for the byte, enough others are on the way."""
-        with contextlib.suppress(OSError):
+        try:  # rather than `suppress`, which takes as long as the rest
             self.sock.send(WAKE)
+        except OSError:
+            pass
 
     def send_later(self) -> bool:
         """Put the records that wait into its ring; False while there is no room for all."""
@@ -235,7 +238,7 @@ class WorkerHandle:
     def receive(self) -> bool:
         """Take what the worker has sent. False when its end is closed, which need not mean that it is dead."""
         try:
-            data, fds = receive(self.sock, 65536, 64)
+            data, fds = receive(self.sock, _READ, 64)
         except (BlockingIOError, InterruptedError):
             return True
         except OSError:

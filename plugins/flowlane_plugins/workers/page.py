@@ -2,7 +2,7 @@
 
 The engine makes it, maps it, and hands the worker its descriptor. Each cell has one writer:
 
-    by the engine   JOBS_HEAD, RESULTS_TAIL, LIMIT, SKIP_FROM, SKIP_TO, STOP
+    by the engine   JOBS_HEAD, RESULTS_TAIL, LIMIT, SKIP_FROM, SKIP_TO, STOP, WATCHED
     by the worker   JOBS_TAIL, RESULTS_HEAD, STARTED, SINCE, PHASE, PID
 
 A *ring* is a queue with one producer and one consumer. Records are written first and published after, by storing the
@@ -44,6 +44,7 @@ __all__ = [
     "SKIP_TO",
     "STARTED",
     "STOP",
+    "WATCHED",
     "Page",
     "Ring",
     "make_file",
@@ -62,6 +63,7 @@ SKIP_FROM: Final = 8  # jobs taken back: the worker drops SKIP_FROM <= number < 
 SKIP_TO: Final = 9
 STOP: Final = 10  # SIGTERM is meant for the job with this number
 PID: Final = 11  # the worker's
+WATCHED: Final = 12  # whether the engine looks for its answers without going to sleep
 
 IDLE: Final = 0
 LOADING: Final = 1  # its function and arguments: the body has not begun

@@ -26,7 +26,7 @@ from flowlane_plugins.workers.handle import WorkerHandle
 from flowlane_plugins.workers.leases import Book
 from flowlane_plugins.workers.losses import begun, worker_lost
 from flowlane_plugins.workers.orphans import stopped
-from flowlane_plugins.workers.page import NO_LIMIT, POLLING
+from flowlane_plugins.workers.page import NO_LIMIT, POLLING, WATCHED
 from flowlane_plugins.workers.page import STARTED as STARTED_CELL
 from flowlane_plugins.workers.records import DROP, FREE
 from flowlane_plugins.workers.stopping import Stopping
@@ -105,8 +105,8 @@ class Pool:
         self._stillborn = 0  # workers in a row that died before their first job
         self._unready = 0  # nests in a row that were lost before they served
         self._refusals = 0  # forks in a row that the system refused while there was no worker
-        self._spinning = False
-        self._spun_for = (-1, 0)  # the frame that is waited for so
+        self._watched: WorkerHandle | None = None  # whose answer is waited for without going to sleep
+        self._spun_for = (-1, 0)  # and for which of its frames
         self._spin_end = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._pace = _TICK
@@ -325,12 +325,17 @@ class Pool:
         if not worker.receive():
             self._loop.remove_reader(worker.sock)  # dead, as a rule: that will be told when it is reaped
             worker.deaf = True
-        if worker.page.results.news:
-            self._collect(worker)
-        elif not worker.let_go() and not worker.deaf:
-            return
+        news = False
+        for each in list(
+            self._workers.values()
+        ):  # a turn costs as much as several jobs: let it do for all that have answered
+            if each.page.results.news:
+                self._collect(each)
+                news = True
         if worker.deaf:
             self._give_notice(worker)
+        elif not worker.let_go() and not news:
+            return
         self._go_on()
 
     def _collect(self, worker: WorkerHandle) -> None:
@@ -359,8 +364,8 @@ class Pool:
             if self._dispatch.waiting and self._dispatch.give(out):
                 if self._ticking is None or self._pace > _TICK:
                     self._tick_in(_TICK)
-                if POLLING and not self._spinning and self._single() is not None:
-                    self._spinning = True
+                if POLLING and self._watched is None and (single := self._single()) is not None:
+                    self._watch(single)
                     self._loop.call_soon(self._spin)
             if self._book.news:
                 self._free()
@@ -402,6 +407,16 @@ class Pool:
             return None
         return single
 
+    def _watch(self, worker: WorkerHandle | None) -> None:
+        """Begin to look for `worker`'s answers, or for nobody's. It is told: it then looks for its next frame in the same way."""
+        before, self._watched = self._watched, worker
+        if before is worker:
+            return
+        if before is not None and not before.closed:
+            before.page.cells[WATCHED] = 0
+        if worker is not None:
+            worker.page.cells[WATCHED] = 1
+
     def _spin(self) -> None:
         """Wait for the one frame that is out without going to sleep: half of what a link of a chain costs is waking up.
 
@@ -410,6 +425,7 @@ class Pool:
         """
         burst = monotonic_ns() + _BURST
         while (worker := self._single()) is not None:
+            self._watch(worker)
             ring, now = worker.page.results, monotonic_ns()
             number = worker.flights[0].number, worker.wid
             if self._spun_for != number:
@@ -421,7 +437,7 @@ class Pool:
                     if until < self._spin_end:
                         self._loop.call_soon(self._spin)
                     else:
-                        self._spinning = False  # its wake-up will be seen by the loop
+                        self._watch(None)  # its wake-up will be seen by the loop
                     return
                 sched_yield()
             self._collect(worker)
@@ -429,7 +445,7 @@ class Pool:
             if monotonic_ns() > burst:
                 self._loop.call_soon(self._spin)
                 return
-        self._spinning = False
+        self._watch(None)
 
     # ── the tick ──────────────────────────────────────────────────────────────────────────────────────────────────
 

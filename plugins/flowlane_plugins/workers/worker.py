@@ -30,7 +30,7 @@ from flowlane_plugins.workers.attempt import Attempts, Unfit
 from flowlane_plugins.workers.chunks import Store
 from flowlane_plugins.workers.guard import Guard, TaskStopped
 from flowlane_plugins.workers.mappings import Arenas
-from flowlane_plugins.workers.page import IDLE, LIMIT, PHASE, PID, POLLING, SKIP_FROM, SKIP_TO, STARTED, Page
+from flowlane_plugins.workers.page import IDLE, LIMIT, PHASE, PID, POLLING, SKIP_FROM, SKIP_TO, STARTED, WATCHED, Page
 from flowlane_plugins.workers.protocol import receive
 from flowlane_plugins.workers.records import ARENA_FORMAT, DROP, EXIT, FORGET, FREE, FUNCTION, JOBS, RAISED, WAKE
 from flowlane_plugins.workers.settling import settle
@@ -44,7 +44,8 @@ __all__ = ["live"]
 
 NEVER: Final = -1
 
-# ns of looking for the next frame before blocking: to wake somebody costs 20 to 60 µs, and more in a virtual machine
+# ns of looking for the next frame before blocking, while the engine does the same for our answers: to wake somebody costs 20 to
+# 60 µs, and more in a virtual machine
 _SPIN: Final = 100_000
 _TELL: Final = 300_000  # ns that a result may wait for the frame's other jobs before the engine is told
 _SHORT: Final = 100_000  # ns up to which a job's CPU time is not asked for
@@ -137,8 +138,12 @@ class Worker:
                 return
 
     def _wait(self) -> bool:
-        """Until the engine has written something; False when it is gone."""
-        if POLLING:
+        """Until the engine has written something; False when it is gone.
+
+        Looking without sleeping pays where nobody else wants the core: when the engine waits for us alone. Otherwise the core is
+        needed at once by the engine, which is to see what we have told it, or by another worker.
+        """
+        if POLLING and self._cells[WATCHED]:
             jobs, end = self._jobs, monotonic_ns() + _SPIN
             while monotonic_ns() < end:
                 if jobs.news:
@@ -272,7 +277,6 @@ class Worker:
         self._untold = 0
         try:
             self._sock.send(WAKE, socket.MSG_DONTWAIT)
-            os.sched_yield()  # where all cores are busy with workers, the engine would wait for its turn: let it have ours
         except OSError:
             pass  # so many wake-ups are on the way that there is no room for another; or the engine is gone, which `_hear` finds
 

@@ -749,7 +749,8 @@ def test_odd_callables() -> None:
         functools.partial(len), functools.lru_cache(len), functools.cached_property(len), property(), staticmethod(len),
         types.SimpleNamespace, threading.Lock, threading.Lock(), threading.Thread, logging.getLogger, Slotted(), Slotted().method,
         None, 3, "text", NotImplemented, sys, iter([]), (x for x in ()), Exception, Exception("a"), types.FunctionType,
-        Slotted.lock, types.FunctionType.__code__, dict.__dict__["fromkeys"], type.__call__, subprocess.Popen, json.dumps, print.__call__,
+        Slotted.lock, types.FunctionType.__code__, dict.__dict__["fromkeys"], type.__call__, subprocess.Popen, json.dumps,
+        print.__call__,
     ]  # fmt: skip
     digests = [fingerprint(each).digest for each in odd]
     assert all(len(each) == 32 for each in digests)
