@@ -106,7 +106,7 @@ def _why(program: Program, each: Foreseen, runs: _Runs, now: int) -> str:
         case Grounds.NOT_DECLARED:
             return "it is not declared with a cache"
         case Grounds.NEVER_RUN:
-            return "the cache has no result of it yet"
+            return "the cache has no result of it"
         case Grounds.CODE_CHANGED | Grounds.INPUT_CHANGED:
             assert entry is not None
             assert difference is not None
