@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from tests.unit.cli.histories import ETL, begin, end
 
 from flowlane.cli.eventfile import event_of, whole_lines
 from flowlane.cli.record import EventLog
-from tests.unit.cli.histories import ETL, begin, end
 
 if TYPE_CHECKING:
-    from flowlane_plugins.stores.sqlite import SqliteStore
     from tests.unit.cli.conftest import Done, Flow, Write
+
+    from flowlane_plugins.stores.sqlite import SqliteStore
 
 
 @pytest.fixture
