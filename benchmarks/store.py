@@ -22,6 +22,7 @@ import sqlite3
 import statistics
 import tempfile
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 from pairs import Table, parser, ratio, rounds
@@ -104,9 +105,10 @@ def ours(what: str, folder: str, count: int, batch: int, durability: str, told: 
                 run = subject.lease.run
                 subject.store.close()
                 subject.store.open()
-                subject.lease = subject.store.reopen(run, subject.session)
+                adopted = [(n, (run, 1, n, 1)) for n in range(count)]
+                session = replace(subject.session, adopted=adopted)
                 started = time.perf_counter()
-                subject.store.adopt(subject.lease, [(n, (run, 1, n, 1)) for n in range(count)])
+                subject.lease = subject.store.reopen(run, session)
                 seconds = time.perf_counter() - started
             elif what == "reread":
                 started = time.perf_counter()

@@ -345,24 +345,23 @@ class Engine:
         store = self._opened_store()
         assert store is not None
         owner = store.owner(stored.id)
-        if owner is not None and not (fork or take_over):
+        if take_over and not fork:
+            store.seize(stored.id, time.time_ns())  # first: what is read then is all that its owner did
+        elif owner is not None and not fork:
             raise locked(stored, owner)
         now = Description.of(program, Codes().of)
         then = Description.read(store.session(stored.id, stored.session).graph)
         going_on = plan_resume(
             program, now, then, stored, store, accept_changes=accept_changes, restart=restart, rerun=rerun
         )
+        session = new_session(now, going_on)
         if fork:
             run = LiveRun(program.workflow, keep_history=keep_history)
-            lease = store.begin(new_run(run.id, run.name, program, origin, store, parent=stored.id), new_session(now))
+            lease = store.begin(new_run(run.id, run.name, program, origin, store, parent=stored.id), session)
         else:
             run = LiveRun(program.workflow, keep_history=keep_history, id=stored.id, name=stored.name)
-            lease = store.reopen(stored.id, new_session(now), take_over=take_over)
-            if lease.session != stored.session + 1:
-                store.close_run(lease, RunState.INTERRUPTED, time.time_ns(), "another process had just resumed it")
-                raise UsageError(f"run {stored.name} was resumed by another process a moment ago", hint="try again")
+            lease = store.reopen(stored.id, session, after=stored.session)
         try:
-            store.adopt(lease, going_on.adopted)
             self._keep(run, store, lease)
             return self._go(run, program, going_on.beginning)
         except BaseException:

@@ -14,9 +14,9 @@ import os
 import platform
 import socket
 import time
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.core.states import DONE, STATES, TaskState
+from flowlane.core.states import DONE, REASONS, STATES, Reason, TaskState
 from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
 from flowlane.description import Changes, below, compare
 from flowlane.errors import (
@@ -31,7 +31,7 @@ from flowlane.errors import (
 from flowlane.loader import load_for
 from flowlane.runtime.beginning import Beginning, StoredValue
 from flowlane.storage.blob import pack, seal, unpack, unseal
-from flowlane.storage.port import NewRun, NewSession, Owner
+from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
 from flowlane.version import version
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Resumption", "locked", "new_run", "new_session", "plan_resume", "with_parameters"]
 
+_UNKNOWN: Final = STATES.index(TaskState.UNKNOWN)
+_PROCESS_DIED: Final = REASONS.index(Reason.PROCESS_DIED)
 _BEGAN = frozenset(
     {
         TaskState.RUNNING,
@@ -80,11 +82,28 @@ def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, 
     return NewRun(id, name, program.workflow, origin, params, time.time_ns(), parent)
 
 
-def new_session(now: Description) -> NewSession:
-    """What a store is told of this process and of what it is about to carry out."""
+def new_session(now: Description, going_on: Resumption | None = None) -> NewSession:
+    """What a store is told of this process and of what it is about to carry out, and begins with.
+
+    What is unknown is told at once, not when the run begins: a process that dies in between must not leave a session in
+    which such a task looks as if it had never begun.
+    """
     owner = Owner(os.getpid(), socket.gethostname())
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return NewSession(owner, now.packed(), len(now.names), time.time_ns(), f"flowlane {version()}, {python}")
+    at = time.time_ns()
+    return NewSession(
+        owner,
+        now.packed(),
+        len(now.names),
+        at,
+        f"flowlane {version()}, {python}",
+        adopted=going_on.adopted if going_on is not None else (),
+        rows=[_unknown_row(element, at) for element in going_on.beginning.unknown] if going_on is not None else (),
+    )
+
+
+def _unknown_row(element: int, at: int) -> AttemptRow:
+    return AttemptRow(element, 0, _UNKNOWN, _PROCESS_DIED, 0, 0, at, (), None)
 
 
 def with_parameters(
@@ -144,7 +163,7 @@ def plan_resume(
         if name not in number:
             raise _unknown(name, number, run)
     affected = below(plan, [number[name] for name in (*changes.affected, *restart)])
-    rows = _latest(store.attempts(run.id))
+    rows = _latest(store.attempts(run.id, run.session))
     before = {name: element for element, name in enumerate(then.names)}
     kept: dict[int, StoredAttempt] = {}
     unknown: dict[int, Failure] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import dataclasses
 import os
 import threading
 import time
@@ -27,7 +28,12 @@ from flowlane import (
     task,
     workflow,
 )
+from flowlane.core.states import STATES, TaskState
+from flowlane.description import Description
+from flowlane.resume import new_run, new_session, plan_resume
 from flowlane.runtime import keeper as keeping
+from flowlane.storage.fingerprint import fingerprint
+from flowlane.storage.port import AttemptRow
 from flowlane_plugins.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
@@ -391,6 +397,71 @@ async def test_a_run_that_was_taken_over_writes_nothing_more(tmp_path: Path, pat
         assert isinstance(result.error, StoreError)
         assert result.error.lost
     assert began(tmp_path) == {"one": 2, "two": 2}
+
+
+async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_path: Path, path: Path) -> None:
+    """The owner is not stopped at all, and has a result to store just when the other engine plans what to run again."""
+    owners = SqliteStore(path)
+
+    class Between(SqliteStore):
+        def attempts(self, *args: Any, **kwargs: Any) -> Any:
+            rows = list(super().attempts(*args, **kwargs))
+            try:
+                owners.write(lease, [row])
+            except StoreError as error:
+                refused.append(error.lost)
+            return iter(rows)
+
+    owners.open()
+    refused: list[bool] = []
+    row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, (), None)
+    async with Engine(store=Between(path)) as engine:
+        program = engine.compile(waiting.bind(tmp_path))
+        now = Description.of(program, fingerprint)
+        lease = owners.begin(new_run("0" * 12, "brisk-otter", program, "", owners), new_session(now))
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        result = await engine.resume("brisk-otter", waiting.bind(tmp_path), take_over=True)
+        assert result.value == ["one", "two"]
+    assert refused == [True], "what came too late to be kept was not taken either"
+    owners.close()
+
+
+async def test_who_resumes_too_late_leaves_what_is_recorded_alone(tmp_path: Path, path: Path) -> None:
+    (tmp_path / "bad-bb").touch()
+    async with Engine(store=path) as engine, Engine(store=path) as late:
+        first = await engine.start(spell, tmp_path).wait()
+        store = SqliteStore(path)
+        store.open()
+        seen = store.find(first.id)
+        (tmp_path / "bad-bb").unlink()
+        await engine.resume(first.id)
+        with pytest.raises(RunLocked, match="a moment ago"):
+            late.relaunch(late.compile(spell.bind(tmp_path)), seen, origin="", keep_history=False)
+        assert store.find(first.id).state == "succeeded"
+        before = began(tmp_path)
+        assert (await late.resume(first.id)).value == "aabbcc"
+        assert began(tmp_path) == before
+        store.close()
+
+
+async def test_what_is_unknown_stays_unknown_when_the_resume_dies_before_it_begins(tmp_path: Path, path: Path) -> None:
+    store = SqliteStore(path)
+    store.open()
+    async with Engine(store=store) as engine:
+        program = engine.compile(waiting.bind(tmp_path))
+        program = dataclasses.replace(program, once=frozenset({0, 1}))
+        description = Description.of(program, fingerprint)
+        lease = store.begin(new_run("0" * 12, "brisk-otter", program, "", store), new_session(description))
+        store.write(lease, [AttemptRow(0, 1, STATES.index(TaskState.RUNNING), 1, 1, 1, 0, (), None)])
+        for _ in range(2):
+            store.seize("0" * 12, time.time_ns())
+            stored = store.find("0" * 12)
+            plan = plan_resume(program, description, description, stored, store)
+            assert list(plan.beginning.unknown) == [0]
+            store.reopen(stored.id, new_session(description, plan), after=stored.session)  # and that was all it did
+        assert [row.state for row in store.attempts("0" * 12)] == [STATES.index(TaskState.UNKNOWN)]
+    store.close()
 
 
 async def test_runs_that_are_not_there(tmp_path: Path, path: Path) -> None:

@@ -1,8 +1,9 @@
 """What flowlane asks of a store: to keep runs, their attempts and results, so that another process can go on with them.
 
 A store keeps, by run, *sessions*: the first is the run as it was started, each resume opens another. A session is
-self-contained: what an earlier one had finished is *adopted* into it. So the state of a run is the state of its latest
-session, and a changed workflow may number its tasks anew.
+self-contained: what an earlier one had finished is *adopted* into it, in the same transaction that opens it, so that no
+process ever finds a session that does not have it. So the state of a run is the state of its latest session, and a changed
+workflow may number its tasks anew.
 
 Order is the promise. `write` gets the rows of a run in the order of history and commits them all, or none, before it
 returns. So the store always holds a prefix of what happened, and whatever is reported as succeeded is in it.
@@ -85,8 +86,11 @@ class NewRun:
 class NewSession:
     """What a process is about to carry out.
 
-    graph  the tasks, edges and fingerprints of this session: bytes of ours (compressed JSON)
-    tasks  how many there are
+    graph    the tasks, edges and fingerprints of this session: bytes of ours (compressed JSON)
+    tasks    how many there are
+    adopted  rows to copy into it: (element in this session, the original row), state and times as they were. Results are not
+             copied, and stay as long as somebody refers to them
+    rows     rows that it begins with besides
     """
 
     owner: Owner
@@ -94,10 +98,12 @@ class NewSession:
     tasks: int
     started: int
     versions: str  # "flowlane 0.1.0, CPython 3.11.7", for people
+    adopted: Sequence[tuple[int, ResultRef]] = ()
+    rows: Sequence[AttemptRow] = ()
 
 
 class Lease(NamedTuple):
-    """The right to write one session of a run, held from `begin` or `reopen` to `close_run`."""
+    """The right to write one session of a run, held from `begin` or `reopen` to `close_run`, or until somebody seizes it."""
 
     run: str
     session: int  # counts from 1
@@ -243,21 +249,22 @@ class Store(Protocol):
     # ── the life of a run ────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, run: NewRun, session: NewSession) -> Lease:
-        """Record a run that starts, and own it."""
+        """Record a run that starts, with what its session begins with, and own it."""
         ...
 
-    def reopen(self, run_id: str, session: NewSession, *, take_over: bool = False) -> Lease:
+    def reopen(self, run_id: str, session: NewSession, *, after: int | None = None) -> Lease:
         """Own a run that was begun before, in a new session. RunLocked while another process owns it.
 
-        With `take_over` it is taken from an owner that still lives (one that is stopped, or out of reach); whatever that one
-        writes from then on is refused.
+        `after` is the session that what is adopted was read from. RunLocked when it is not the latest any more: then somebody
+        has resumed the run meanwhile, and what was read may not be all that was done.
         """
         ...
 
-    def adopt(self, lease: Lease, pairs: Sequence[tuple[int, ResultRef]]) -> None:
-        """Copy rows into the lease's session: (element in this session, the original row), state and times as they were.
+    def seize(self, run_id: str, at: int) -> None:
+        """End the latest session of a run in the place of its owner, which is stopped, or out of reach: as interrupted.
 
-        Results are not copied, and stay as long as somebody refers to them. Before the first `write`.
+        Nobody owns the run then, and whatever that owner writes from then on is refused. So what is read afterwards is all
+        that it ever did. Nothing happens to a session that has ended.
         """
         ...
 

@@ -318,8 +318,9 @@ class StoreContract:
         store.write(first, [attempt(0, 2, TaskState.SUCCEEDED, blob), attempt(1)])
         store.close_run(first, RunState.INTERRUPTED, _T, None)
         before = list(store.attempts(run.id))
-        second = store.reopen(run.id, new_session())
-        store.adopt(second, [(7, (run.id, 1, 0, 2)), (3, (run.id, 1, 1, 1))])
+        pairs = [(7, (run.id, 1, 0, 2)), (3, (run.id, 1, 1, 1))]
+        second = store.reopen(run.id, new_session(adopted=pairs))
+        assert [row.element for row in store.attempts(run.id)] == [3, 7]
         store.write(second, [attempt(4)])
         rows = list(store.attempts(run.id))
         assert [(row.element, row.attempt, row.adopted) for row in rows] == [(3, 1, True), (4, 1, False), (7, 2, True)]
@@ -335,8 +336,7 @@ class StoreContract:
         store.write(lease, [attempt(0, 1, TaskState.SUCCEEDED, b"value")])
         for number in (2, 3):
             store.close_run(lease, RunState.INTERRUPTED, _T, None)
-            lease = store.reopen(run.id, new_session())
-            store.adopt(lease, [(0, (run.id, number - 1, 0, 1))])
+            lease = store.reopen(run.id, new_session(adopted=[(0, (run.id, number - 1, 0, 1))]))
         (row,) = store.attempts(run.id)
         assert row.result is not None and row.result == (run.id, 1, 0, 1)
         assert bytes(store.read(row.result)) == b"value"
@@ -346,22 +346,46 @@ class StoreContract:
         first = store.begin(run, new_session())
         store.write(first, [attempt(0, 1, TaskState.SUCCEEDED, b"old")])
         store.close_run(first, RunState.INTERRUPTED, _T, None)
-        second = store.reopen(run.id, new_session())
-        store.adopt(second, [(0, (run.id, 1, 0, 1))])
+        second = store.reopen(run.id, new_session(adopted=[(0, (run.id, 1, 0, 1))]))
         store.write(second, [attempt(0, 1, TaskState.SUCCEEDED, b"new")])
         (row,) = store.attempts(run.id)
         assert (row.result, row.adopted) == ((run.id, 2, 0, 1), False)
         assert bytes(store.read(row.result or ("", 0, 0, 0))) == b"new"
 
-    def test_what_is_not_there_cannot_be_adopted_and_nothing_of_it_is(self, store: Store) -> None:
-        run = new_run()
+    def test_a_session_that_cannot_adopt_all_of_it_is_not_opened(self, open_store: Callable[[], Store]) -> None:
+        store, other = open_store(), open_store()
+        run, child = new_run(), new_run()
         first = store.begin(run, new_session())
         store.write(first, [attempt(0)])
         store.close_run(first, RunState.INTERRUPTED, _T, None)
-        second = store.reopen(run.id, new_session())
+        session = new_session(adopted=[(0, (run.id, 1, 0, 1)), (1, (run.id, 1, 1, 1))])
         with pytest.raises(StoreError):
-            store.adopt(second, [(0, (run.id, 1, 0, 1)), (1, (run.id, 1, 1, 1))])
-        assert list(store.attempts(run.id)) == []
+            store.reopen(run.id, session)
+        with pytest.raises(StoreError):
+            store.begin(child, session)
+        assert [told.id for told in other.runs()] == [run.id]
+        assert [row.element for row in other.attempts(run.id)] == [0]
+        assert other.owner(run.id) is None
+        assert other.reopen(run.id, new_session()).session == 2
+
+    def test_a_session_begins_with_rows_of_its_own_beside_those_it_adopts(
+        self, open_store: Callable[[], Store]
+    ) -> None:
+        store = open_store()
+        run = new_run()
+        first = store.begin(run, new_session(rows=[attempt(3)]))
+        store.write(first, [attempt(0, 1, TaskState.SUCCEEDED, b"value")])
+        store.close_run(first, RunState.INTERRUPTED, _T, None)
+        rows = [attempt(1, 0, TaskState.UNKNOWN), attempt(2, 1, TaskState.SUCCEEDED, b"x" * (INLINE_MAX + 1))]
+        store.reopen(run.id, new_session(adopted=[(0, (run.id, 1, 0, 1))], rows=rows))
+        found = list(open_store().attempts(run.id))
+        assert [(row.element, row.attempt, row.adopted) for row in found] == [
+            (0, 1, True),
+            (1, 0, False),
+            (2, 1, False),
+        ]
+        assert bytes(store.read(found[2].result or ("", 0, 0, 0))) == b"x" * (INLINE_MAX + 1)
+        assert [row.element for row in store.attempts(run.id, 1)] == [0, 3]
 
     @pytest.mark.parametrize("size", [10, INLINE_MAX + 1])
     def test_what_others_refer_to_outlives_its_run(self, open_store: Callable[[], Store], size: int) -> None:
@@ -370,8 +394,7 @@ class StoreContract:
         parent = store.begin(new_run(), new_session())
         store.write(parent, [attempt(0, 1, TaskState.SUCCEEDED, blob), attempt(1, 1, TaskState.SUCCEEDED, b"x" * size)])
         store.close_run(parent, RunState.SUCCEEDED, _T, None)
-        child = store.begin(new_run(parent=parent.run), new_session())
-        store.adopt(child, [(0, (parent.run, 1, 0, 1))])
+        child = store.begin(new_run(parent=parent.run), new_session(adopted=[(0, (parent.run, 1, 0, 1))]))
         store.close_run(child, RunState.SUCCEEDED, _T, None)
         assert store.remove([parent.run]) == 1
         assert [run.id for run in store.runs()] == [child.run]
@@ -429,23 +452,55 @@ class StoreContract:
         run = new_run()
         stale = store.begin(run, new_session())
         store.write(stale, [attempt(0)])
-        lease = other.reopen(run.id, new_session(owner=Owner(99, "there")), take_over=True)
+
+        def is_lost() -> None:
+            refusals: list[Callable[[], None]] = [
+                lambda: store.write(stale, [attempt(1)]),
+                lambda: store.close_run(stale, RunState.FAILED, _T, None),
+            ]
+            for refused in refusals:
+                with pytest.raises(StoreError) as caught:
+                    refused()
+                assert caught.value.lost
+
+        other.seize(run.id, _T + 1)
+        assert other.owner(run.id) is None
+        (told,) = other.runs()
+        assert (told.state, told.ended, told.session) == (RunState.INTERRUPTED, _T + 1, 1)
+        is_lost()
+        lease = other.reopen(run.id, new_session(owner=Owner(99, "here")), after=1)
         assert lease.session == 2
-        refused: list[Callable[[], None]] = [
-            lambda: store.write(stale, [attempt(1)]),
-            lambda: store.adopt(stale, [(1, (run.id, 1, 0, 1))]),
-            lambda: store.close_run(stale, RunState.FAILED, _T, None),
-        ]
-        for call in refused:
-            with pytest.raises(StoreError) as caught:
-                call()
-            assert caught.value.lost
+        is_lost()
         other.write(lease, [attempt(2)])
         assert [row.element for row in other.attempts(run.id, 1)] == [0]
         assert [row.element for row in other.attempts(run.id)] == [2]
-        assert other.owner(run.id) == Owner(99, "there")
+        assert other.owner(run.id) == Owner(99, "here")
         other.close_run(lease, RunState.SUCCEEDED, _T, None)
         assert other.runs()[0].state == RunState.SUCCEEDED
+
+    def test_seizing_a_run_that_has_ended_changes_nothing(self, open_store: Callable[[], Store]) -> None:
+        store, other = open_store(), open_store()
+        lease = store.begin(new_run(), new_session())
+        store.close_run(lease, RunState.FAILED, _T, "why")
+        before = store.runs()
+        other.seize(lease.run, _T + 9)
+        assert store.runs() == before
+        with pytest.raises(UnknownRun):
+            store.seize("0" * 12, _T)
+
+    def test_who_comes_second_is_told_and_leaves_no_session(self, open_store: Callable[[], Store]) -> None:
+        store, other = open_store(), open_store()
+        run = new_run()
+        store.close_run(store.begin(run, new_session()), RunState.FAILED, _T, None)
+        lease = store.reopen(run.id, new_session(owner=Owner(7, "here")), after=1)
+        store.write(lease, [attempt(0)])
+        store.close_run(lease, RunState.FAILED, _T, None)
+        with pytest.raises(RunLocked, match="a moment ago") as caught:
+            other.reopen(run.id, new_session(), after=1)
+        assert caught.value.pid == 7
+        assert store.session(run.id).number == 2
+        assert [row.element for row in store.attempts(run.id)] == [0]
+        assert other.reopen(run.id, new_session(), after=2).session == 3
 
     def test_a_run_that_somebody_owns_is_not_removed(self, open_store: Callable[[], Store]) -> None:
         store, other = open_store(), open_store()

@@ -73,13 +73,15 @@ class MemoryStore:
         with self._lock:
             if run.id in self._runs:
                 raise StoreError(f"run {run.id} is in the store already")
-            self._runs[run.id] = made = _Run(run)
-            return self._add_session(made, session)
+            made = _Run(run)
+            lease = self._add_session(made, session)
+            self._runs[run.id] = made
+            return lease
 
-    def reopen(self, run_id: str, session: NewSession, *, take_over: bool = False) -> Lease:
+    def reopen(self, run_id: str, session: NewSession, *, after: int | None = None) -> Lease:
         with self._lock:
             run = self._run(run_id)
-            if run.owner is not None and not take_over:
+            if run.owner is not None:
                 pid, host = run.owner
                 raise RunLocked(
                     f"run {run_id} belongs to process {pid} on {host}, which lives",
@@ -87,47 +89,28 @@ class MemoryStore:
                     host=host,
                     hint="wait for it, or stop it; one that is stuck can be taken over",
                 )
+            if after not in (None, run.last.stored.number):
+                pid, host = run.last.stored.owner
+                raise RunLocked(
+                    f"run {run_id} was resumed by process {pid} on {host} a moment ago",
+                    pid=pid,
+                    host=host,
+                    hint="try again",
+                )
             return self._add_session(run, session)
 
-    def adopt(self, lease: Lease, pairs: Sequence[tuple[int, ResultRef]]) -> None:
+    def seize(self, run_id: str, at: int) -> None:
         with self._lock:
-            session = self._held(lease)
-            copies: dict[tuple[int, int], StoredAttempt] = {}
-            for element, ref in pairs:
-                row = self._row(ref)
-                if row is None:
-                    raise StoreError(
-                        f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in the store any more"
-                    )
-                copies[element, row.attempt] = row._replace(element=element, adopted=True)
-            session.rows.update(copies)
+            run = self._run(run_id)
+            if not run.last.stored.ended:
+                run.last.stored = replace(run.last.stored, ended=at)
+                run.last.state, run.last.error = RunState.INTERRUPTED, "it was taken over"
+            run.owner = None
 
     def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
         with self._lock:
             session = self._held(lease)
-            for element, attempt, state, reason, ready, started, ended, result, detail, origin in rows:
-                ref: ResultRef | None = None
-                size = 0
-                if result:
-                    ref = (lease.run, lease.session, element, attempt)
-                    self._results[ref] = blob = b"".join(result)
-                    size = len(blob)
-                elif origin is not None:
-                    source = self._row(origin)
-                    ref, size = (None, 0) if source is None else (source.result, source.size)
-                session.rows[element, attempt] = StoredAttempt(
-                    element,
-                    attempt,
-                    state,
-                    reason,
-                    ready,
-                    started,
-                    ended,
-                    detail,
-                    ref,
-                    size,
-                    ref is not None and not result,
-                )
+            self._put(lease, session, rows)
             for key, task, parts, created, expires, element, attempt in cached:
                 row = session.rows.get((element, attempt))
                 if row is not None and row.result is not None:
@@ -234,12 +217,46 @@ class MemoryStore:
             del self._results[ref]
 
     def _add_session(self, run: _Run, new: NewSession) -> Lease:
-        number = len(run.sessions) + 1
+        lease = Lease(run.new.id, len(run.sessions) + 1)
+        stored = StoredSession(lease.session, new.owner, new.graph, new.tasks, new.started, 0, new.versions)
+        session = _Session(stored, self._sessions + 1)
+        for element, ref in new.adopted:
+            row = self._row(ref)
+            if row is None:
+                raise StoreError(
+                    f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in the store any more"
+                )
+            session.rows[element, row.attempt] = row._replace(element=element, adopted=True)
+        self._put(lease, session, new.rows)
         self._sessions += 1
-        stored = StoredSession(number, new.owner, new.graph, new.tasks, new.started, 0, new.versions)
-        run.sessions.append(_Session(stored, self._sessions))
+        run.sessions.append(session)
         run.owner = new.owner
-        return Lease(run.new.id, number)
+        return lease
+
+    def _put(self, lease: Lease, session: _Session, rows: Sequence[AttemptRow]) -> None:
+        for element, attempt, state, reason, ready, started, ended, result, detail, origin in rows:
+            ref: ResultRef | None = None
+            size = 0
+            if result:
+                ref = (lease.run, lease.session, element, attempt)
+                self._results[ref] = blob = b"".join(result)
+                size = len(blob)
+            elif origin is not None:
+                source = self._row(origin)
+                ref, size = (None, 0) if source is None else (source.result, source.size)
+            session.rows[element, attempt] = StoredAttempt(
+                element,
+                attempt,
+                state,
+                reason,
+                ready,
+                started,
+                ended,
+                detail,
+                ref,
+                size,
+                ref is not None and not result,
+            )
 
     def _held(self, lease: Lease) -> _Session:
         run = self._runs.get(lease.run)

@@ -12,6 +12,7 @@ import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
+from flowlane.core.states import RunState
 from flowlane.errors import RunLocked, StoreError
 from flowlane.storage.port import Lease, Owner
 from flowlane_plugins.stores.names import RUN_ID
@@ -29,7 +30,6 @@ from flowlane_plugins.stores.sqlite.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowlane.core.states import RunState
     from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, ResultRef
 
 __all__ = ["SqliteStore"]
@@ -40,11 +40,11 @@ class _Hold:
 
     __slots__ = ("adopted", "lock", "owner", "sid", "watch")
 
-    def __init__(self, sid: int, lock: RunLock, owner: Owner) -> None:
+    def __init__(self, sid: int, lock: RunLock, owner: Owner, adopted: set[int]) -> None:
         self.sid = sid
         self.lock = lock
         self.owner = owner
-        self.adopted: set[int] = set()  # row ids that say where their result is; one that is replaced does no longer
+        self.adopted = adopted  # row ids that say where their result is; one that is replaced does no longer
         self.watch = -1  # the database's version when there was no request
 
 
@@ -121,51 +121,45 @@ class SqliteStore(Reading, Upkeep, Salvage):
                     (*fields, run.created, crc(*fields, run.created), run.params),
                 )
                 lock = RunLock.take(path, session.owner)
-                sid = self._add_session(db, cursor.lastrowid or 0, 1, session)
+                sid, adopted = self._add_session(db, cursor.lastrowid or 0, 1, session)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
-        return self._hold(Lease(run.id, 1), sid, lock, session.owner)
+        return self._hold(Lease(run.id, 1), _Hold(sid, lock, session.owner, adopted))
 
-    def reopen(self, run_id: str, session: NewSession, *, take_over: bool = False) -> Lease:
+    def reopen(self, run_id: str, session: NewSession, *, after: int | None = None) -> Lease:
         lock: RunLock | None = None
         try:
             with self._database.writing() as db:
                 key, number, last = reading.latest(db, self._path, run_id)
                 path = self._lock_path(run_id)
-                if not take_over:
-                    self._refuse_locked(run_id, holder(path), last, session.owner)
+                self._refuse_locked(run_id, holder(path), last, session.owner)
+                if after not in (None, number):
+                    raise RunLocked(
+                        f"run {run_id} was resumed by process {last.owner.pid} on {last.owner.host} a moment ago",
+                        pid=last.owner.pid,
+                        host=last.owner.host,
+                        hint="try again",
+                    )
                 lock = RunLock.take(path, session.owner)
-                sid = self._add_session(db, key, number + 1, session)
+                sid, adopted = self._add_session(db, key, number + 1, session)
         except BaseException:
             if lock is not None:
                 lock.release()
             raise
-        return self._hold(Lease(run_id, number + 1), sid, lock, session.owner)
+        return self._hold(Lease(run_id, number + 1), _Hold(sid, lock, session.owner, adopted))
 
-    def adopt(self, lease: Lease, pairs: Sequence[tuple[int, ResultRef]]) -> None:
-        hold = self._held(lease)
+    def seize(self, run_id: str, at: int) -> None:
         with self._database.writing() as db:
-            self._prove(db, lease)
-            sources = self._rows_of(db, [ref for _, ref in pairs])
-            found = hot.read_sources(db, self._path, sources)
-            rows: list[tuple[Any, ...]] = []
-            adopted: list[tuple[int, int]] = []
-            for (element, ref), source in zip(pairs, sources, strict=True):
-                if source not in found:
-                    run, _, number, attempt = ref
-                    raise StoreError(
-                        f"attempt {attempt} of task number {number} in run {run} is not in {self._path} any more"
-                    )
-                fields, detail, origin = found[source]
-                row = row_id(hold.sid, element, ref[3])
-                fields = (row, *fields[1:])
-                rows.append((*fields, hot.attempt_crc(fields, detail, origin), detail, None))
-                adopted.append((row, origin))
-            db.executemany(hot.UPSERT, rows)
-            db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", adopted)
-        hold.adopted.update([row for row, _ in adopted])
+            _, number, last = reading.latest(db, self._path, run_id)
+            if not last.ended:
+                self._end_session(db, last.sid, RunState.INTERRUPTED, at, "it was taken over")
+        # Its lock goes once that is committed, not before: a commit that fails must leave the owner what it has.
+        with self._database.writing() as db:
+            if reading.latest(db, self._path, run_id)[1] == number:
+                with suppress(FileNotFoundError):
+                    os.unlink(self._lock_path(run_id))
 
     def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
         hold = self._held(lease)
@@ -173,40 +167,19 @@ class SqliteStore(Reading, Upkeep, Salvage):
             bound = hot.bind(hold.sid, rows, self._files)
         with self._database.writing() as db:
             self._prove(db, lease)
-            adopted = self._settle_origins(db, bound) if bound.origins else []
-            try:
-                db.executemany(hot.UPSERT, bound.rows)
-            except UnicodeEncodeError:
-                db.executemany(hot.UPSERT, hot.clean(bound.rows))
-            if hold.adopted:
-                db.executemany(
-                    "DELETE FROM adopted WHERE row = ?", [(row[0],) for row in bound.rows if row[0] in hold.adopted]
-                )
-            if adopted:
-                db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", adopted)
-            if bound.files:
-                db.executemany("INSERT OR REPLACE INTO files (row, digest) VALUES (?, ?)", bound.files)
-                for digest, blob in bound.large.items():
-                    if not self._files.has(digest):  # swept since it was written; nobody sweeps during a transaction
-                        self._files.put(blob)
+            adopted = self._put(db, bound, hold.adopted)
             if cached:
                 self._write_cached(db, hold, cached)
             if self._hits:
                 self._count_hits(db)
         if adopted:
-            hold.adopted.update(row for row, _ in adopted)
+            hold.adopted.update(adopted)
 
     def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
         hold = self._held(lease)
         with self._database.writing() as db:
             self._prove(db, lease)
-            counts, count = reading.count(db, hold.sid)
-            text = reading.counts_as_text(counts)
-            error = _text(error)
-            db.execute(
-                "UPDATE sessions SET ended = ?, state = ?, error = ?, counts = ?, rows = ?, end_crc = ? WHERE sid = ?",
-                (ended, str(state), error, text, count, crc(ended, str(state), error, text, count), hold.sid),
-            )
+            self._end_session(db, hold.sid, state, ended, error)
             if self._hits:
                 self._count_hits(db)
         self._let_go(lease)
@@ -255,7 +228,8 @@ class SqliteStore(Reading, Upkeep, Salvage):
                 hint="if it does not, take the run over",
             )
 
-    def _add_session(self, db: sqlite3.Connection, key: int, number: int, session: NewSession) -> int:
+    def _add_session(self, db: sqlite3.Connection, key: int, number: int, session: NewSession) -> tuple[int, set[int]]:
+        """A session and what it begins with; its sid, and the ids of rows that say where their result is."""
         fields = (
             number,
             session.owner.pid,
@@ -275,12 +249,61 @@ class SqliteStore(Reading, Upkeep, Salvage):
                 f"{self._path} has had {sid:,} sessions, and takes no more", hint="begin a new state directory"
             )
         db.execute("UPDATE runs SET session = ?, latest = ? WHERE key = ?", (number, sid, key))
-        return sid
+        adopted = self._adopt(db, sid, session.adopted)
+        adopted |= self._put(db, hot.bind(sid, session.rows, self._files), adopted)
+        return sid, adopted
 
-    def _hold(self, lease: Lease, sid: int, lock: RunLock | None, owner: Owner) -> Lease:
-        assert lock is not None
-        self._holds[lease] = _Hold(sid, lock, owner)
-        self._places[sid] = (lease.run, lease.session)
+    def _adopt(self, db: sqlite3.Connection, sid: int, pairs: Sequence[tuple[int, ResultRef]]) -> set[int]:
+        """Copy rows into a session; their ids there."""
+        sources = self._rows_of(db, [ref for _, ref in pairs])
+        found = hot.read_sources(db, self._path, sources)
+        rows: list[tuple[Any, ...]] = []
+        adopted: list[tuple[int, int]] = []
+        for (element, ref), source in zip(pairs, sources, strict=True):
+            if source not in found:
+                run, _, number, attempt = ref
+                raise StoreError(
+                    f"attempt {attempt} of task number {number} in run {run} is not in {self._path} any more"
+                )
+            fields, detail, origin = found[source]
+            row = row_id(sid, element, ref[3])
+            fields = (row, *fields[1:])
+            rows.append((*fields, hot.attempt_crc(fields, detail, origin), detail, None))
+            adopted.append((row, origin))
+        db.executemany(hot.UPSERT, rows)
+        db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", adopted)
+        return {row for row, _ in adopted}
+
+    def _put(self, db: sqlite3.Connection, bound: hot.Bound, before: set[int]) -> set[int]:
+        """Write rows. `before` are those of the session that say where their result is; the ids of others that now do."""
+        origins = self._settle_origins(db, bound) if bound.origins else []
+        try:
+            db.executemany(hot.UPSERT, bound.rows)
+        except UnicodeEncodeError:
+            db.executemany(hot.UPSERT, hot.clean(bound.rows))
+        if before:
+            db.executemany("DELETE FROM adopted WHERE row = ?", [(row[0],) for row in bound.rows if row[0] in before])
+        if origins:
+            db.executemany("INSERT OR REPLACE INTO adopted (row, origin) VALUES (?, ?)", origins)
+        if bound.files:
+            db.executemany("INSERT OR REPLACE INTO files (row, digest) VALUES (?, ?)", bound.files)
+            for digest, blob in bound.large.items():
+                if not self._files.has(digest):  # swept since it was written; nobody sweeps during a transaction
+                    self._files.put(blob)
+        return {row for row, _ in origins}
+
+    def _end_session(self, db: sqlite3.Connection, sid: int, state: RunState, ended: int, error: str | None) -> None:
+        counts, count = reading.count(db, sid)
+        text = reading.counts_as_text(counts)
+        error = _text(error)
+        db.execute(
+            "UPDATE sessions SET ended = ?, state = ?, error = ?, counts = ?, rows = ?, end_crc = ? WHERE sid = ?",
+            (ended, str(state), error, text, count, crc(ended, str(state), error, text, count), sid),
+        )
+
+    def _hold(self, lease: Lease, hold: _Hold) -> Lease:
+        self._holds[lease] = hold
+        self._places[hold.sid] = (lease.run, lease.session)
         return lease
 
     def _held(self, lease: Lease) -> _Hold:
@@ -312,7 +335,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
         if session != lease.session:
             raise StoreError(f"run {lease.run} was taken over by process {pid} on {host}", lost=True)
         if ended:
-            raise StoreError(f"run {lease.run} has ended", lost=True)
+            raise StoreError(f"run {lease.run} was taken over, or has ended", lost=True)
 
     def _rows_of(self, db: sqlite3.Connection, refs: Sequence[ResultRef]) -> list[int]:
         """The row id of each of `refs`; 0, which no row has, where its session is not there."""

@@ -1,0 +1,163 @@
+"""The workflow that is killed: 43 tasks on all three executors, in fan-outs, a chain and joins, for about 0.3 s.
+
+Each task appends one line to the journal when it starts and one when it ends: ``token task start|end``. One `write` to a file
+opened with O_APPEND is whole or not there, whoever is killed. A token is one execution of a task.
+
+Its results are plain, pickled (a class of this file, a date) and larger than what a row holds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import os
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from flowlane import task, workflow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+WIDTH = 8
+LINKS = 8
+LARGE = 100_000  # bytes; a row takes 64 KiB
+
+
+@contextmanager
+def noted(journal: str, name: str) -> Iterator[None]:
+    token = f"{os.getpid()}-{os.urandom(4).hex()}"
+    _append(journal, f"{token} {name} start\n")
+    yield
+    _append(journal, f"{token} {name} end\n")
+
+
+def _append(journal: str, line: str) -> None:
+    fd = os.open(journal, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        os.write(fd, line.encode())
+    finally:
+        os.close(fd)
+
+
+@dataclass(frozen=True)
+class Part:
+    number: int
+    text: str
+    day: datetime.date
+
+
+def parted(number: int, value: int) -> Part:
+    return Part(number, str(value) * 10, datetime.date(2020, 1, 1) + datetime.timedelta(days=value))
+
+
+def crunched(part: Part) -> bytes:
+    return hashlib.sha256(f"{part.number} {part.text} {part.day}".encode()).digest() * (LARGE // 32)
+
+
+def folded(blocks: list[bytes]) -> str:
+    return hashlib.sha256(b"".join(blocks)).hexdigest()
+
+
+@task.io
+async def pull(journal: str, name: str, number: int) -> int:
+    with noted(journal, name):
+        await asyncio.sleep(0.002 * (number % 5))
+    return number * 7
+
+
+@task.io
+def parse(journal: str, name: str, number: int, value: int) -> Part:
+    with noted(journal, name):
+        time.sleep(0.003 * (number % 4))
+        return parted(number, value)
+
+
+@task.cpu
+def crunch(journal: str, name: str, part: Part) -> bytes:
+    with noted(journal, name):
+        time.sleep(0.002 * (part.number % 3))
+        return crunched(part)
+
+
+@task.cpu
+def fold(journal: str, name: str, blocks: list[bytes]) -> str:
+    with noted(journal, name):
+        return folded(blocks)
+
+
+@task.io
+async def leaf(journal: str, name: str, number: int, part: Part) -> int:
+    with noted(journal, name):
+        await asyncio.sleep(0.02 * number)
+    return part.number + number
+
+
+@task.io
+async def step(journal: str, name: str, number: int, before: int) -> int:
+    with noted(journal, name):
+        await asyncio.sleep(0.01)
+    return before * 3 + number
+
+
+@task.io
+def thread_step(journal: str, name: str, number: int, before: int) -> int:
+    with noted(journal, name):
+        time.sleep(0.01)
+    return before * 3 + number
+
+
+@task.cpu
+def cpu_step(journal: str, name: str, number: int, before: int) -> int:
+    with noted(journal, name):
+        time.sleep(0.01)
+    return before * 3 + number
+
+
+@task.io
+def join(journal: str, name: str, folded: str, leaves: list[int], last: int) -> list[object]:
+    with noted(journal, name):
+        return [folded, sum(leaves), last]
+
+
+@workflow
+def killed(journal: str) -> list[object]:
+    parts = []
+    blocks = []
+    for n in range(WIDTH):
+        value = pull.options(name=f"pull-{n}")(journal, f"pull-{n}", n)
+        parts.append(parse.options(name=f"parse-{n}")(journal, f"parse-{n}", n, value))
+        blocks.append(crunch.options(name=f"crunch-{n}")(journal, f"crunch-{n}", parts[n]))
+    leaves = [leaf.options(name=f"leaf-{n}")(journal, f"leaf-{n}", n, parts[0]) for n in range(WIDTH)]
+    last = 1
+    for n in range(LINKS):
+        link = (step, thread_step, cpu_step)[n % 3]
+        last = link.options(name=f"link-{n}")(journal, f"link-{n}", n, last)
+    whole = fold.options(name="fold")(journal, "fold", blocks)
+    return join.options(name="join")(journal, "join", whole, leaves, last)
+
+
+@task.io
+def inflate(journal: str, name: str, part: Part) -> bytes:
+    with noted(journal, name):
+        return crunched(part)
+
+
+@task.io
+def deflate(journal: str, name: str, block: bytes) -> str:
+    with noted(journal, name):
+        return folded([block])
+
+
+@workflow
+def small(journal: str) -> str:
+    """Six tasks in this process alone, one of them with a large result: for whoever counts calls."""
+    last = 1
+    for n in range(3):
+        last = step.options(name=f"link-{n}")(journal, f"link-{n}", n, last)
+    part = parse.options(name="parse")(journal, "parse", 1, last)
+    block = inflate.options(name="inflate")(journal, "inflate", part)
+    return deflate.options(name="deflate")(journal, "deflate", block)
