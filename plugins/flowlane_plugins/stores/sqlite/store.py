@@ -200,7 +200,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
         hold = self._held(lease)
         with self._database.writing() as db:
             self._prove(db, lease)
-            counts, count = reading.count(db, hold.sid)
+            counts, count = reading.count(db, self._path, hold.sid)
             text = reading.counts_as_text(counts)
             error = _text(error)
             db.execute(
@@ -263,11 +263,12 @@ class SqliteStore(Reading, Upkeep, Salvage):
             session.tasks,
             session.started,
             _text(session.versions),
+            crc(session.graph),
         )
         cursor = db.execute(
-            "INSERT INTO sessions (run, number, pid, host, tasks, started, versions, crc, graph)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, *fields, crc(*fields, session.graph), session.graph),
+            "INSERT INTO sessions (run, number, pid, host, tasks, started, versions, graph_crc, crc, graph)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, *fields, crc(*fields), session.graph),
         )
         sid = cursor.lastrowid or 0
         if sid >> 23:
