@@ -95,7 +95,15 @@ def row(
     over = state not in (TaskState.RUNNING, TaskState.READY, TaskState.PENDING)
     result = seal(pack(value), secret) if secret else ()
     return AttemptRow(
-        element, attempt, STATES.index(state), REASONS.index(reason), started, started, ended if over else 0, result, detail
+        element,
+        attempt,
+        STATES.index(state),
+        REASONS.index(reason),
+        started,
+        started,
+        ended if over else 0,
+        result,
+        detail,
     )
 
 

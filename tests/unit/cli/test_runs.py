@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING
 import pytest
 
 from flowlane.core.states import Reason, RunState, TaskState
-from tests.unit.cli.histories import ETL, begin, end, row
+
+from .histories import ETL, begin, end, row
 
 if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
-    from tests.unit.cli.conftest import Flow, Write
+
+    from .conftest import Flow, Write
 
 HISTORY = ("runs", "show", "logs", "why last a", "cache ls", "cache rm --all", "cache explain last a")
 
@@ -48,7 +50,9 @@ def test_the_document_has_every_field_and_a_version(flow: Flow, write: Write) ->
 
 
 def test_runs_are_chosen_by_workflow_and_state(flow: Flow, store: SqliteStore) -> None:
-    for number, (workflow, state) in enumerate([("a", "succeeded"), ("a", "failed"), ("b", "failed"), ("b", "cancelled")]):
+    for number, (workflow, state) in enumerate(
+        [("a", "succeeded"), ("a", "failed"), ("b", "failed"), ("b", "cancelled")]
+    ):
         end(store, begin(store, number, workflow=workflow), RunState(state))
 
     def found(*options: str) -> list[str]:

@@ -18,11 +18,13 @@ from flowlane.core.states import Reason, RunState, TaskState
 from flowlane.storage.blob import pack
 from flowlane.storage.glimpse import glimpse, kind_of, shown
 from flowlane.storage.payload import Codec, Payload
-from tests.unit.cli.histories import ETL, begin, constant, end, row
+
+from .histories import ETL, begin, constant, end, row
 
 if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
-    from tests.unit.cli.conftest import Flow, Write
+
+    from .conftest import Flow, Write
 
 
 @pytest.fixture
@@ -137,7 +139,9 @@ def test_a_resumed_run_shows_its_sessions_and_what_was_restored(flow: Flow, writ
 
 
 def test_an_unchanged_task_of_a_resumed_run_is_restored_and_has_its_one_attempt(flow: Flow, write: Write) -> None:
-    write("flaky.py", """
+    write(
+        "flaky.py",
+        """
         import os
         from flowlane import task, workflow
 
@@ -154,7 +158,8 @@ def test_an_unchanged_task_of_a_resumed_run_is_restored_and_has_its_one_attempt(
         @workflow
         def flaky():
             return second(first())
-        """)
+        """,
+    )
     assert flow("run", "flaky.py", "--quiet").code == 1
     Path("fixed").touch()
     assert flow("resume", "--quiet").code == 0
@@ -182,10 +187,18 @@ def test_many_tasks_are_folded_by_the_name_of_their_function(flow: Flow, store: 
 def test_hostile_names_and_values_are_inert(flow: Flow, store: SqliteStore) -> None:
     evil = "\x1b[31mevil\r\n\u202e"
     lease = begin(store, 1, [evil], workflow=evil, name="plain", params={evil: evil})
-    error = json.dumps({"worker": evil, "error": {"type": evil, "message": evil, "where": evil, "notes": [evil], "traceback": evil}})
+    error = json.dumps(
+        {"worker": evil, "error": {"type": evil, "message": evil, "where": evil, "notes": [evil], "traceback": evil}}
+    )
     store.write(lease, [row(0, TaskState.FAILED, Reason.RAISED, detail=error)])
     end(store, lease, RunState.FAILED, evil)
-    for argv in (["show"], ["show", "last", evil], ["show", "--json"], ["show", "last", evil, "--json"], ["why", "last", evil]):
+    for argv in (
+        ["show"],
+        ["show", "last", evil],
+        ["show", "--json"],
+        ["show", "last", evil, "--json"],
+        ["why", "last", evil],
+    ):
         done = flow(*argv)
         assert done.code == 0
         assert not {"\x1b", "\r", "\u202e"} & set(done.out), argv

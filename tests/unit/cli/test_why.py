@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flowlane.core.states import STATES, Reason, RunState, TaskState
-from tests.unit.cli.histories import ETL, begin, constant, end, row
+
+from .histories import ETL, begin, constant, end, row
 
 if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
-    from tests.unit.cli.conftest import Flow, Write
+
+    from .conftest import Flow, Write
 
 ERROR = json.dumps({"worker": "thread-1", "error": {"type": "ValueError", "message": "a bad row", "notes": []}})
 
@@ -105,7 +107,10 @@ def test_every_bad_end_has_its_words(
     detail = ERROR if state is not TaskState.CANCELLED else None
     store.write(
         lease,
-        [row(0, state, reason, at=now, detail=detail), row(1, TaskState.FAILED, Reason.RAISED, at=now - 9, detail=ERROR)],
+        [
+            row(0, state, reason, at=now, detail=detail),
+            row(1, TaskState.FAILED, Reason.RAISED, at=now - 9, detail=ERROR),
+        ],
     )
     end(store, lease, RunState.INTERRUPTED, "no room")
     lines = why(flow, "a")
@@ -140,7 +145,9 @@ def test_pending_tells_what_it_waits_for_and_where_that_hangs(flow: Flow, store:
     ]
     assert why(flow, "c") == ["c waits for b (running for 1 min TIME)"]
     assert "b has been running for 1 min TIME, on threads of process" in why(flow, "b")[0]
-    assert why(flow, "e") == ["e waits for nothing but a slot of threads, where 1 task of this run is known to be running"]
+    assert why(flow, "e") == [
+        "e waits for nothing but a slot of threads, where 1 task of this run is known to be running"
+    ]
     assert [each["name"] for each in facts(flow, "d")["facts"]["blockers"]] == ["b", "e"]
     store.close()
     store.open()
@@ -237,7 +244,9 @@ def test_a_miss_tells_what_is_different(flow: Flow, write: Write) -> None:
     flow("run", "steps.py", "--quiet")
     assert why(flow, "kept")[1:] == ["it was not in the cache: there was no entry of task kept before"]
     flow("run", "steps.py", "--quiet", "-p", "n=2")
-    assert why(flow, "kept")[1:] == ["it was not in the cache: most like it is the entry of run NAME (ID), and input 'n' is another"]
+    assert why(flow, "kept")[1:] == [
+        "it was not in the cache: most like it is the entry of run NAME (ID), and input 'n' is another"
+    ]
     write("steps.py", text.replace("FACTOR = 1", "FACTOR = 2"))
     flow("run", "steps.py", "--quiet", "-p", "n=2")
     assert why(flow, "kept")[1].endswith("and the code of 'FACTOR' changed")
@@ -250,7 +259,9 @@ def test_a_miss_tells_what_is_different(flow: Flow, write: Write) -> None:
 
 
 def test_a_result_that_could_not_be_stored_is_told(flow: Flow, write: Write) -> None:
-    write("steps.py", """
+    write(
+        "steps.py",
+        """
         import threading
         from flowlane import task, workflow
 
@@ -265,7 +276,8 @@ def test_a_result_that_could_not_be_stored_is_told(flow: Flow, write: Write) -> 
         @workflow
         def steps():
             return use(lock())
-        """)
+        """,
+    )
     assert flow("run", "steps.py", "--quiet").code == 0
     assert why(flow, "lock")[1].startswith("its result could not be stored, so a resume would run it again: ")
     assert "it could not be stored" in flow("show", "last", "lock").out
