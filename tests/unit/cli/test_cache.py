@@ -10,11 +10,13 @@ import pytest
 
 from flowlane.core.states import Reason, TaskState
 from flowlane.storage.port import CacheRow
-from tests.unit.cli.histories import begin, constant, end, row
+
+from .histories import begin, constant, end, row
 
 if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
-    from tests.unit.cli.conftest import Flow, Write
+
+    from .conftest import Flow, Write
 
 CACHED = """
 from flowlane import task, workflow
@@ -154,7 +156,11 @@ def test_hostile_names_are_inert(flow: Flow, store: SqliteStore) -> None:
     store.write(
         lease,
         [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, secret=store.secret)],
-        [CacheRow(b"k" * 32, evil, json.dumps({"version": evil, "code": {evil: evil}, "inputs": {evil: evil}}), 1, 0, 0, 1)],
+        [
+            CacheRow(
+                b"k" * 32, evil, json.dumps({"version": evil, "code": {evil: evil}, "inputs": {evil: evil}}), 1, 0, 0, 1
+            )
+        ],
     )
     end(store, lease)
     for argv in (("ls",), ("ls", "--json"), ("explain", "last", evil), ("rm", "--all", "--json")):

@@ -16,9 +16,19 @@ from tests.unit.cli.histories import ETL, begin, end
 
 from flowlane.cli.eventfile import event_of, whole_lines
 from flowlane.cli.record import EventLog
+<<<<<<< HEAD
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Done, Flow, Write
+=======
+
+from .histories import ETL, begin, end
+
+if TYPE_CHECKING:
+    from flowlane_plugins.stores.sqlite import SqliteStore
+
+    from .conftest import Done, Flow, Write
+>>>>>>> history
 
     from flowlane_plugins.stores.sqlite import SqliteStore
 
@@ -78,6 +88,11 @@ def test_a_torn_last_line_is_left_out(flow: Flow, ran: Done) -> None:
     assert flow("logs", "--json").code == 0
 
 
+STARTED = {"event": "run.started", "mono_ns": 1, "run": "a", "run_name": "a", "workflow": "a", "kinds": {}}
+MOVED = {
+    "event": "task.transition", "mono_ns": 1, "task": "a", "executor": "x", "from": "ready", "to": "running",
+    "reason": "started", "attempt": 1,
+}  # fmt: skip
 EVIL = "\x1b[31m\r\u202e"
 
 
@@ -93,9 +108,10 @@ EVIL = "\x1b[31m\r\u202e"
         json.dumps({"event": EVIL, "mono_ns": 1}).encode(),
         json.dumps({"event": "log.lost", "mono_ns": 1, "lost": EVIL}).encode(),
         json.dumps({"event": "run.finished", "mono_ns": 1, "state": []}).encode(),
-        json.dumps({"event": "run.started", "mono_ns": 1, "run": "a", "run_name": "a", "workflow": "a", "kinds": {"io": 10**12}}).encode(),
-        json.dumps({"event": "task.transition", "mono_ns": 1, "task": "a", "executor": "x", "from": "ready", "to": EVIL, "reason": "started", "attempt": 1}).encode(),
-        json.dumps({"event": "task.transition", "mono_ns": 1, "task": "a", "executor": "x", "from": "ready", "to": "running", "reason": "started", "attempt": 1, "path": 7}).encode(),
+        json.dumps({**STARTED, "kinds": {"io": 10**12}}).encode(),
+        json.dumps({**MOVED, "to": EVIL}).encode(),
+        json.dumps({**MOVED, "path": 7}).encode(),
+        json.dumps({**MOVED, "error": {"type": 1, "message": ""}}).encode(),
     ],
 )  # fmt: skip
 def test_lines_that_no_run_writes_are_left_out_and_counted(flow: Flow, ran: Done, line: bytes) -> None:
@@ -111,8 +127,8 @@ def test_lines_that_no_run_writes_are_left_out_and_counted(flow: Flow, ran: Done
 def test_what_names_and_messages_hold_is_inert(flow: Flow, ran: Done) -> None:
     events = [
         {"event": "run.started", "mono_ns": 0, "run": "abc", "run_name": EVIL, "workflow": EVIL, "kinds": {EVIL: 1}},
-        {"event": "task.transition", "mono_ns": 1, "task": EVIL, "executor": EVIL, "worker": EVIL, "from": "running", "to": "failed",
-         "reason": "raised", "attempt": 1, "elapsed_s": 1.0, "error": {"type": EVIL, "message": EVIL}},
+        {"event": "task.transition", "mono_ns": 1, "task": EVIL, "executor": EVIL, "worker": EVIL, "from": "running",
+         "to": "failed", "reason": "raised", "attempt": 1, "elapsed_s": 1.0, "error": {"type": EVIL, "message": EVIL}},
         {"event": "task.transition", "mono_ns": 1, "task": EVIL, "executor": EVIL, "worker": None, "from": "pending",
          "to": "upstream_failed", "reason": "upstream_failed", "attempt": 0, "elapsed_s": None, "path": [EVIL, EVIL]},
         {"event": "task.noted", "mono_ns": 2, "task": EVIL, "note": EVIL},

@@ -8,13 +8,14 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tests.unit.cli.histories import constant
+from .histories import constant
 
 if TYPE_CHECKING:
     import pytest
 
     from flowlane_plugins.stores.sqlite import SqliteStore
-    from tests.unit.cli.conftest import Flow, Write
+
+    from .conftest import Flow, Write
 
 CHAIN = """
 from flowlane import Cache, task, workflow
@@ -64,7 +65,9 @@ def test_without_a_store_everything_runs_and_nothing_is_made(flow: Flow, write: 
     write("chain.py", CHAIN)
     done = flow("plan", "chain.py")
     assert (done.code, done.err) == (0, "")
-    assert done.out == """\
+    assert (
+        done.out
+        == """\
 chain · 8 tasks (io 8) · 6 edges · threads 8
 task           because
 read     runs  the cache has no result of it
@@ -77,6 +80,7 @@ last     runs  the cache has no result of it
 last#2   runs  the cache has no result of it
 io: 8 run, 0 cached
 """
+    )
     assert os.listdir() == ["chain.py"]
 
 

@@ -10,12 +10,25 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
+<<<<<<< HEAD
 from tests.unit.cli.histories import ETL, begin, end, row
+=======
+
+from flowlane.core.states import Reason, RunState, TaskState
+
+from .histories import ETL, begin, end, row
+>>>>>>> history
 
 from flowlane.core.states import Reason, RunState, TaskState
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from tests.unit.cli.conftest import Flow, Write
+=======
+    from flowlane_plugins.stores.sqlite import SqliteStore
+
+    from .conftest import Flow, Write
+>>>>>>> history
 
     from flowlane_plugins.stores.sqlite import SqliteStore
 

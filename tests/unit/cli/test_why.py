@@ -10,14 +10,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.cli.histories import ETL, begin, constant, end, row
 
 from flowlane.core.states import STATES, Reason, RunState, TaskState
 
-if TYPE_CHECKING:
-    from tests.unit.cli.conftest import Flow, Write
+from .histories import ETL, begin, constant, end, row
 
+if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
+
+    from .conftest import Flow, Write
 
 ERROR = json.dumps({"worker": "thread-1", "error": {"type": "ValueError", "message": "a bad row", "notes": []}})
 
