@@ -173,6 +173,8 @@ class Past:
         self.state = state_of(run, owner)
         self.session = session
         self.description = description
+        self._root: dict[int, int] = {}  # of tasks that were asked for: the one that failed, -1 where unknown
+        self._via: dict[int, int] = {}  # and the next on the way there
         self._rows: dict[int, list[StoredAttempt]] = {}
         for row in rows:
             self._rows.setdefault(row.element, []).append(row)
@@ -247,17 +249,18 @@ class Past:
 
         Of several the one that failed first. The task alone where the record does not tell.
         """
-        root, via = self._causes(element)
+        if self._cause(element) < 0:
+            return [element]
+        via = self._via
         way = [element]
         while via[way[-1]] != way[-1]:
             way.append(via[way[-1]])
         way.reverse()
-        return way if root[element] >= 0 else [element]
+        return way
 
-    def _causes(self, element: int) -> tuple[dict[int, int], dict[int, int]]:
-        """For it and what it depends on: the task that failed (-1 where unknown), and the next on the way there."""
-        root: dict[int, int] = {}
-        via: dict[int, int] = {}
+    def _cause(self, element: int) -> int:
+        """The task that stopped it, itself unless it ended upstream_failed; -1 where unknown. Every task is looked at once."""
+        root, via = self._root, self._via
         stack = [element]
         while stack:
             at = stack[-1]
@@ -278,17 +281,14 @@ class Past:
             chosen = min(known, key=lambda up: self._rows[root[up]][-1].ended, default=None)
             root[at] = -1 if chosen is None else root[chosen]
             via[at] = at if chosen is None else chosen
-        return root, via
+        return root[element]
 
     def stopped_by(self) -> dict[int, list[int]]:
         """Failed task → those that did not run because of it."""
         stopped: dict[int, list[int]] = {}
-        known: dict[int, int] = {}
         for element, rows in self._rows.items():
             if STATES[rows[-1].state] is TaskState.UPSTREAM_FAILED:
-                if element not in known:
-                    known.update(self._causes(element)[0])
-                stopped.setdefault(known[element], []).append(element)
+                stopped.setdefault(self._cause(element), []).append(element)
         return stopped
 
     def waits_for(self, element: int) -> list[int]:

@@ -85,10 +85,14 @@ _NAMES = re.compile(rf"\b(?:{'|'.join(naming._ADJECTIVES)})-(?:{'|'.join(naming.
 
 
 def plain(line: str) -> str:
-    """`line` without what differs from run to run: names and ids of runs, times, shares, processes and threads."""
+    """`line` without what differs from run to run: names and ids of runs, dates, times, shares, processes and threads."""
     line = _NAMES.sub("RUN-NAME", line)
     line = re.sub(r"\b[0-9a-f]{12}\b", "RUN-ID", line)
     line = re.sub(r"(?:<\s*)?\b\d+(?:\.\d+)?\s?(?:ms|s|min)\b", "TIME", line)
+    line = re.sub(r"\b[0-9a-f]{6}\b", "ID", line)
+    line = re.sub(r"\b\d{4}-\d\d-\d\d \d\d:\d\d:\d\d\b", "DATE", line)
+    line = re.sub(r"\b(?:just now|TIME ago)\b", "AGO", line)
+    line = re.sub(r"^ *\d+\.\d{3}  ", "OFFSET ", line)
     line = re.sub(r"\bpid \d+|\bthread-\d+", "WORKER", line)
     if line.startswith("  ran on "):
         line = re.sub(r", peak [\d.]+ [kMG]?B\b", "", line)  # asked for after a millisecond only

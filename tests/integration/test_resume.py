@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import dataclasses
 import os
 import threading
@@ -328,7 +329,7 @@ async def test_the_idempotency_key_is_the_same_for_all_attempts_and_sessions(tmp
 
 def test_outside_of_a_task_there_is_nothing_to_know() -> None:
     with pytest.raises(UsageError, match="outside of a task"):
-        current_task()
+        contextvars.Context().run(current_task)
 
 
 # ── owners ────────────────────────────────────────────────────────────────────────────────────────────────────────

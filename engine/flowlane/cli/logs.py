@@ -233,7 +233,7 @@ def _print_output(data: DataOutput, messages: Messages, store: Store, run: Store
             if not task or len(attempts) > 1:
                 data.write(f"── {inert(name)}  attempt {number}\n" if len(attempts) > 1 else f"── {inert(name)}\n")
             with open(
-                log.output_path(run.id, name, number), encoding="utf-8", errors="backslashreplace", newline=""
+                log.output_path(run.id, name, number), encoding="utf-8", errors="backslashreplace", newline="\n"
             ) as file:
                 for line in file:
                     data.write(f"{inert(line.rstrip().rpartition(chr(13))[2].expandtabs(4))}\n")

@@ -106,7 +106,7 @@ def _why(program: Program, each: Foreseen, runs: _Runs, now: int) -> str:
         case Grounds.NOT_DECLARED:
             return "it is not declared with a cache"
         case Grounds.NEVER_RUN:
-            return "the cache has no result of it yet"
+            return "the cache has no result of it"
         case Grounds.CODE_CHANGED | Grounds.INPUT_CHANGED:
             assert entry is not None
             assert difference is not None
@@ -115,7 +115,7 @@ def _why(program: Program, each: Foreseen, runs: _Runs, now: int) -> str:
             )
         case Grounds.EXPIRED:
             assert entry is not None
-            return f"its result is too old, since {ago(entry.expires, now)}"
+            return f"its result was good until {ago(entry.expires, now)}"
         case Grounds.INPUT_UNKNOWN:
             names = [program.names[up] for up in each.through]
             shown = listed(names[:_THROUGH]) + (f" and {len(names) - _THROUGH:,} more" if len(names) > _THROUGH else "")

@@ -61,7 +61,7 @@ def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt],
         case TaskState.CANCELLED:
             _cancelled(made, past, last, name, now)
         case TaskState.UNKNOWN:
-            _unknown(made, past, last, name)
+            _unknown(made, past, name, attempts)
         case TaskState.RUNNING:
             _running(made, past, last, name, now)
         case TaskState.RETRYING:
@@ -229,12 +229,18 @@ def _cancelled(made: Explanation, past: Past, last: Attempt | None, name: str, n
     made.sentences.append(f"`flow resume {past.run.name}` goes on with it")
 
 
-def _unknown(made: Explanation, past: Past, last: Attempt | None, name: str) -> None:
-    failure = last.failure if last is not None else None
-    if failure is None or not failure.message:
-        made.sentences.append(f"nobody knows how {name} ended: it had begun when an earlier session of the run stopped")
+def _unknown(made: Explanation, past: Past, name: str, attempts: Sequence[Attempt]) -> None:
+    earlier = [each for each in attempts if each.state is not TaskState.UNKNOWN]
+    began = earlier[-1] if earlier else None
+    if began is None:
+        seen = ""
+    elif began.state in DONE:
+        seen = f": session {began.session} saw it succeed {date(began.ended)}, and its value cannot be had any more"
+    elif began.state is TaskState.RUNNING:
+        seen = f": it had begun {date(began.started)} when session {began.session} stopped"
     else:
-        made.sentences.append(f"nobody knows how {name} ended: {_short(failure.message)}")
+        seen = f": in session {began.session} it {_ENDINGS.get(began.reason, str(began.state))}{_error(began)}"
+    made.sentences.append(f"nobody knows what became of {name}{seen}; it is at_most_once, so it was not run again")
     made.sentences.append(f"find out what it did; if it may run again: flow resume {past.run.name} --rerun {name}")
 
 

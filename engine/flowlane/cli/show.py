@@ -321,7 +321,8 @@ def _row(past: Past, element: int) -> tuple[str, ...]:
     if last is None:
         cells += ["-", "-", "-", inert(past.description.executors[element]), ""]
     else:
-        cells += [str(last.number or "-"), _time(last.waited), _time(last.duration)]
+        tries = "-" if state == "cached" or not last.number else str(last.number)
+        cells += [tries, _time(last.waited), _time(last.duration)]
         cells += [inert(last.executor), inert(last.worker or "")]
     return tuple(cells)
 

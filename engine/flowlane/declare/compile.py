@@ -20,7 +20,7 @@ from flowlane.core.plan import NotAcyclic, Plan
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.task import Task
 from flowlane.errors import RouteError
-from flowlane.program import Program
+from flowlane.program import CacheRule, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -46,6 +46,8 @@ class _Row(NamedTuple):
     policy: int
     kind: str
     target: Target
+    once: bool
+    cache: CacheRule | None
 
 
 def compile_workflow(
@@ -79,11 +81,13 @@ def compile_workflow(
         target = targets.get(each.task)
         if target is None:
             target = targets[each.task] = _target_of(each.task)
-        rows[each] = _Row(lanes.of(each, spec), policy, each.task.kind, target)
+        rows[each] = _Row(lanes.of(each, spec), policy, each.task.kind, target, spec.at_most_once, _cache_of(spec))
+    once = {each for each, row in rows.items() if row.once}
+    cached = {each: row.cache for each, row in rows.items() if row.cache is not None}
     edges = workflow.edges()
     result, pinned = workflow.result(edges)
     if settings:
-        lane_of, policy_of, kinds, targets_of = zip(*[rows[each] for each in settings], strict=True)
+        lane_of, policy_of, kinds, targets_of, _, _ = zip(*[rows[each] for each in settings], strict=True)
     else:
         lane_of, policy_of, kinds, targets_of = (), (), (), ()
     try:
@@ -111,6 +115,8 @@ def compile_workflow(
         retry_on=tuple([on for _, on in policies]) or ((),),
         result=result,
         params=workflow.params,
+        once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
+        caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
     )
 
 
@@ -159,6 +165,11 @@ def _target_of(task: Task[Any, Any, Any]) -> Target:
     from flowlane.runtime.ports import Target
 
     return Target(task.name, task.fn, task.is_async, address_of(task.fn, task))
+
+
+def _cache_of(spec: TaskSpec) -> CacheRule | None:
+    cache = spec.cache
+    return None if cache is None else CacheRule(cache.version, round(cache.ttl * 1e9) if cache.ttl else 0)
 
 
 def _no_retry() -> Policy:

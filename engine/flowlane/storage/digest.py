@@ -290,12 +290,7 @@ class Walk:
         opener = _OPENERS.get(cls) or self._openers.get(cls)
         if opener is None:
             opener = self._openers[cls] = self._opener_for(cls)
-        try:
-            return opener(self, value)
-        except Unhashable:
-            raise
-        except Exception as error:  # noqa: BLE001 - a broken array or table must not stop the run: it is not cached, and told
-            return self.unknown(value, f"cannot be read: {type(error).__name__}")
+        return opener(self, value)
 
     def _opener_for(self, cls: type) -> Opener:
         mro = mro_of(cls)

@@ -9,6 +9,7 @@ pandas keeps its blocks. Other objects of numpy and pandas are what pickle would
 
 from __future__ import annotations
 
+import copyreg
 import sys
 from hashlib import blake2b
 from types import (
@@ -30,7 +31,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.storage.digest import (
     Opened,
+    Unhashable,
     class_of,
+    is_user_module,
     joined,
     name_of,
     no_label,
@@ -56,6 +59,8 @@ def found(cls: type) -> Opener | None:
 def opener_for(cls: type, mro: tuple[type, ...]) -> Opener | None:
     """The rule for the family of `cls`, or None where instances are objects like any other."""
     root = place_of(cls)[0].partition(".")[0]
+    if name_of(cls).endswith("cython_function_or_method"):
+        return _open_compiled
     if root in ("numpy", "pandas"):
         return next((rule for each in mro if (rule := _found(each, _DERIVED))), _open_reduced)
     if root == "typing":
@@ -102,10 +107,17 @@ def _open_member(walk: Walk, value: Any) -> Opened:
     return Opened(b"member" + walk.kind(class_of(value)), [scope.get("_name_"), scope.get("_value_")], no_label)
 
 
-def _open_builtin(_: Walk, value: Any) -> Opened | bytes:
+def _open_compiled(walk: Walk, value: Any) -> Opened | bytes:
+    module = str(value.__module__)
+    if is_user_module(module):
+        return walk.unknown(value, "is compiled, so what it does cannot be read")
+    return sealed(b"C", joined((module.encode(), value.__qualname__.encode())))
+
+
+def _open_builtin(walk: Walk, value: Any) -> Opened | bytes:
     owner = value.__self__
     if owner is None or isinstance(owner, ModuleType):
-        return sealed(b"C", joined((str(value.__module__).encode(), value.__qualname__.encode())))
+        return _open_compiled(walk, value)
     return Opened(b"bound", [value.__name__, owner], lambda i: ".__self__" if i else "")
 
 
@@ -129,12 +141,27 @@ def _open_hint(_: Walk, value: Any) -> Opened:
     return Opened(b"hint" + class_of(value).__name__.encode(), told, no_label)
 
 
+def _guarded(opener: Opener) -> Opener:
+    """`opener`, which asks what others wrote. A broken table must not stop the run: it is not cached, and told."""
+
+    def guarded(walk: Walk, value: Any) -> Opened | bytes:
+        try:
+            return opener(walk, value)
+        except Unhashable:
+            raise
+        except Exception as error:  # noqa: BLE001
+            return walk.unknown(value, f"cannot be read: {type(error).__name__}")
+
+    return guarded
+
+
 # ── numpy ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _BLOCK: Final = 8 * 1024 * 1024  # bytes that are copied at once, of an array that does not lie in row order
 _OF_BYTES: Final = "biufcSUMmV"  # kinds of element types that are nothing but their bytes
 
 
+@_guarded
 def _open_array(walk: Walk, value: Any) -> Opened | bytes:
     dtype = value.dtype
     kind = joined((b"array", str(dtype).encode(), name_of(dtype.type).encode(), repr(value.shape).encode()))
@@ -162,6 +189,7 @@ def _blocks(value: Any) -> Any:
         yield numpy.ascontiguousarray(value[start : start + step])
 
 
+@_guarded
 def _open_scalar(_: Walk, value: Any) -> Opened:
     plain: Any = sys.modules["numpy"].asarray(value)
     if isinstance(value, str):  # an array would cut trailing zeros off
@@ -171,12 +199,11 @@ def _open_scalar(_: Walk, value: Any) -> Opened:
     return Opened(b"scalar" + class_of(value).__name__.encode(), [plain], no_label)
 
 
+@_guarded
 def _open_reduced(walk: Walk, value: Any) -> Opened | bytes:
     """What pickle would write, for classes that are known to write themselves in full."""
-    try:
-        made: Any = value.__reduce_ex__(4)
-    except Exception as error:  # noqa: BLE001 - whatever it says, it cannot be stored
-        return walk.unknown(value, f"cannot be pickled: {type(error).__name__}")
+    reducer: Any = copyreg.dispatch_table.get(class_of(value))
+    made: Any = reducer(value) if reducer is not None else value.__reduce_ex__(4)
     if isinstance(made, str):
         return sealed(b"G", joined((walk.kind(class_of(value)), made.encode())))
     function, args, state, items, pairs = (*made, None, None, None)[:5]
@@ -198,6 +225,7 @@ def _column(of: Any) -> Any:
     return (repr(dtype), of.to_numpy(dtype=object))
 
 
+@_guarded
 def _open_index(_: Walk, value: Any) -> Opened:
     kind = b"index" + class_of(value).__name__.encode()
     names = list(value.names)
@@ -210,10 +238,12 @@ def _open_index(_: Walk, value: Any) -> Opened:
             return Opened(kind, [names, getattr(value, "freqstr", None), _column(value)], no_label)
 
 
+@_guarded
 def _open_series(_: Walk, value: Any) -> Opened:
     return Opened(b"series", [value.name, value.attrs, value.index, _column(value)], no_label)
 
 
+@_guarded
 def _open_frame(_: Walk, value: Any) -> Opened:
     columns = [_column(value.iloc[:, i]) for i in range(value.shape[1])]
 

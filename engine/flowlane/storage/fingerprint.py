@@ -164,6 +164,12 @@ class _Code(Walk):
     def unknown(self, value: Any, reason: str) -> bytes:  # noqa: ARG002
         cls = class_of(value)
         name = name_of(cls)
+        scope = self.layout(cls).scope
+        wrapped: Any = scope.__get__(value, cls).get("__wrapped__") if scope is not None else None
+        if (
+            class_of(wrapped) is FunctionType
+        ):  # a function under a decorator that is an object, as those of compilers are
+            return sealed(b"W", _text(name) + self.refer(wrapped))
         if not self._quiet and cls is not object and name.partition(".")[0] not in _SILENT:
             self._unsure[f"{self._place}{self.path()} ({name})"] = None
         return sealed(b"?", _text(name) + (self.kind(cls) if is_user_module(place_of(cls)[0]) else b""))
@@ -344,10 +350,12 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 
 def _generated(value: Any) -> bool:
     """Whether a member of a dataclass was written by `dataclasses`: it follows from the fields."""
-    if not isinstance(value, FunctionType):
+    if isinstance(value, FunctionType):
+        value = value.__dict__.get("__wrapped__", value)  # __repr__ is guarded against recursion
+    if class_of(value) is not FunctionType:
         return False
-    value = value.__dict__.get("__wrapped__", value)  # __repr__ is guarded against recursion
-    return value.__code__.co_qualname.startswith("__create_fn__.") or value.__globals__["__name__"] == "dataclasses"
+    inner: FunctionType = value
+    return inner.__code__.co_qualname.startswith("__create_fn__.") or inner.__globals__["__name__"] == "dataclasses"
 
 
 def _text(text: str) -> bytes:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 import pytest
 
 from flowlane.cli.main import main
+from flowlane_plugins.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -41,6 +42,7 @@ class Write(Protocol):
 def _own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))  # the store's key
     for name in [name for name in os.environ if name.startswith("FLOW_") or name in ("NO_COLOR", "CI")]:
         monkeypatch.delenv(name)
     before = set(sys.modules)
@@ -72,6 +74,15 @@ def flow(capsys: pytest.CaptureFixture[str]) -> Flow:
         return Done(code, out, err)
 
     return flow
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SqliteStore]:
+    """The store of the test's folder, made with it."""
+    found = SqliteStore(tmp_path / ".flow" / "flow.db")
+    found.open()
+    yield found
+    found.close()
 
 
 @pytest.fixture

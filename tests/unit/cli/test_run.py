@@ -157,7 +157,7 @@ def test_a_state_directory_that_cannot_be_made_costs_the_record_not_the_run(writ
     write("pyproject.toml", '[tool.flow]\nstate_dir = "in_the_way/state"\n')
     done = flow("run", "etl.py:text")
     assert (done.code, done.out) == (0, "plain\n")
-    assert "warning: no event log is written: " in done.err
+    assert "warning: nothing is recorded, and the run cannot be resumed: " in done.err
     assert "(pyproject.toml [tool.flow])" in done.err
 
 

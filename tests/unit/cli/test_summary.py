@@ -55,6 +55,7 @@ def show(state: RunState, tasks: list[TaskResult], quiet: bool = False, **more: 
             "tasks": {one.name: one for one in tasks},
             "failures": failures,
             "counts": counts,
+            "restored": 0,
             "retries": sum(one.attempts - 1 for one in tasks if one.attempts),
             "notes": [],
             "critical_path": [("fetch", 2.0), ("parse", 7.8)],

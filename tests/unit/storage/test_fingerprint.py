@@ -729,6 +729,35 @@ def test_decorators_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert changed(before, of(text.replace("return 2", "return 3"))) == {"g"}
 
 
+def test_decorators_that_are_objects_of_c() -> None:
+    """As those of numba: what they wrap can be read."""
+    text = (
+        "    import functools, io\n    class Compiled(io.BytesIO):\n"
+        "        def __init__(self, fn): functools.update_wrapper(self, fn)\n"
+        "    @Compiled\n    def g(x): return x + 1\n    def f(x): return g(x)\n"
+    )
+    before = of(text)
+    assert before.unsure == ()
+    assert changed(before, of(text.replace("x + 1", "x + 2"))) == {"g#2"}  # g is the decorated one
+
+
+def test_what_a_user_compiled_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math
+
+    monkeypatch.setattr("flowlane.storage.families.is_user_module", lambda name: name == "math")
+    assert fingerprint(math.sqrt).unsure == (" (builtin_function_or_method)",)
+
+
+def test_members_of_a_dataclass_under_an_odd_wrapper() -> None:
+    text = (
+        "    import functools, dataclasses\n    def odd(fn):\n        def run(self): return 1\n"
+        "        run.__wrapped__ = functools.partial(fn)\n"
+        "        return run\n    @dataclasses.dataclass\n    class A:\n"
+        "        @odd\n        def m(self): return 2\n    def f(): return A()\n"
+    )
+    assert changed(of(text), of(text.replace("return 2", "return 3"))) == {"A.m"}
+
+
 def test_the_version_of_python_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     before = of(PLAIN)
     assert before.parts["python"] == sys.implementation.cache_tag
@@ -749,7 +778,8 @@ def test_odd_callables() -> None:
         functools.partial(len), functools.lru_cache(len), functools.cached_property(len), property(), staticmethod(len),
         types.SimpleNamespace, threading.Lock, threading.Lock(), threading.Thread, logging.getLogger, Slotted(), Slotted().method,
         None, 3, "text", NotImplemented, sys, iter([]), (x for x in ()), Exception, Exception("a"), types.FunctionType,
-        Slotted.lock, types.FunctionType.__code__, dict.__dict__["fromkeys"], type.__call__, subprocess.Popen, json.dumps, print.__call__,
+        Slotted.lock, types.FunctionType.__code__, dict.__dict__["fromkeys"], type.__call__, subprocess.Popen, json.dumps,
+        print.__call__,
     ]  # fmt: skip
     digests = [fingerprint(each).digest for each in odd]
     assert all(len(each) == 32 for each in digests)
