@@ -29,12 +29,15 @@ _SECONDS: Final = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0, "w": 604_800
 _json = click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 
 
-@click.group("store", short_help="check, repair or sweep what is stored")
-def command() -> None:
+@click.group("store", short_help="check, repair or sweep what is stored", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """The store of the state directory: runs, their results, and the cache."""
+    if context.invoked_subcommand is None:
+        raise UsageError("`flow store` needs to be told what to do", hint="check, repair, gc or path")
 
 
-@command.command("check")
+@command.command("check", short_help="read everything, and print what is wrong")
 @_json
 def check(as_json: bool) -> int:
     """Read everything that is stored, and print what is wrong, a line each. Exits with 1 if anything is."""
@@ -57,7 +60,7 @@ def check(as_json: bool) -> int:
     return 1 if troubles else 0
 
 
-@command.command("repair")
+@command.command("repair", short_help="save what can be read into a new database")
 @_json
 def repair(as_json: bool) -> int:
     """Save what can be read into a new database; the damaged one is kept beside it. A sound one is left as it is."""
@@ -78,7 +81,7 @@ def repair(as_json: bool) -> int:
     return 0
 
 
-@command.command("gc")
+@command.command("gc", short_help="remove what nobody needs, and runs when told")
 @click.option("--keep", type=click.IntRange(min=0), metavar="N", help="Remove runs, but not the latest N.")
 @click.option("--older-than", metavar="AGE", help="Remove runs older than 12h, 30d, 8w.")
 @_json
@@ -100,7 +103,7 @@ def gc(keep: int | None, older_than: str | None, as_json: bool) -> int:
     return 0
 
 
-@command.command("path")
+@command.command("path", short_help="print where the store is")
 @_json
 def path(as_json: bool) -> int:
     """Print where the store is, whether it is there or not."""

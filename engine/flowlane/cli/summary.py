@@ -57,7 +57,7 @@ def show_summary(
     messages.write(
         f"{messages.paint(mark, '1;' + colour)} {inert(result.workflow)}  {result.name}  {ended}   {counts}\n"
     )
-    if state == "succeeded":
+    if state == "succeeded" and result.restored < len(result.tasks):
         path = result.critical_path
         if path:
             total = duration(sum(seconds for _, seconds in path))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sqlite3
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import StoreError
 from flowlane_plugins.stores.sqlite.base import Base
-from flowlane_plugins.stores.sqlite.faults import telling, translate
+from flowlane_plugins.stores.sqlite.faults import RAISED, telling, translate
 from flowlane_plugins.stores.sqlite.rows import attempt_crc
 from flowlane_plugins.stores.sqlite.schema import crc, unpack
 
@@ -37,7 +36,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         "params",
     ),
     "sessions": (
-        *("sid", "run", "number", "pid", "host", "tasks", "started", "versions", "crc"),
+        *("sid", "run", "number", "pid", "host", "tasks", "started", "versions", "graph_crc", "crc"),
         *("ended", "state", "error", "counts", "rows", "end_crc", "graph"),
     ),
     "attempts": ("id", "state", "reason", "ready", "started", "ended", "size", "crc", "detail", "result"),
@@ -54,7 +53,7 @@ def is_good(table: str, row: tuple[Any, ...], origin: int | None = None) -> bool
         if table == "runs":
             return bool(crc(*row[1:7]) == row[7])
         if table == "sessions":  # of a removed run the graph is dropped
-            return row[15] == b"" or bool(crc(*row[2:8], row[15]) == row[8])
+            return bool(crc(*row[2:9]) == row[9] and (row[16] == b"" or crc(row[16]) == row[8]))
         if table == "attempts":
             return bool(attempt_crc(row[:7], row[8], origin) == row[7])
         if table == "cache":
@@ -66,8 +65,8 @@ def is_good(table: str, row: tuple[Any, ...], origin: int | None = None) -> bool
 
 def end_is_good(row: tuple[Any, ...]) -> bool:
     """Whether how a session ended (or that it has not) is what was written."""
-    ended = row[9:14]
-    return ended == (0, "running", None, None, None) if row[14] is None else bool(crc(*ended) == row[14])
+    ended = row[10:15]
+    return ended == (0, "running", None, None, None) if row[15] is None else bool(crc(*ended) == row[15])
 
 
 class Checking(Base):
@@ -83,7 +82,7 @@ class Checking(Base):
                     told += 1
                     if told <= _TOLD:
                         found.append(trouble)
-            except (sqlite3.Error, OSError) as error:
+            except RAISED as error:
                 found.append(translate(error, self._path).message)
             except StoreError as error:  # of a connection
                 found.append(error.message)

@@ -21,8 +21,8 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowlane.errors import StoreError
-from flowlane_plugins.stores.sqlite.faults import is_busy, telling, translate
-from flowlane_plugins.stores.sqlite.place import check_file_system, private_file, private_folder
+from flowlane_plugins.stores.sqlite.faults import RAISED, is_busy, telling, translate
+from flowlane_plugins.stores.sqlite.place import check_file_system, check_writable, private_file, private_folder
 from flowlane_plugins.stores.sqlite.schema import examine, migrate
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Database:
                 private_folder(folder)
                 check_file_system(folder)
                 private_file(self.path)
+                check_writable(folder, self.path)
                 writer = self._patiently(self._open_writer)
                 found = os.stat(self.path)
             self._file = (found.st_dev, found.st_ino)
@@ -127,7 +128,7 @@ class Database:
                         with suppress(sqlite3.Error):
                             db.execute("ROLLBACK")
                     raise
-            except (sqlite3.Error, OSError, MemoryError) as error:
+            except RAISED as error:
                 raise translate(error, self.path) from error
 
     @contextmanager
@@ -147,7 +148,7 @@ class Database:
                     self._readers.append(db)
                 else:
                     db.close()
-        except (sqlite3.Error, OSError, MemoryError) as error:
+        except RAISED as error:
             raise translate(error, self.path) from error
 
     def watcher(self) -> sqlite3.Connection:

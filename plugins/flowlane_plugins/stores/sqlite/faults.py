@@ -16,10 +16,13 @@ from flowlane.errors import StoreError
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-__all__ = ["DAMAGED", "damaged", "is_busy", "telling", "translate"]
+__all__ = ["DAMAGED", "RAISED", "damaged", "is_busy", "telling", "translate"]
 
 #: The hint for a store whose content is wrong.
 DAMAGED: Final = "`flow store check` tells what is wrong, `flow store repair` saves what can be read"
+
+#: What such calls raise. Text that is damaged cannot always be decoded, not even in SQLite's messages.
+RAISED: Final = (sqlite3.Error, OSError, MemoryError, UnicodeError)
 
 _ROOM: Final = "make room, then resume the run: what is committed is safe"
 _WORDS: Final[dict[int, tuple[str, str | None]]] = {
@@ -45,8 +48,8 @@ def is_busy(error: sqlite3.Error) -> bool:
     return primary in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_PROTOCOL)
 
 
-def translate(error: sqlite3.Error | OSError | MemoryError, path: str) -> StoreError:
-    """`error`, which a call on the store at `path` ended with, as one of ours."""
+def translate(error: Exception, path: str) -> StoreError:
+    """`error`, one of `RAISED`, which a call on the store at `path` ended with, as one of ours."""
     if isinstance(error, MemoryError):
         return StoreError(f"{path} cannot be used: there is no memory left")
     if isinstance(error, OSError):
@@ -54,7 +57,7 @@ def translate(error: sqlite3.Error | OSError | MemoryError, path: str) -> StoreE
         hint = _ROOM if error.errno in _FULL else None
         return StoreError(f"{error.filename or path}: {why}", hint=hint)
     code = getattr(error, "sqlite_errorcode", None)
-    if code is None:  # raised by the module itself
+    if not isinstance(error, sqlite3.Error) or code is None:  # raised by the module itself
         if isinstance(error, sqlite3.ProgrammingError):
             return StoreError(f"{path} is closed")
         return damaged(path, str(error))
@@ -73,5 +76,5 @@ def telling(path: str) -> Generator[None]:
     """Translate what the calls inside raise."""
     try:
         yield
-    except (sqlite3.Error, OSError, MemoryError) as error:
+    except RAISED as error:
         raise translate(error, path) from error

@@ -14,7 +14,7 @@ from typing import Final
 
 from flowlane.errors import StoreError
 
-__all__ = ["check_file_system", "file_system_of", "private_file", "private_folder"]
+__all__ = ["check_file_system", "check_writable", "file_system_of", "private_file", "private_folder"]
 
 _REMOTE: Final = frozenset(
     "9p afs beegfs ceph cifs coda davfs fuse.ceph fuse.curlftpfs fuse.davfs2 fuse.glusterfs fuse.rclone fuse.s3fs"
@@ -71,4 +71,13 @@ def check_file_system(folder: str) -> None:
         raise StoreError(
             f"{folder} is on a network file system ({kind}), where a database is not safe",
             hint="put the state directory on a local disk, for example FLOW_STATE_DIR=/var/tmp/flow-$USER",
+        )
+
+
+def check_writable(folder: str, path: str) -> None:
+    """Raise StoreError unless the database at `path`, and files beside it, can be written: SQLite's own words are vague."""
+    if not os.access(folder, os.W_OK | os.X_OK) or not os.access(path, os.R_OK | os.W_OK):
+        raise StoreError(
+            f"{path} is read-only, or its folder is",
+            hint="check their owner and permissions, and how the disk is mounted",
         )

@@ -18,7 +18,7 @@ from flowlane.errors import StoreError
 from flowlane.storage.upkeep import Repaired
 from flowlane_plugins.stores.sqlite import locks, reading
 from flowlane_plugins.stores.sqlite.checking import TABLES, Checking, end_is_good, is_good
-from flowlane_plugins.stores.sqlite.faults import telling
+from flowlane_plugins.stores.sqlite.faults import RAISED, telling
 from flowlane_plugins.stores.sqlite.schema import MIGRATIONS, crc, examine, migrate
 from flowlane_plugins.stores.sqlite.upkeep import YOUNG
 
@@ -78,7 +78,7 @@ class Salvage(Checking):
         self._database.open_as_it_is()
         try:
             return not [*self._structure(), *self._rows(), *self._references()]
-        except (sqlite3.Error, StoreError):
+        except (*RAISED, StoreError):
             return False
         finally:
             self._database.close()
@@ -110,13 +110,13 @@ class Salvage(Checking):
                         lost += 1
                         continue
                     if table == "sessions" and not end_is_good(row):
-                        row = (*row[:9], 0, "running", None, None, None, None, row[15])  # noqa: PLW2901
+                        row = (*row[:10], 0, "running", None, None, None, None, row[16])  # noqa: PLW2901
                     try:
                         target.execute(insert, row)
                         saved += 1
                     except sqlite3.Error:  # a type that does not fit: it is not what was written
                         lost += 1
-            _reconcile(target)
+            _reconcile(target, new)
             target.execute("COMMIT")
             target.execute("PRAGMA journal_mode = WAL")
         finally:
@@ -164,7 +164,7 @@ def _readable(db: sqlite3.Connection, table: str, columns: tuple[str, ...]) -> I
                 at = key + 1
                 yield tuple(row)
             return
-        except (sqlite3.Error, MemoryError):
+        except RAISED:
             pass
         step = 1  # from here on, where is the next that can be read?
         while True:
@@ -174,7 +174,7 @@ def _readable(db: sqlite3.Connection, table: str, columns: tuple[str, ...]) -> I
                 if first(at + step) is None:
                     return
                 break
-            except (sqlite3.Error, MemoryError):
+            except RAISED:
                 step *= 2
         low, high = at, at + step
         while high - low > 1:
@@ -182,7 +182,7 @@ def _readable(db: sqlite3.Connection, table: str, columns: tuple[str, ...]) -> I
             try:
                 first(middle)
                 high = middle
-            except (sqlite3.Error, MemoryError):
+            except RAISED:
                 low = middle
         at = high
 
@@ -191,7 +191,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")  # what is replaced does not fit its CRC
 
 
-def _reconcile(db: sqlite3.Connection) -> None:
+def _reconcile(db: sqlite3.Connection, path: str) -> None:
     """Drop references to what was lost, and make what is left agree."""
     for statement in (
         "DELETE FROM sessions WHERE run NOT IN (SELECT key FROM runs)",
@@ -208,7 +208,7 @@ def _reconcile(db: sqlite3.Connection) -> None:
         db.execute(statement)
     ended = "SELECT sid, ended, state, error FROM sessions WHERE end_crc IS NOT NULL"
     for sid, *how in db.execute(ended).fetchall():
-        counts, rows = reading.count(db, sid)
+        counts, rows = reading.count(db, path, sid)
         text = reading.counts_as_text(counts)
         db.execute(
             "UPDATE sessions SET counts = ?, rows = ?, end_crc = ? WHERE sid = ?",

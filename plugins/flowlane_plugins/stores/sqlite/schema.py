@@ -16,6 +16,7 @@ the version that was; and before an existing database is touched, a copy of it i
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import sqlite3
 from typing import TYPE_CHECKING, Final
@@ -36,6 +37,7 @@ __all__ = [
     "migrate",
     "row_id",
     "span",
+    "sweep_copies",
     "unpack",
 ]
 
@@ -75,7 +77,8 @@ _FIRST: Final = (
         tasks    INTEGER NOT NULL,
         started  INTEGER NOT NULL,
         versions TEXT NOT NULL,
-        crc      INTEGER NOT NULL,           -- of all above, and of the graph
+        graph_crc INTEGER NOT NULL,
+        crc      INTEGER NOT NULL,           -- of all above but sid and run
         ended    INTEGER NOT NULL DEFAULT 0,
         state    TEXT NOT NULL DEFAULT 'running',
         error    TEXT,
@@ -166,8 +169,8 @@ def examine(db: sqlite3.Connection, path: str) -> int:
             f"{path} was written by a newer flowlane: its schema is {version}, this one knows {len(MIGRATIONS)}",
             hint="upgrade flowlane, or use another state directory",
         )
-    if not version and tables:
-        raise StoreError(f"{path} has tables but no version: it is damaged", hint="restore it from a copy")
+    if version < 0 or (not version and tables):
+        raise StoreError(f"{path} has tables and no version: it is damaged", hint="restore it from a copy")
     return int(version)
 
 
@@ -197,6 +200,14 @@ def migrate(db: sqlite3.Connection, path: str) -> str | None:
     return backup
 
 
+def sweep_copies(path: str, older_than: float) -> None:
+    """Remove copies that were never finished, older than this (seconds since the epoch). Raises OSError."""
+    for name in glob.glob(f"{glob.escape(path)}.v*.bak.*"):
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(name).st_mtime < older_than:
+                os.unlink(name)
+
+
 def _back_up(db: sqlite3.Connection, path: str, version: int) -> str:
     backup = f"{path}.v{version}.bak"
     temporary = f"{backup}.{os.getpid()}"
@@ -205,9 +216,18 @@ def _back_up(db: sqlite3.Connection, path: str, version: int) -> str:
     try:
         os.chmod(temporary, 0o600)
         db.execute("VACUUM INTO ?", (temporary,))  # takes an empty file, which keeps its permissions
-        os.replace(temporary, backup)
-    except BaseException:
-        with contextlib.suppress(OSError):
+        copy = sqlite3.connect(temporary)
+        try:
+            (found,) = copy.execute("PRAGMA user_version").fetchone()
+        finally:
+            copy.close()
+        if found == version:  # else another process was faster, and has made the copy
+            os.replace(temporary, backup)
+        else:
             os.unlink(temporary)
+    except BaseException:
+        for name in (temporary, f"{temporary}-journal"):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
         raise
     return backup

@@ -237,11 +237,12 @@ class SqliteStore(Reading, Upkeep, Salvage):
             session.tasks,
             session.started,
             _text(session.versions),
+            crc(session.graph),
         )
         cursor = db.execute(
-            "INSERT INTO sessions (run, number, pid, host, tasks, started, versions, crc, graph)"
-            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-            (key, *fields, crc(*fields, session.graph), session.graph),
+            "INSERT INTO sessions (run, number, pid, host, tasks, started, versions, graph_crc, crc, graph)"
+            " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+            (key, *fields, crc(*fields), session.graph),
         )
         sid = cursor.lastrowid or 0
         if sid >> 23:
@@ -293,7 +294,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
         return {row for row, _ in origins}
 
     def _end_session(self, db: sqlite3.Connection, sid: int, state: RunState, ended: int, error: str | None) -> None:
-        counts, count = reading.count(db, sid)
+        counts, count = reading.count(db, self._path, sid)
         text = reading.counts_as_text(counts)
         error = _text(error)
         db.execute(

@@ -16,7 +16,7 @@ from flowlane.storage.upkeep import Size, Swept
 from flowlane_plugins.stores.sqlite import locks
 from flowlane_plugins.stores.sqlite.base import Base
 from flowlane_plugins.stores.sqlite.faults import telling
-from flowlane_plugins.stores.sqlite.schema import span
+from flowlane_plugins.stores.sqlite.schema import span, sweep_copies
 
 if TYPE_CHECKING:
     import sqlite3
@@ -60,11 +60,12 @@ class Upkeep(Base):
             files, freed = files + more, freed + bytes_of
         with telling(self._path):
             files += self._files.sweep(now - YOUNG)
+            sweep_copies(self._path, now - YOUNG)
         with self._database.writing(), telling(self._path):  # in a transaction: it orders what is done to locks
             locks.sweep(self._locks, now - YOUNG)
-        before = self._size_on_disk()
+        before = os.stat(self._path).st_size
         self._database.shrink()
-        return Swept(runs, entries, files, freed + max(0, before - self._size_on_disk()))
+        return Swept(runs, entries, files, freed + max(0, before - os.stat(self._path).st_size))
 
     def size(self) -> Size:
         """See ``flowlane.storage.upkeep.Upkeep``."""
