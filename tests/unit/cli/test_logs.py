@@ -12,15 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.unit.cli.histories import ETL, begin, end
 
 from flowlane.cli.eventfile import event_of, whole_lines
 from flowlane.cli.record import EventLog
+<<<<<<< HEAD
 <<<<<<< HEAD
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Done, Flow, Write
 =======
+=======
+>>>>>>> history
 
 from .histories import ETL, begin, end
 
@@ -28,9 +30,12 @@ if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
 
     from .conftest import Done, Flow, Write
+<<<<<<< HEAD
 >>>>>>> history
 
     from flowlane_plugins.stores.sqlite import SqliteStore
+=======
+>>>>>>> history
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from tests.unit.cli.histories import ETL, begin, constant, end, row
 
 from flowlane import Secret
 from flowlane.cli.record import EventLog
@@ -20,10 +19,13 @@ from flowlane.storage.blob import pack
 from flowlane.storage.glimpse import glimpse, kind_of, shown
 from flowlane.storage.payload import Codec, Payload
 <<<<<<< HEAD
+<<<<<<< HEAD
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Flow, Write
 =======
+=======
+>>>>>>> history
 
 from .histories import ETL, begin, constant, end, row
 
@@ -31,9 +33,12 @@ if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
 
     from .conftest import Flow, Write
+<<<<<<< HEAD
 >>>>>>> history
 
     from flowlane_plugins.stores.sqlite import SqliteStore
+=======
+>>>>>>> history
 
 
 @pytest.fixture
