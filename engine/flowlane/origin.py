@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from flowlane.declare.nodes import Workflow
 from flowlane.declare.workflow import Bound, WorkflowDefinition
@@ -62,4 +62,4 @@ def find_again(run: StoredRun) -> WorkflowDefinition[Any, Any] | Bound[Any] | Wo
     if not isinstance(found, (WorkflowDefinition, Bound, Workflow)):
         place = shown_path(path) if path is not None else f"module '{module}'"
         raise FlowError(f"there is no workflow '{name}' in {place} any more", hint=hint)
-    return cast("WorkflowDefinition[Any, Any] | Bound[Any] | Workflow", found)
+    return found  # pyright: ignore[reportUnknownVariableType] - isinstance cannot tell what it is made of

@@ -15,14 +15,6 @@ import pytest
 
 from flowlane.cli.eventfile import event_of, whole_lines
 from flowlane.cli.record import EventLog
-<<<<<<< HEAD
-<<<<<<< HEAD
-
-if TYPE_CHECKING:
-    from tests.unit.cli.conftest import Done, Flow, Write
-=======
-=======
->>>>>>> history
 
 from .histories import ETL, begin, end
 
@@ -30,12 +22,6 @@ if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
 
     from .conftest import Done, Flow, Write
-<<<<<<< HEAD
->>>>>>> history
-
-    from flowlane_plugins.stores.sqlite import SqliteStore
-=======
->>>>>>> history
 
 
 @pytest.fixture

@@ -10,38 +10,15 @@ import time
 from typing import TYPE_CHECKING
 
 import pytest
-<<<<<<< HEAD
-<<<<<<< HEAD
-from tests.unit.cli.histories import ETL, begin, end, row
-=======
-=======
->>>>>>> history
 
 from flowlane.core.states import Reason, RunState, TaskState
 
 from .histories import ETL, begin, end, row
-<<<<<<< HEAD
->>>>>>> history
-
-from flowlane.core.states import Reason, RunState, TaskState
-
-if TYPE_CHECKING:
-<<<<<<< HEAD
-    from tests.unit.cli.conftest import Flow, Write
-=======
-    from flowlane_plugins.stores.sqlite import SqliteStore
-
-    from .conftest import Flow, Write
->>>>>>> history
-
-    from flowlane_plugins.stores.sqlite import SqliteStore
-=======
 
 if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
 
     from .conftest import Flow, Write
->>>>>>> history
 
 HISTORY = ("runs", "show", "logs", "why last a", "cache ls", "cache rm --all", "cache explain last a")
 

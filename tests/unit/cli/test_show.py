@@ -18,14 +18,6 @@ from flowlane.core.states import Reason, RunState, TaskState
 from flowlane.storage.blob import pack
 from flowlane.storage.glimpse import glimpse, kind_of, shown
 from flowlane.storage.payload import Codec, Payload
-<<<<<<< HEAD
-<<<<<<< HEAD
-
-if TYPE_CHECKING:
-    from tests.unit.cli.conftest import Flow, Write
-=======
-=======
->>>>>>> history
 
 from .histories import ETL, begin, constant, end, row
 
@@ -33,12 +25,6 @@ if TYPE_CHECKING:
     from flowlane_plugins.stores.sqlite import SqliteStore
 
     from .conftest import Flow, Write
-<<<<<<< HEAD
->>>>>>> history
-
-    from flowlane_plugins.stores.sqlite import SqliteStore
-=======
->>>>>>> history
 
 
 @pytest.fixture
