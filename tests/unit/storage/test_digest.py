@@ -690,7 +690,8 @@ def test_a_copy_is_the_same_and_a_wrapping_is_not(value: Any) -> None:
 
 def test_stable_across_processes() -> None:
     program = (
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_digest as t\nfrom flowlane.storage.digest import digest\n"
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_digest as t\n"
+        "from flowlane.storage.digest import digest\n"
         "print([digest(each).hex() for each in [*t.DIFFERENT, *t.ARRAYS, [one for one, _ in t.EQUAL]]])"
     )
     told: list[list[str]] = []

@@ -663,15 +663,29 @@ def test_no_code_of_the_users_runs() -> None:
         class Meta(type):
             def __getattribute__(cls, name): raise SystemError(name)
             def __instancecheck__(cls, value): raise SystemError
+            def __eq__(cls, other): raise SystemError
+            def __hash__(cls): raise SystemError
         class Odd(metaclass=Meta):
             __flow__ = 1
         trap, lazy = Trap(), Lazy()
-        def f(): return trap, lazy, Odd
+        odd = object.__new__(Odd)
+        def f(): return trap, lazy, Odd, odd
     """
     found = of(text)
     assert {"Trap", "Trap.__repr__", "Lazy.value", "Odd", "Meta"} <= set(found.parts)
     assert of(text, "trap").parts.keys() > {"Trap"}
     assert of(text, "Odd").digest
+
+
+def test_lazy_modules_stay_lazy() -> None:
+    with open("user_lazy.py", "w") as file:
+        file.write("raise SystemError\n")
+    text = (
+        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n    user_lazy = u.module_from_spec(spec)\n"
+        "    sys.modules['user_lazy'] = user_lazy\n    u.LazyLoader(spec.loader).exec_module(user_lazy)\n"
+        "    def f(): return user_lazy.g()\n"
+    )
+    assert set(of(text).parts) == {"f", "python"}
 
 
 def test_its_own_word() -> None:
