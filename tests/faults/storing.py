@@ -221,7 +221,8 @@ def stopped(folder: str, rounds: str) -> dict[str, Any]:
         while True:
             os.kill(pid, signal.SIGSTOP)
             try:
-                lease = store.reopen(run_id, session("elsewhere"), take_over=True)
+                store.seize(run_id, T)
+                lease = store.reopen(run_id, session("elsewhere"), after=1)
                 break
             except StoreError:  # it was stopped in the middle of a transaction
                 told["waited"] += 1

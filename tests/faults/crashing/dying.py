@@ -36,7 +36,7 @@ from flowlane_plugins.stores.sqlite import SqliteStore
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-WRITES = frozenset({"open", "begin", "reopen", "adopt", "write", "close_run"})
+WRITES = frozenset({"open", "begin", "reopen", "seize", "write", "close_run", "close"})
 
 
 class Dying:

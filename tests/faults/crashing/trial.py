@@ -73,9 +73,8 @@ class Folder:
         """Start a process here; what it says is in out-N and err-N, N the number of its life."""
         self.lives += 1
         with open(self.path / f"out-{self.lives}", "wb") as out, open(self.path / f"err-{self.lives}", "wb") as err:
-            return subprocess.Popen(
-                argv, cwd=self.work, env=self.environ(), stdin=subprocess.DEVNULL, stdout=out, stderr=err, **options
-            )
+            given = {"env": self.environ(), **options}
+            return subprocess.Popen(argv, cwd=self.work, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **given)
 
     def flow(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         return self.start([sys.executable, "-m", "flowlane", *words], **options)

@@ -179,6 +179,14 @@ async def wait(journal: str, name: str, gate: str, before: int) -> int:
     return before + 1
 
 
+@task.cpu
+def wait_in_a_process(journal: str, name: str, gate: str, before: int) -> int:
+    with noted(journal, name):
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+    return before + 1
+
+
 @task.io(at_most_once=True)
 async def charge(journal: str, name: str, gate: str, before: int) -> int:
     with noted(journal, name):
@@ -191,6 +199,14 @@ def gated(journal: str, gate: str) -> int:
     """first, then one that waits for the file `gate`, then last."""
     first = step.options(name="first")(journal, "first", 1, 0)
     held = wait.options(name="wait")(journal, "wait", gate, first)
+    return step.options(name="last")(journal, "last", 0, held)
+
+
+@workflow
+def gated_cpu(journal: str, gate: str) -> int:
+    """The same in a process of its own."""
+    first = step.options(name="first")(journal, "first", 1, 0)
+    held = wait_in_a_process.options(name="wait")(journal, "wait", gate, first)
     return step.options(name="last")(journal, "last", 0, held)
 
 
