@@ -4,8 +4,8 @@
     python benchmarks/resuming.py --tasks 1000000    also what it takes of memory to record them
 
 A run of `--tasks` no-op tasks in layers is recorded; half of it is done when it is stopped. Printed are the seconds of
-recording it, the peak memory of the process that did, and for a fresh process, from its first import on, how long it takes until the first task
-that was left has begun. Then the same command line that a person types: ``flow runs`` over `--runs` runs.
+recording it, the peak memory of the process that did, and for a fresh process, from its first import on, how long it takes
+until the first task that was left has begun. Then the same command line that a person types: ``flow runs`` over `--runs` runs.
 """
 
 from __future__ import annotations

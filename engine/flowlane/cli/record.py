@@ -14,11 +14,14 @@ from flowlane.runtime.events import outputs
 from flowlane.runtime.registry import make_sink
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from flowlane.runtime.ports import Chunk, RunInfo, RunOutcome, Sink
 
-__all__ = ["EventLog", "file_name"]
+__all__ = ["EventLog", "file_name", "remove_events"]
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.#\[\]=,@+-]|^\.")
+_RUN_ID: Final = re.compile(r"[0-9a-f]{12}")  # nothing else is made by us, and nothing else is removed
 _NAME_MAX: Final = 120  # characters; file systems have 255 bytes
 
 
@@ -33,6 +36,15 @@ def file_name(task: str) -> str:
 
 def _escaped(match: re.Match[str]) -> str:
     return "".join([f"%{byte:02X}" for byte in match.group().encode("utf-8", "surrogatepass")])
+
+
+def remove_events(state_dir: str, run_ids: Iterable[str]) -> None:
+    """Remove what runs told. What cannot be removed stays."""
+    import shutil
+
+    for run_id in run_ids:
+        if _RUN_ID.fullmatch(run_id):
+            shutil.rmtree(os.path.join(state_dir, "runs", run_id), ignore_errors=True)
 
 
 class EventLog:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flowlane.settings import Settings
     from flowlane.storage.port import Store
 
-__all__ = ["existing_store", "made_state_dir", "open_store", "prepare_state_dir", "store_path"]
+__all__ = ["check_recorded", "existing_store", "made_state_dir", "open_store", "prepare_state_dir", "store_path"]
 
 
 def store_path(settings: Settings) -> str:
@@ -72,9 +72,8 @@ def open_store(settings: Settings) -> Generator[Store]:
         store.close()
 
 
-@contextmanager
-def existing_store(settings: Settings) -> Generator[Store]:
-    """The same where there is one already. Raises UsageError otherwise, and makes nothing."""
+def check_recorded(settings: Settings) -> None:
+    """Raise UsageError unless there is a store."""
     path = store_path(settings)
     if not os.path.exists(path):
         origin = settings.state_dir.origin
@@ -83,5 +82,11 @@ def existing_store(settings: Settings) -> Generator[Store]:
             where=None if origin == "default" else origin,
             hint="`flow run FILE` records its runs in the folder that it is started in",
         )
+
+
+@contextmanager
+def existing_store(settings: Settings) -> Generator[Store]:
+    """The same where there is one already. Raises UsageError otherwise, and makes nothing."""
+    check_recorded(settings)
     with open_store(settings) as store:
         yield store

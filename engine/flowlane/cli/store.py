@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from flowlane.cli.state import existing_store, store_path
+from flowlane.cli.record import remove_events
+from flowlane.cli.state import check_recorded, existing_store, store_path
 from flowlane.cli.terminal import DataOutput, Messages, inert
 from flowlane.errors import SettingsError, UsageError
 from flowlane.settings import load_settings
@@ -89,13 +90,17 @@ def gc(keep: int | None, older_than: str | None, as_json: bool) -> int:
     """Remove what nobody needs: expired entries of the cache, results without a run, what crashes left behind.
 
     Runs are removed only with --keep or --older-than; with both, those that are beyond the one and older than the other.
+    Their events and what their tasks printed go with them.
     """
     age = None if older_than is None else _age(older_than)
     with DataOutput() as data:
         messages = Messages()
-        with existing_store(load_settings()) as store:
+        settings = load_settings()
+        with existing_store(settings) as store:
             kept = _with_upkeep(store)
+            before = {run.id for run in store.runs()}
             swept = kept.gc(keep=keep, older_than=age)
+            remove_events(settings.state_dir.value, before - {run.id for run in store.runs()})
         if as_json:
             data.write(_object(path=kept.path, **swept._asdict()))
         gone = f"{_many(swept.runs, 'run')}, {_many(swept.entries, 'cached result')} and {_many(swept.files, 'file')}"
@@ -121,10 +126,9 @@ def _closed() -> Upkeep:
     """The store, not opened: it may be too damaged for that."""
     from flowlane.runtime.registry import make_store
 
-    path = store_path(load_settings())
-    if not os.path.exists(path):
-        raise UsageError(f"there is no store at {path}", hint="`flow store path` tells where it is looked for")
-    return _with_upkeep(make_store("sqlite", path=path))
+    settings = load_settings()
+    check_recorded(settings)
+    return _with_upkeep(make_store("sqlite", path=store_path(settings)))
 
 
 def _with_upkeep(store: object) -> Upkeep:

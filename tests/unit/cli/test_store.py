@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sqlite3
@@ -9,15 +10,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from flowlane.cli.state import open_store
-from flowlane.errors import StoreError, UsageError
+from flowlane.cli.state import existing_store, made_state_dir, open_store
+from flowlane.cli.terminal import Messages
+from flowlane.errors import UsageError
 from flowlane.settings import load_settings
 from flowlane.testing.stores import attempt, new_run, new_session
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from tests.unit.cli.conftest import Flow
+    from .conftest import Flow, Write
 
 
 @pytest.fixture(autouse=True)
@@ -28,11 +30,24 @@ def _home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def database(tmp_path: Path) -> Path:
     """A store with a run that was killed."""
-    store = open_store(load_settings())
-    lease = store.begin(new_run(), new_session())
-    store.write(lease, [attempt(n) for n in range(10)])
-    store.close()
+    assert made_state_dir(load_settings(), Messages(io.StringIO()))
+    with open_store(load_settings()) as store:
+        lease = store.begin(new_run(), new_session())
+        store.write(lease, [attempt(n) for n in range(10)])
     return tmp_path / ".flow" / "flow.db"
+
+
+ONE = """
+from flowlane import task, workflow
+
+@task.io
+async def one() -> int:
+    return 1
+
+@workflow
+def single() -> int:
+    return one()
+"""
 
 
 def harm(database: Path) -> None:
@@ -52,10 +67,9 @@ def test_a_state_directory_that_cannot_be_made_is_told_with_where_it_was_set(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLOW_STATE_DIR", "file/state")
-    with pytest.raises(StoreError) as caught:
-        open_store(load_settings())
-    assert caught.value.where == "FLOW_STATE_DIR"
-    assert caught.value.exit_code == 74
+    said = io.StringIO()
+    assert not made_state_dir(load_settings(), Messages(said))
+    assert "the run cannot be resumed: file/state: not a directory (FLOW_STATE_DIR)" in said.getvalue()
 
 
 def test_a_sound_store_prints_nothing_and_exits_with_0(flow: Flow, database: Path) -> None:
@@ -124,10 +138,10 @@ def test_what_is_typed_wrong_exits_with_2_and_does_nothing(
 def test_without_a_store_nothing_is_made(flow: Flow, tmp_path: Path, verb: str) -> None:
     done = flow("store", verb)
     assert (done.code, done.out) == (2, "")
-    assert "there is no store at" in done.err
+    assert "there is no .flow" in done.err
     assert os.listdir(tmp_path) == []
     with pytest.raises(UsageError):
-        open_store(load_settings(), make=False)
+        existing_store(load_settings()).__enter__()
 
 
 def test_the_path_is_told_whether_it_is_there_or_not(flow: Flow, tmp_path: Path) -> None:
@@ -144,3 +158,15 @@ def test_a_database_that_is_none_exits_with_74(flow: Flow, database: Path, verb:
     assert (done.code, done.out) == (74, "")
     assert "is not a database" in done.err
     assert "Traceback" not in done.err
+
+
+def test_what_a_removed_run_told_goes_with_it(write: Write, flow: Flow, tmp_path: Path) -> None:
+    write("one.py", ONE)
+    for _ in range(3):
+        assert flow("run", "one.py", "--quiet").code == 0
+    told = tmp_path / ".flow" / "runs"
+    (told / "mine").mkdir()
+    assert len(list(told.iterdir())) == 4
+    assert flow("store", "gc", "--keep", "1").code == 0
+    assert len(list(told.iterdir())) == 2
+    assert (told / "mine").is_dir()
