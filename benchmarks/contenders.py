@@ -5,7 +5,8 @@ the work once and returns its seconds and the value of the graph's last task. In
 first submit until the last result is known; outside are opening, building and, for flowlane, declaring and compiling.
 
     flowlane     `Engine.launch` of a compiled program to its result. With `log`: every transition as a JSON line; the time
-                 ends when the last line is in the file, and the number of lines is checked.
+                 ends when the last line is in the file, and the number of lines is checked. With `store`: the run is kept in
+                 an SQLite file as well, results included; describing it for the store is inside the time.
     stdlib-*     ProcessPoolExecutor fed by `graphlib.TopologicalSorter`, one submit a task, with the start method named:
                  what a competent user writes, and the floor that ratios refer to
     loky pebble  the same loop over their pools
@@ -131,7 +132,12 @@ class _Flowlane:
 
 @contextmanager
 def flowlane(
-    workers: int, *, options: Mapping[str, Any] | None = None, log: bool = False, io: Callable[..., Any] | None = None
+    workers: int,
+    *,
+    options: Mapping[str, Any] | None = None,
+    log: bool = False,
+    store: bool = False,
+    io: Callable[..., Any] | None = None,
 ) -> Generator[Contender]:
     """An Engine with `workers` worker processes. `options` are keywords of the processes executor; `io` is the one
     function that is an io task, and no process is started then."""
@@ -142,9 +148,11 @@ def flowlane(
         path = Path(folder) / "events.jsonl" if log else None
         sinks = [JsonLinesSink(path)] if path is not None else []
         given = {"processes": dict(options)} if options else None
-        with Engine(slots={"processes": workers}, sinks=sinks, options=given) as engine:
+        kept = Path(folder) / "flow.db" if store else None
+        with Engine(slots={"processes": workers}, sinks=sinks, options=given, store=kept) as engine:
             kinds = {io: task.io(io)} if io is not None else {}
-            yield warmed(_Flowlane("flowlane logged" if log else "flowlane", engine, kinds, path), io or noop)
+            name = "flowlane" + " logged" * log + " stored" * store
+            yield warmed(_Flowlane(name, engine, kinds, path), io or noop)
 
 
 # ── pools with a submit ───────────────────────────────────────────────────────────────────────────────────────────────

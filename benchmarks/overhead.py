@@ -14,8 +14,9 @@ Floors, all written with the standard library: `graphlib.TopologicalSorter` feed
     threads    a ThreadPoolExecutor of `--workers`
     processes  a ProcessPoolExecutor of `--workers`
 
-Modes: `bare` (nobody listens) and `recorded` (every transition is written as a JSON line to a file; the time until the
-last line is written counts). Building the floor's graph and declaring and compiling ours are not in these times: `--build`
+Modes: `bare` (nobody listens), `logged` (every transition is written as a JSON line to a file; the time until the
+last line is written counts) and `recorded` (logged, and stored in SQLite with results; the time until the last commit
+counts). Building the floor's graph and declaring and compiling ours are not in these times: `--build`
 prints them beside. `--memory` prints what a declared, compiled and finished run holds per task.
 """
 
@@ -98,18 +99,22 @@ def floor(stack: ExitStack, kind: str, workers: int) -> Callable[[Edges], float]
 # ── measuring ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def compare(kind: str, name: str, size: int, recorded: bool, repetitions: int, workers: int) -> dict[str, Any]:
+MODES = ("bare", "logged", "recorded")
+
+
+def compare(kind: str, name: str, size: int, mode: str, repetitions: int, workers: int) -> dict[str, Any]:
     edges = shape(name, size)
     function = anoop if kind == "asyncio" else noop
     with ExitStack() as stack:
         by_hand = floor(stack, kind, workers)
-        engine = stack.enter_context(flowlane(workers, log=recorded, io=None if kind == "processes" else function))
+        io = None if kind == "processes" else function
+        engine = stack.enter_context(flowlane(workers, log=mode != "bare", store=mode == "recorded", io=io))
         once = engine.prepare(uniform(function, edges))
         samples = rounds({"floor": lambda: by_hand(edges), "flowlane": lambda: once()[0]}, repetitions)
     return {
         "kind": kind,
         "shape": name,
-        "mode": "recorded" if recorded else "bare",
+        "mode": mode,
         "tasks": len(edges),
         **ratio(samples["flowlane"], samples["floor"]).row(),
         "floor_us": round(statistics.median(samples["floor"]) / len(edges) * 1e6, 2),
@@ -175,7 +180,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--kind", choices=KINDS, action="append")
     arguments.add_argument("--shape", choices=SHAPES, action="append")
-    arguments.add_argument("--mode", choices=["bare", "recorded"], action="append")
+    arguments.add_argument("--mode", choices=MODES, action="append")
     arguments.add_argument("--size", type=int, help="tasks (default 10,000; processes 2,000)")
     arguments.add_argument("--build", action="store_true", help="only: time to declare and compile")
     arguments.add_argument(
@@ -190,9 +195,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     table = Table(args.json, f"{args.repetitions} rounds, {args.workers} workers")
     for kind in args.kind or KINDS:
         for name in args.shape or SHAPES:
-            for mode in args.mode or ["bare", "recorded"]:
+            for mode in args.mode or MODES:
                 size = args.size or (2_000 if kind == "processes" else 10_000)
-                row = compare(kind, name, size, mode == "recorded", args.repetitions, args.workers)
+                row = compare(kind, name, size, mode, args.repetitions, args.workers)
                 low, high = row["quartiles"]
                 table.row(
                     row,

@@ -1,6 +1,6 @@
 """What a process task costs: ProcessPoolExecutor's time over ours for tasks that do nothing. Higher is better.
 
-    python benchmarks/processes.py                             four shapes, bare and logged: some minutes
+    python benchmarks/processes.py                             four shapes, bare, logged and recorded: some minutes
     python benchmarks/processes.py --shape chain --options '{"start_method": "spawn"}'
     python benchmarks/processes.py --peer loky --peer ray      side by side with other pools
 
@@ -8,9 +8,11 @@ Shapes: wide (10,000 independent tasks), layers (10,000 in layers of 100, three 
 for the one before), tree (a binary reduction of 10,000).
 
 Each round runs both floors, then flowlane bare (nobody listens) and logged (every transition as a JSON line; the time ends
-when the last line is in the file), and each peer, in an order that turns. A row is the median of the ratios within a
+when the last line is in the file) and recorded (logged, and stored in SQLite), and each peer, in an order that turns.
+A row is the median of the ratios within a
 round, with quartiles, and the median µs a task. The floors are `graphlib` feeding a ProcessPoolExecutor, one submit a task,
-with the start methods fork (its fastest) and spawn (what a program with threads has to use); see `contenders.py` for what is
+with the start methods fork (its fastest) and spawn (what a program with threads has to use); see `contenders.py` for
+what is
 inside the times: no pool's start, no declaring and no compiling.
 
 `--options` are keywords of our executor, for telling one of its ways from another; they stand in every row.
@@ -32,6 +34,7 @@ if TYPE_CHECKING:
 
     from contenders import Prepared
 
+MODES = ("bare", "logged", "recorded")
 SIZES = {"wide": 10_000, "layers": 10_000, "chain": 2_000, "tree": 10_000}
 
 
@@ -68,18 +71,21 @@ def compare(table: Table, name: str, size: int, contenders: Sequence[Contender],
 def main(argv: Sequence[str] | None = None) -> None:
     arguments = parser(__doc__)
     arguments.add_argument("--shape", choices=SHAPES, action="append")
-    arguments.add_argument("--mode", choices=["bare", "logged"], action="append")
+    arguments.add_argument("--mode", choices=MODES, action="append")
     arguments.add_argument("--floor", choices=["fork", "spawn"], action="append")
     arguments.add_argument("--peer", choices=list(PEERS), action="append", default=[])
     arguments.add_argument("--size", type=int, help="tasks (default 10,000; chain 2,000)")
     args = arguments.parse_args(argv)
-    modes = args.mode or ["bare", "logged"]
+    modes = args.mode or MODES
     table = Table(args.json, f"{args.repetitions} rounds, {args.workers} workers, options {args.options}")
     with ExitStack() as stack:
         contenders = [stack.enter_context(stdlib(args.workers, floor)) for floor in args.floor or ["fork", "spawn"]]
         contenders += open_peers(stack, args.peer, args.workers, table.say).values()
         contenders += [
-            stack.enter_context(flowlane(args.workers, options=args.options, log=mode == "logged")) for mode in modes
+            stack.enter_context(
+                flowlane(args.workers, options=args.options, log=mode != "bare", store=mode == "recorded")
+            )
+            for mode in modes
         ]
         for name in args.shape or SHAPES:
             compare(table, name, args.size or SIZES[name], contenders, args)

@@ -107,11 +107,15 @@ class Description:
                     "the run was recorded by a newer flowlane", hint="go on with it with the version that recorded it"
                 )
             words: list[str] = document["words"]
+
+            def decoded(column: list[int]) -> list[str]:
+                return [words[each] for each in column]
+
             return cls(
                 names=document["names"],
-                tasks=[words[each] for each in document["tasks"]],
-                kinds=[words[each] for each in document["kinds"]],
-                executors=[words[each] for each in document["executors"]],
+                tasks=decoded(document["tasks"]),
+                kinds=decoded(document["kinds"]),
+                executors=decoded(document["executors"]),
                 upstreams=document["upstreams"],
                 calls=document["calls"],
                 codes={task: Code(*code) for task, code in document["codes"].items()},
@@ -133,7 +137,7 @@ def _call(arguments: Arguments, names: Sequence[str]) -> str:
 
 def _word(value: Any, names: Sequence[str]) -> str:
     """One argument: an upstream task's name, a plain value as it is written, or the digest of anything else."""
-    kind = type(value)
+    kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] - truly anything
     if kind is Ref:
         return f"<{names[value.node]}"
     if kind in _PLAIN:

@@ -11,17 +11,15 @@ a signal handler, configures logging or prints. A host hears of runs through sin
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import contextvars
 import os
 import threading
-import time
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from flowlane.core.states import RunState
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.errors import EngineClosed, SettingsError, StoreError, UsageError
+from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
 from flowlane.record import Record
@@ -38,12 +36,12 @@ if TYPE_CHECKING:
     from types import TracebackType
     from typing import Self
 
+    from flowlane.archive import Archive, ResumeOptions
     from flowlane.declare.workflow import OnFailure
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
-    from flowlane.runtime.cache import Lookups
     from flowlane.runtime.ports import Executor, Sink
-    from flowlane.storage.port import Lease, Store, StoredRun
+    from flowlane.storage.port import Store, StoredRun
 
 __all__ = ["GRACE", "Engine", "StartOptions", "own_options"]
 
@@ -106,11 +104,7 @@ class Engine:
         self._registry = Registry(given, keywords)
         self._dispatcher = Dispatcher(self._registry, self._slots, grace)
         self._journal = Journal([*sinks, make_sink("logging")])
-        self._own_store = isinstance(store, (str, os.PathLike))
-        self._store: Store | None = (
-            make_store("sqlite", path=os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
-        )
-        self._lookups: Lookups | None = None
+        self._archive = self._made_archive(store)
         self._compiling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -193,10 +187,8 @@ class Engine:
                 await self._dispatcher.close()
             finally:
                 await self._close_journal()
-                if self._lookups is not None:
-                    self._lookups.close()
-                if self._store is not None and self._own_store:
-                    self._store.close()
+                if self._archive is not None:
+                    self._archive.close()
 
     async def _close_journal(self) -> None:
         """End the journal's thread. A sink that blocks is left behind after the grace period: logging holds up nobody."""
@@ -234,7 +226,7 @@ class Engine:
         bound: Bound[Any] = as_bound(target, args, kwargs)
         program = self.compile(bound, **options)
         origin = ""
-        if self._store is not None:
+        if self._archive is not None:
             from flowlane.origin import origin_of
 
             origin = origin_of(bound)
@@ -246,46 +238,29 @@ class Engine:
         target: WorkflowDefinition[Any, Any] | Bound[Any] | Workflow | None = None,
         /,
         *,
-        accept_changes: bool = False,
-        restart: Sequence[str] = (),
-        rerun: Sequence[str] = (),
-        fork: bool = False,
-        take_over: bool = False,
-        **options: Unpack[StartOptions],
+        routes: Mapping[str, str] | None = None,
+        on_failure: OnFailure | None = None,
+        **how: Unpack[ResumeOptions],
     ) -> RunHandle[Any]:
         """Go on with a stored run, on its own parameters: what had succeeded is kept, the rest runs. Returns at once.
 
         run             its name, its id or the beginning of that, or "last"
         target          the workflow, where the run does not say where it is (a program made it, its file was moved)
-        accept_changes  go on although the workflow has changed; what the change affects runs again
-        restart         tasks that run again, with all that depends on them
-        rerun           tasks with ``at_most_once`` that may run although nobody knows how their last attempt ended
-        fork            make a new run that begins with what this one has, and leave this one as it is
-        take_over       take the run from a process that owns it and does not answer
+        how             see ResumeOptions
 
         Raises UsageError without a store, UnknownRun, RunLocked, WorkflowChanged, StoreError, and what compiling raises.
         Loading and compiling happen here, in the caller's thread. Any thread.
         """
-        store = self._opened_store()
-        if store is None:
+        if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
         from flowlane.resume import with_parameters
 
+        store = self._archive.store
         stored = store.find(run)
         bound = with_parameters(target if target is not None else find_again(stored), stored, store)
-        program = self.compile(bound, **options)
-        return self.relaunch(
-            program,
-            stored,
-            origin=origin_of(bound) or stored.origin,
-            keep_history=True,
-            accept_changes=accept_changes,
-            restart=restart,
-            rerun=rerun,
-            fork=fork,
-            take_over=take_over,
-        )
+        program = self.compile(bound, routes=routes, on_failure=on_failure)
+        return self.relaunch(program, stored, origin_of(bound) or stored.origin, keep_history=True, **how)
 
     def compile(
         self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
@@ -312,90 +287,33 @@ class Engine:
         """
         self._check_open()
         run = LiveRun(program.workflow, keep_history=keep_history)
-        store = self._opened_store()
-        if store is not None:
-            from flowlane.description import Description
-            from flowlane.resume import new_run, new_session
-            from flowlane.runtime.cache import Codes
-
-            now = Description.of(program, Codes().of)
-            new = new_run(run.id, run.name, program, origin, store)
-            self._keep(run, store, store.begin(new, new_session(now)))
+        if self._archive is not None:
+            self._archive.begin(run, program, origin)
         return self._go(run, program, NOTHING_DONE)
 
     def relaunch(
         self,
         program: Program,
         stored: StoredRun,
-        *,
         origin: str,
+        *,
         keep_history: bool,
-        accept_changes: bool = False,
-        restart: Sequence[str] = (),
-        rerun: Sequence[str] = (),
-        fork: bool = False,
-        take_over: bool = False,
+        **how: Unpack[ResumeOptions],
     ) -> RunHandle[Any]:
-        """`resume` with its workflow compiled."""
-        from flowlane.description import Description
-        from flowlane.resume import locked, new_run, new_session, plan_resume
-        from flowlane.runtime.cache import Codes
-
+        """`resume` with its workflow compiled. The engine has a store."""
         self._check_open()
-        store = self._opened_store()
-        assert store is not None
-        owner = store.owner(stored.id)
-        if take_over and not fork:
-            store.seize(stored.id, time.time_ns())  # first: what is read then is all that its owner did
-        elif owner is not None and not fork:
-            raise locked(stored, owner)
-        now = Description.of(program, Codes().of)
-        then = Description.read(store.session(stored.id, stored.session).graph)
-        going_on = plan_resume(
-            program, now, then, stored, store, accept_changes=accept_changes, restart=restart, rerun=rerun
-        )
-        session = new_session(now, going_on)
-        if fork:
-            run = LiveRun(program.workflow, keep_history=keep_history)
-            lease = store.begin(new_run(run.id, run.name, program, origin, store, parent=stored.id), session)
-        else:
-            run = LiveRun(program.workflow, keep_history=keep_history, id=stored.id, name=stored.name)
-            lease = store.reopen(stored.id, session, after=stored.session)
-        try:
-            self._keep(run, store, lease)
-            return self._go(run, program, going_on.beginning)
-        except BaseException:
-            with contextlib.suppress(StoreError):
-                store.close_run(lease, RunState.INTERRUPTED, time.time_ns(), "it could not be started")
-            raise
+        assert self._archive is not None
+        run, beginning = self._archive.go_on(program, stored, origin, keep_history=keep_history, **how)
+        return self._go(run, program, beginning)
 
-    def _opened_store(self) -> Store | None:
-        if self._store is not None:
-            self._store.open()
-        return self._store
+    def _made_archive(self, store: Store | str | os.PathLike[str] | None) -> Archive | None:
+        if store is None:
+            return None
+        from flowlane.archive import Archive
 
-    def _keep(self, run: LiveRun, store: Store, lease: Lease) -> None:
-        """Let a run be kept under `lease`."""
-        from flowlane.runtime.cache import Lookups
-        from flowlane.runtime.keeper import Keeper
-
-        if self._lookups is None:
-            self._lookups = Lookups()
-
-        def with_runner(action: Callable[[Runner], object]) -> None:
-            if run.runner is not None:
-                action(run.runner)
-
-        run.keeper = Keeper(
-            store,
-            lease,
-            on_fault=lambda error: self.call(with_runner, lambda runner: runner.stop_for(error)),
-            on_request=lambda what: (
-                self.call(with_runner, lambda runner: runner.cancel()) if what == "cancel" else None
-            ),
-            on_caught_up=lambda: self.call(with_runner, lambda runner: runner.caught_up()),
-            listener=run.record if run.steps is not None else None,
-        )
+        own = isinstance(store, (str, os.PathLike))
+        made: Store = make_store("sqlite", path=os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
+        return Archive(made, own=own, call=self.call)
 
     def _check_open(self) -> None:
         refuse_while_importing("a run")
@@ -412,9 +330,14 @@ class Engine:
     def _go(self, run: LiveRun, program: Program, beginning: Beginning) -> RunHandle[Any]:
         context = contextvars.copy_context()
         self._running.add(run)
-        if not self.call(self._launch, run, program, context, beginning):
+        try:
+            if not self.call(self._launch, run, program, context, beginning):
+                raise _closed()
+        except BaseException:
             self._running.discard(run)
-            raise _closed()
+            if self._archive is not None:
+                self._archive.give_up(run)
+            raise
         return RunHandle(run, self.call, self.on_loop)
 
     def _launch(
@@ -431,7 +354,7 @@ class Engine:
                 on_step=run.record if run.steps is not None and run.keeper is None else None,
                 on_finish=lambda: self._ended(run),
                 keeper=run.keeper,
-                lookups=self._lookups,
+                lookups=self._archive.lookups if self._archive is not None else None,
                 beginning=beginning,
             )
         except BaseException as error:

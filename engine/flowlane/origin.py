@@ -62,4 +62,4 @@ def find_again(run: StoredRun) -> WorkflowDefinition[Any, Any] | Bound[Any] | Wo
     if not isinstance(found, (WorkflowDefinition, Bound, Workflow)):
         place = shown_path(path) if path is not None else f"module '{module}'"
         raise FlowError(f"there is no workflow '{name}' in {place} any more", hint=hint)
-    return found
+    return found  # pyright: ignore[reportUnknownVariableType] - isinstance cannot tell what it is made of

@@ -7,6 +7,8 @@ The processes are forked here, from one that has imported everything and opened 
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import itertools
 import json
 import multiprocessing
@@ -28,6 +30,7 @@ from flowlane_plugins.stores.sqlite import SqliteStore, database
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+LIBC = ctypes.CDLL(None)
 T = 1_764_000_000_000_000_000
 FORK = multiprocessing.get_context("fork")
 
@@ -52,8 +55,12 @@ def rows(at: int, count: int, size: int = 0) -> list[AttemptRow]:
 
 
 def child(call: Callable[[], None]) -> int:
+    parent = os.getpid()
     pid = os.fork()
     if pid == 0:
+        LIBC.prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nobody outlives a test that was given up
+        if os.getppid() != parent:
+            os._exit(1)
         try:
             call()
         except BaseException:
@@ -66,9 +73,13 @@ def child(call: Callable[[], None]) -> int:
 # ── modes ─────────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def kills(folder: str, count: str) -> dict[str, Any]:
-    """A writer is killed at a random instant, `count` times; what it had been told was committed is there, as a prefix."""
+def kills(folder: str, count: str, seconds: str) -> dict[str, Any]:
+    """A writer is killed at a random instant, `count` times; what it had been told was committed is there, as a prefix.
+
+    On a slow machine it ends after so many seconds.
+    """
     rng = random.Random(7)
+    until = time.monotonic() + float(seconds)
     told = {"rounds": 0, "rows": 0, "lost": 0, "holes": 0, "damage": 0, "owned": 0, "results": 0}
     for number in range(int(count)):
         reader, writer = os.pipe()
@@ -108,11 +119,17 @@ def kills(folder: str, count: str) -> dict[str, Any]:
                     blob = store.read(row.result)
                     told["damage"] += bytes(blob) != rows(row.element // 5 * 5, 1, row.size)[0].result[0]
             if number % 10 == 0:
-                told["damage"] += len(store.check())
+                with contextlib.closing(sqlite3.connect(store.path)) as db:
+                    told["damage"] += db.execute("PRAGMA integrity_check").fetchone()[0] != "ok"
             if begun:
                 store.close_run(store.reopen(run_id, session()), RunState.INTERRUPTED, T, None)
         finally:
             store.close()
+        if time.monotonic() > until:
+            break
+    store = open_store(folder)
+    told["damage"] += len(store.check())
+    store.close()
     return told
 
 
@@ -204,7 +221,8 @@ def stopped(folder: str, rounds: str) -> dict[str, Any]:
         while True:
             os.kill(pid, signal.SIGSTOP)
             try:
-                lease = store.reopen(run_id, session("elsewhere"), take_over=True)
+                store.seize(run_id, T)
+                lease = store.reopen(run_id, session("elsewhere"), after=1)
                 break
             except StoreError:  # it was stopped in the middle of a transaction
                 told["waited"] += 1
@@ -269,7 +287,7 @@ def forked(folder: str) -> dict[str, Any]:
     def own() -> None:
         store = open_store(folder)
         store.begin(new_run(1), session())
-        if os.fork() == 0:
+        if os.fork() == 0:  # outlives its parent, and is killed below
             try:
                 store.runs()
             except StoreError as error:

@@ -70,20 +70,21 @@ def rows(at: int, count: int, size: int = 0) -> list[AttemptRow]:
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def check_kills(told: dict[str, Any], rounds: int) -> None:
-    assert told["rounds"] == rounds
-    assert told["rows"] > rounds  # or nothing was tried
+def kill(folder: Path, rounds: int, seconds: float) -> None:
+    told = perform("kills", folder, rounds, seconds, patience=seconds + 30)
+    assert told["rounds"] >= rounds / 10
+    assert told["rows"] > told["rounds"]  # or nothing was tried
     assert (told["lost"], told["holes"], told["damage"], told["owned"]) == (0, 0, 0, 0)
 
 
-def test_what_was_committed_survives_a_killed_writer(tmp_path: Path) -> None:
-    check_kills(perform("kills", tmp_path, 200), 200)
+def test_what_was_committed_survives_killed_writers(tmp_path: Path) -> None:
+    kill(tmp_path, 200, seconds=10)
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(600)
 def test_what_was_committed_survives_many_killed_writers(tmp_path: Path) -> None:
-    check_kills(perform("kills", tmp_path, 1000, patience=280), 1000)
+    kill(tmp_path, 2000, seconds=500)
 
 
 def test_eight_processes_never_see_a_locked_database(tmp_path: Path) -> None:
@@ -108,8 +109,8 @@ def test_a_child_does_not_keep_its_dead_parent_s_run(tmp_path: Path) -> None:
 
 
 def test_a_crash_in_a_migration_leaves_the_old_schema(tmp_path: Path) -> None:
-    told = perform("migration", tmp_path, 30)
-    assert (told["rounds"], told["neither"]) == (30, 0)
+    told = perform("migration", tmp_path, 12)
+    assert (told["rounds"], told["neither"]) == (12, 0)
     assert told["old"] > 0
 
 
@@ -265,7 +266,7 @@ def test_a_log_that_ends_anywhere_leaves_a_prefix(tmp_path: Path) -> None:
     assert len(frames) > 60
     rng = random.Random(1)
     counts: list[int] = []
-    for length in sorted({0, 1, 31, *frames, *(rng.randrange(len(log)) for _ in range(60))}):
+    for length in sorted({0, 1, 31, *frames, *(rng.randrange(len(log)) for _ in range(40))}):
         folder = tmp_path / "cut"
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(kept, folder)
@@ -387,7 +388,7 @@ def flip(damaged: Damaged, rounds: int, seed: int) -> None:
 
 
 def test_flipped_bits_are_refused_or_harmless_and_never_wrong(tmp_path: Path) -> None:
-    flip(Damaged(tmp_path), 120, seed=1)
+    flip(Damaged(tmp_path), 60, seed=1)
 
 
 @pytest.mark.slow

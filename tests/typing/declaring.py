@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, assert_type
 
-from flowlane import Bound, Call, RetryPolicy, Task, Workflow, WorkflowDefinition, task, workflow
+from flowlane import Bound, Cache, Call, RetryPolicy, Task, Workflow, WorkflowDefinition, task, workflow
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -87,6 +87,14 @@ def options() -> None:
     assert_type(
         parse.options(retry=RetryPolicy(attempts=2), timeout=None, total_timeout=9.5, executor="threads")(x), Table
     )
+    assert_type(fetch.options(cache=Cache(ttl=60, version=2), at_most_once=False)("u"), bytes)
+    parse.options(cache=True)
+    parse.options(cache=None)
+    parse.options(cache="yes")  # E:
+    parse.options(at_most_once=None)  # E:
+    task.cpu(cache=60)  # E:
+    Cache(ttl="1h")  # E:
+    Cache(version=1.5)  # E:
     fetch.options(retries=5)(3)  # E:
     fetch.options(retires=5)  # E:
     fetch.options(retries="5")  # E:

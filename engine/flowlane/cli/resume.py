@@ -83,7 +83,7 @@ def command(
             lambda engine: engine.relaunch(
                 program,
                 stored,
-                origin=origin,
+                origin,
                 keep_history=False,
                 accept_changes=accept_changes,
                 restart=restart,

@@ -73,7 +73,7 @@ def digest(value: object, code: Callable[[Any], Code] | None = None) -> bytes:
 
 def token(value: object, code: Callable[[Any], Code] | None = None) -> bytes:
     """What `digest` hashes: one that can be joined to others, and short for small plain values."""
-    leaf = _LEAVES.get(class_of(value))
+    leaf = _LEAVES.get(id(class_of(value)))
     return leaf(value) if leaf is not None else Walk(code).token(value)
 
 
@@ -121,17 +121,18 @@ def _str(value: str) -> bytes:
 
 
 _Leaf: TypeAlias = "Callable[[Any], bytes]"
-_LEAVES: Final[dict[type, _Leaf]] = {
-    type(None): lambda value: b"N\0",  # noqa: ARG005 - one value only, as those below
-    type(...): lambda value: b".\0",  # noqa: ARG005
-    type(NotImplemented): lambda value: b"!\0",  # noqa: ARG005
-    bool: lambda value: b"B\1\1" if value else b"B\1\0",
-    int: _int,
-    float: lambda value: sealed(b"f", _double(value)),
-    complex: lambda value: sealed(b"j", joined((_double(value.real), _double(value.imag)))),
-    str: _str,
-    bytes: lambda value: sealed(b"b", value),
-    bytearray: lambda value: sealed(b"y", value),
+#: By id of the class: to look a class up by itself would ask its metaclass for a hash, and that may be the user's.
+_LEAVES: Final[dict[int, _Leaf]] = {
+    id(type(None)): lambda value: b"N\0",  # noqa: ARG005 - one value only, as those below
+    id(type(...)): lambda value: b".\0",  # noqa: ARG005
+    id(type(NotImplemented)): lambda value: b"!\0",  # noqa: ARG005
+    id(bool): lambda value: b"B\1\1" if value else b"B\1\0",
+    id(int): _int,
+    id(float): lambda value: sealed(b"f", _double(value)),
+    id(complex): lambda value: sealed(b"j", joined((_double(value.real), _double(value.imag)))),
+    id(str): _str,
+    id(bytes): lambda value: sealed(b"b", value),
+    id(bytearray): lambda value: sealed(b"y", value),
 }
 
 # ── the walk ──────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -181,18 +182,20 @@ class Walk:
         self._level: dict[int, int] = {}  # of the containers at work, by id
         self._loose: dict[int, Any] = {}  # those whose digest holds only where they were met
         self._again = 0
-        self._openers: dict[type, Opener] = {}
-        self._kinds: dict[type, bytes] = {}
-        self._layouts: dict[type, _Layout] = {}
+        # by id of the class, which is kept with them
+        self._openers: dict[int, Opener] = {}
+        self._kinds: dict[int, bytes] = {}
+        self._layouts: dict[int, _Layout] = {}
+        self._classes: list[type] = []
 
     # ── what a fingerprint of code does otherwise ────────────────────────────────────────────────────────────────
 
     def refer(self, value: Any) -> bytes:
         """The token of a function, class or module."""
         mro = mro_of(class_of(value))
-        if type in mro:
+        if among(mro, type):
             return self.kind(value)
-        if ModuleType in mro:
+        if among(mro, ModuleType):
             return self.unknown(value, "is a module, and what it holds may change")
         found = self._fingerprint(value)
         if found.unsure:
@@ -201,11 +204,12 @@ class Walk:
 
     def kind(self, cls: type) -> bytes:
         """The token of a class: its name, and its code if it is the user's."""
-        known = self._kinds.get(cls)
+        known = self._kinds.get(id(cls))
         if known is None:
             name = name_of(cls).encode("utf-8", "surrogatepass")
             code = self._fingerprint(cls).digest if is_user_module(place_of(cls)[0]) else b""
-            known = self._kinds[cls] = sealed(b"T", joined((name, code)))
+            known = self._kinds[id(cls)] = sealed(b"T", joined((name, code)))
+            self._classes.append(cls)
         return known
 
     def unknown(self, value: Any, reason: str) -> bytes:
@@ -226,7 +230,7 @@ class Walk:
         stack, done, level = self._stack, self._done, self._level
         bottom = len(stack)
         while True:
-            leaf = _LEAVES.get(class_of(value))
+            leaf = _LEAVES.get(id(class_of(value)))
             if leaf is not None:
                 out = leaf(value)
             elif (known := done.get(id(value))) is not None:
@@ -287,30 +291,33 @@ class Walk:
     def _open(self, value: Any) -> Opened | bytes:
         """A container with its children, or at once a token."""
         cls = class_of(value)
-        opener = _OPENERS.get(cls) or self._openers.get(cls)
+        opener = _OPENERS.get(id(cls)) or self._openers.get(id(cls))
         if opener is None:
-            opener = self._openers[cls] = self._opener_for(cls)
+            opener = self._openers[id(cls)] = self._opener_for(cls)
+            self._classes.append(cls)
         return opener(self, value)
 
     def _opener_for(self, cls: type) -> Opener:
         mro = mro_of(cls)
         if any("__flow_digest__" in dict_of(each) for each in mro):
             return _open_told
-        if type in mro or ModuleType in mro:
+        if among(mro, type) or among(mro, ModuleType):
             return _refer
         from flowlane.storage.families import found, opener_for
 
         known = found(cls)
         if known is not None:
-            _OPENERS[cls] = known  # a class of the standard library or so: it stays
+            _OPENERS[id(cls)] = known
+            _STAYING.append(cls)
             return known
         return opener_for(cls, mro) or open_object
 
     def layout(self, cls: type) -> _Layout:
         """How instances of `cls` keep their state."""
-        known = self._layouts.get(cls)
+        known = self._layouts.get(id(cls))
         if known is None:
-            known = self._layouts[cls] = _Layout(cls)
+            known = self._layouts[id(cls)] = _Layout(cls)
+            self._classes.append(cls)
         return known
 
 
@@ -324,11 +331,16 @@ _module_of: Final[Callable[[type], Any]] = type.__dict__["__module__"].__get__
 _qualname_of: Final[Callable[[type], str]] = type.__dict__["__qualname__"].__get__
 
 
+def among(mro: tuple[type, ...], cls: type) -> bool:
+    """Whether `cls` is one of `mro`. By identity: ``in`` would ask metaclasses."""
+    return any(each is cls for each in mro)
+
+
 def place_of(cls: type) -> tuple[str, str]:
     """Module and qualified name of a class."""
     try:
         module = _module_of(cls)
-    except AttributeError:  # somebody removed it
+    except AttributeError:  # one that C made without
         module = ""
     return module if type(module) is str else "", _qualname_of(cls)
 
@@ -339,13 +351,20 @@ def name_of(cls: type) -> str:
     return name if module in ("builtins", "") else f"{module}.{name}"
 
 
+_scope_of: Final[Callable[[ModuleType], dict[str, Any]]] = vars(ModuleType)["__dict__"].__get__
+
+
+def scope_of(module: Any) -> dict[str, Any]:
+    """What is in a module, read past a ``__getattribute__``: a lazy one would load. Empty for anything else."""
+    return _scope_of(module) if among(mro_of(class_of(module)), ModuleType) else {}
+
+
 def is_user_module(name: str) -> bool:
     """Whether the module called `name` is the user's own: not of the standard library, installed, or ours."""
     root = name.partition(".")[0]
     if root in sys.stdlib_module_names or root in ("flowlane", "flowlane_plugins"):
         return False
-    module: Any = sys.modules.get(name)
-    scope: Any = getattr(module, "__dict__", {})
+    scope = scope_of(sys.modules.get(name))
     file: Any = scope.get("__file__")
     if not isinstance(file, str) or file.startswith("<"):
         # a namespace package, or none that was loaded from a file: `python -c`, a notebook, a class that travelled by value
@@ -423,21 +442,25 @@ def _set_of(value: frozenset[Any]) -> Any:
 
 
 #: What a class may be derived from and still be an open book. The function gives what the base holds, past any override.
-_BASES: Final[dict[type, Callable[[Any], Any]]] = {
-    int: int.__int__,
-    float: float.__float__,
-    str: str.__str__,
-    bytes: lambda value: bytes.__getitem__(value, slice(None)),
-    tuple: lambda value: cast("Any", tuple).__getitem__(value, slice(None)),
-    list: cast("Any", list).copy,
-    dict: cast("Any", dict).copy,
-    set: _set_of,
-    frozenset: _set_of,
+_BASES: Final[dict[int, Callable[[Any], Any]]] = {
+    id(int): int.__int__,
+    id(float): float.__float__,
+    id(str): str.__str__,
+    id(bytes): lambda value: bytes.__getitem__(value, slice(None)),
+    id(tuple): lambda value: cast("Any", tuple).__getitem__(value, slice(None)),
+    id(list): cast("Any", list).copy,
+    id(dict): cast("Any", dict).copy,
+    id(set): _set_of,
+    id(frozenset): _set_of,
 }
 _STORED_OTHERWISE: Final = ("__reduce_ex__", "__reduce__", "__getstate__", "__getnewargs_ex__", "__getnewargs__")
 #: Their classes write such methods themselves, and keep all their state in fields and attributes.
 _KNOWN_KINDS: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_attrs__")
 _POINTER: Final = 8
+#: Where instances keep things, past metaclasses.
+_of_layout: Final[list[Callable[[type], int]]] = [
+    vars(type)[name].__get__ for name in ("__basicsize__", "__itemsize__", "__dictoffset__", "__weakrefoffset__")
+]
 
 
 class _Layout:
@@ -454,7 +477,7 @@ class _Layout:
 
     def __init__(self, cls: type) -> None:
         mro = mro_of(cls)
-        self.base: type | None = next((each for each in mro if each in _BASES), None)
+        self.base: type | None = next((each for each in mro if id(each) in _BASES), None)
         self.members: list[tuple[str, MemberDescriptorType]] = []
         self.scope: GetSetDescriptorType | None = None
         self.cached: set[str] = set()
@@ -464,7 +487,7 @@ class _Layout:
                     self.members.append((name, member))
                 elif name == "__dict__" and type(member) is GetSetDescriptorType:
                     self.scope = self.scope or member
-                elif type(member).__name__ == "cached_property":
+                elif name_of(class_of(member)).endswith("cached_property"):
                     self.cached.add(name)
         self.problem = self._problem(cls, mro)
 
@@ -473,10 +496,10 @@ class _Layout:
         if cls is object:
             return "is nothing but its identity"
         # as object.__reduce_ex__ tells it: whatever is larger than what Python put there has state of C's
+        basic, item, scope, weak = (_of_layout[i](cls) for i in range(4))
         size = base.__basicsize__ + _POINTER * len(self.members)
-        size += _POINTER * (cls.__dictoffset__ > 0 or (base.__itemsize__ > 0 and cls.__dictoffset__ != 0))
-        size += _POINTER * (cls.__weakrefoffset__ > 0)
-        if cls.__basicsize__ > size or cls.__itemsize__ != base.__itemsize__:
+        size += _POINTER * (scope > 0 or (base.__itemsize__ > 0 and scope != 0)) + _POINTER * (weak > 0)
+        if basic > size or item != base.__itemsize__:
             return "has state that Python cannot see"
         if any(name in dict_of(each) for name in _KNOWN_KINDS for each in mro):
             return ""
@@ -485,7 +508,7 @@ class _Layout:
         for name in _STORED_OTHERWISE:
             owner = next((each for each in mro if name in dict_of(each)), object)
             if owner is not object and owner is not base:
-                return f"says itself how it is stored ({owner.__name__}.{name}); give its class a __flow_digest__"
+                return f"says itself how it is stored ({name_of(owner)}.{name}); give its class a __flow_digest__"
         return ""
 
 
@@ -498,7 +521,7 @@ def open_object(walk: Walk, value: Any) -> Opened | bytes:
     children: list[Any] = []
     if layout.base is not None:
         names.append("")
-        children.append(_BASES[layout.base](value))
+        children.append(_BASES[id(layout.base)](value))
     if layout.scope is not None:
         scope: dict[str, Any] = layout.scope.__get__(value, cls)
         for name in sorted(scope, key=str):
@@ -532,13 +555,15 @@ def _refer(walk: Walk, value: Any) -> bytes:
     return walk.refer(value)
 
 
-_OPENERS: Final[dict[type, Opener]] = {
-    list: _open_list,
-    tuple: _open_tuple,
-    dict: _open_dict,
-    set: _open_set,
-    frozenset: _open_set,
-    FunctionType: _refer,
-    type: _refer,
-    ModuleType: _refer,
+_OPENERS: Final[dict[int, Opener]] = {
+    id(list): _open_list,
+    id(tuple): _open_tuple,
+    id(dict): _open_dict,
+    id(set): _open_set,
+    id(frozenset): _open_set,
+    id(FunctionType): _refer,
+    id(type): _refer,
+    id(ModuleType): _refer,
 }
+#: Classes of the standard library, numpy and pandas that were met since.
+_STAYING: Final[list[type]] = []

@@ -48,12 +48,12 @@ if TYPE_CHECKING:
 
     from flowlane.storage.digest import Opener, Walk
 
-__all__ = ["found", "opener_for"]
+__all__ = ["found", "opener_for", "told_of"]
 
 
 def found(cls: type) -> Opener | None:
     """The rule for instances of just this class, if there is one."""
-    return _TYPES.get(cls) or _found(cls, _NAMED)
+    return _TYPES.get(id(cls)) or _found(cls, _NAMED)
 
 
 def opener_for(cls: type, mro: tuple[type, ...]) -> Opener | None:
@@ -103,8 +103,7 @@ def _open_zone(walk: Walk, value: Any) -> Opened | bytes:
 
 def _open_member(walk: Walk, value: Any) -> Opened:
     """A member of an enum: its class has the rest."""
-    scope: dict[str, Any] = value.__dict__
-    return Opened(b"member" + walk.kind(class_of(value)), [scope.get("_name_"), scope.get("_value_")], no_label)
+    return Opened(b"member" + walk.kind(class_of(value)), list(told_of(value)), no_label)
 
 
 def _open_compiled(walk: Walk, value: Any) -> Opened | bytes:
@@ -112,6 +111,12 @@ def _open_compiled(walk: Walk, value: Any) -> Opened | bytes:
     if is_user_module(module):
         return walk.unknown(value, "is compiled, so what it does cannot be read")
     return sealed(b"C", joined((module.encode(), value.__qualname__.encode())))
+
+
+def told_of(member: Any) -> tuple[Any, Any]:
+    """Name and value of a member of an enum, which may define attributes of these names."""
+    scope: dict[str, Any] = object.__getattribute__(member, "__dict__")
+    return scope.get("_name_"), scope.get("_value_")
 
 
 def _open_builtin(walk: Walk, value: Any) -> Opened | bytes:
@@ -264,25 +269,25 @@ def _time(value: Any) -> list[Any]:
     return [value.hour, value.minute, value.second, value.microsecond, value.fold, value.tzinfo]
 
 
-_TYPES: Final[dict[Any, Opener]] = {
-    range: _parts(lambda value: [value.start, value.stop, value.step]),
-    slice: _parts(lambda value: [value.start, value.stop, value.step]),
-    memoryview: _parts(lambda value: [value.format, value.shape, value.tobytes()]),
-    MappingProxyType: lambda walk, value: open_pairs(b"mappingproxy", value),  # noqa: ARG005
-    SimpleNamespace: lambda walk, value: open_pairs(b"namespace", dict(sorted(value.__dict__.items()))),  # noqa: ARG005
-    GenericAlias: _parts(lambda value: [value.__origin__, value.__args__]),
-    UnionType: _parts(lambda value: [value.__args__]),
-    BuiltinFunctionType: _open_builtin,
-    MethodWrapperType: _parts(lambda value: [value.__name__, value.__self__]),
-    MethodType: _parts(lambda value: [value.__func__, value.__self__]),
-    property: _parts(lambda value: [value.fget, value.fset, value.fdel]),
-    staticmethod: _parts(lambda value: [value.__func__]),
-    classmethod: _parts(lambda value: [value.__func__]),
-    MemberDescriptorType: _open_slot,
-    GetSetDescriptorType: _open_slot,
-    WrapperDescriptorType: _open_slot,
-    MethodDescriptorType: _open_slot,
-    ClassMethodDescriptorType: _open_slot,
+_TYPES: Final[dict[int, Opener]] = {
+    id(range): _parts(lambda value: [value.start, value.stop, value.step]),
+    id(slice): _parts(lambda value: [value.start, value.stop, value.step]),
+    id(memoryview): _parts(lambda value: [value.format, value.shape, value.tobytes()]),
+    id(MappingProxyType): lambda walk, value: open_pairs(b"mappingproxy", value),  # noqa: ARG005
+    id(SimpleNamespace): lambda walk, value: open_pairs(b"namespace", dict(sorted(value.__dict__.items()))),  # noqa: ARG005
+    id(GenericAlias): _parts(lambda value: [value.__origin__, value.__args__]),
+    id(UnionType): _parts(lambda value: [value.__args__]),
+    id(BuiltinFunctionType): _open_builtin,
+    id(MethodWrapperType): _parts(lambda value: [value.__name__, value.__self__]),
+    id(MethodType): _parts(lambda value: [value.__func__, value.__self__]),
+    id(property): _parts(lambda value: [value.fget, value.fset, value.fdel]),
+    id(staticmethod): _parts(lambda value: [value.__func__]),
+    id(classmethod): _parts(lambda value: [value.__func__]),
+    id(MemberDescriptorType): _open_slot,
+    id(GetSetDescriptorType): _open_slot,
+    id(WrapperDescriptorType): _open_slot,
+    id(MethodDescriptorType): _open_slot,
+    id(ClassMethodDescriptorType): _open_slot,
 }
 
 _NAMED: Final[dict[str, Opener]] = {

@@ -38,6 +38,7 @@ from flowlane.loader import is_user_code
 from flowlane.storage.bytecode import VERSION, read
 from flowlane.storage.digest import (
     Walk,
+    among,
     bases_of,
     class_of,
     dict_of,
@@ -47,8 +48,10 @@ from flowlane.storage.digest import (
     mro_of,
     name_of,
     place_of,
+    scope_of,
     sealed,
 )
+from flowlane.storage.families import told_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -85,17 +88,7 @@ def fingerprint(fn: Any) -> Fingerprint:
 _SHORT: Final = 12
 #: What every module has, and what says where it is and not what it does.
 _OF_MODULES: Final = frozenset(
-    (
-        "__name__",
-        "__file__",
-        "__doc__",
-        "__package__",
-        "__spec__",
-        "__loader__",
-        "__path__",
-        "__cached__",
-        "__builtins__",
-    )
+    "__name__ __file__ __doc__ __package__ __spec__ __loader__ __path__ __cached__ __builtins__".split()
 )
 #: Objects of these packages say nothing about a result, or cannot be looked into and say what follows from other parts.
 _SILENT: Final = frozenset(("logging", "structlog", "loguru", "flowlane", "pydantic_core", "weakref"))
@@ -136,12 +129,11 @@ class _Code(Walk):
 
     def refer(self, value: Any) -> bytes:
         """A function, class or module, by name. What is the user's becomes a part."""
-        mro = mro_of(class_of(value))
-        if ModuleType in mro:
-            name = str(value.__dict__.get("__name__"))
+        if among(mro_of(class_of(value)), ModuleType):
+            name = str(scope_of(value).get("__name__"))
             self._version(name)
             return sealed(b"M", _text(name))
-        if FunctionType in mro:
+        if class_of(value) is FunctionType:
             module = str(value.__globals__.get("__name__", ""))
             users = _is_user_function(value, module)
             # `wraps` gives a wrapper the name of what it wraps; code that was generated is named by hand
@@ -166,9 +158,7 @@ class _Code(Walk):
         name = name_of(cls)
         scope = self.layout(cls).scope
         wrapped: Any = scope.__get__(value, cls).get("__wrapped__") if scope is not None else None
-        if (
-            class_of(wrapped) is FunctionType
-        ):  # a function under a decorator that is an object, as those of compilers are
+        if class_of(wrapped) is FunctionType:  # under a decorator that is an object, as those of compilers are
             return sealed(b"W", _text(name) + self.refer(wrapped))
         if not self._quiet and cls is not object and name.partition(".")[0] not in _SILENT:
             self._unsure[f"{self._place}{self.path()} ({name})"] = None
@@ -200,7 +190,7 @@ class _Code(Walk):
         root = module.partition(".")[0]
         if root in sys.stdlib_module_names or root in _SILENT or root in self._versions or is_user_module(root):
             return
-        version: object = getattr(sys.modules.get(root), "__dict__", {}).get("__version__")
+        version = scope_of(sys.modules.get(root)).get("__version__")
         if isinstance(version, str):
             self._versions[root] = version
 
@@ -248,8 +238,8 @@ class _Code(Walk):
     def _bound(self, name: str, value: Any, module: str, attributes: tuple[str, ...], seen: set[int]) -> bytes:
         """What a name of a module stands for. Of a user's module: whatever in it may be meant by one of `attributes`."""
         mro = mro_of(class_of(value))
-        if ModuleType in mro:
-            inner: dict[str, Any] = value.__dict__
+        if among(mro, ModuleType):
+            inner = scope_of(value)
             its_name = str(inner.get("__name__"))
             if not is_user_module(its_name):
                 return self.refer(value)
@@ -260,7 +250,7 @@ class _Code(Walk):
                     if each in inner and each not in _OF_MODULES:
                         told += (_text(each), self._bound(each, inner[each], its_name, attributes, seen))
             return sealed(b"M", joined(told))
-        if type in mro or type(value) in _REFERENCES or name_of(class_of(value)).startswith(_REFERRING):
+        if among(mro, type) or among(_REFERENCES, mro[0]) or name_of(mro[0]).startswith(_REFERRING):
             self._place = self._named(module, name)
             return self.token(value)
         return self._constant(name, value, module)
@@ -294,7 +284,7 @@ class _Code(Walk):
             if each.partition(".")[0] in sys.stdlib_module_names:
                 continue
             module = sys.modules.get(each)
-            if isinstance(module, ModuleType):
+            if module is not None:
                 # the version of an installed package would count only once it is loaded
                 if is_user_module(each):
                     yield self._bound(each, module, each, attributes, set())
@@ -306,23 +296,13 @@ class _Code(Walk):
 
 
 #: What a name stands for rather than has as its value, so that it is no part by itself.
-_REFERENCES: Final = frozenset((FunctionType, BuiltinFunctionType, MethodType))
+_REFERENCES: Final = (FunctionType, BuiltinFunctionType, MethodType)
 _REFERRING: Final = ("functools._lru_cache_wrapper", "flowlane.")
 
 #: What Python keeps in every class; and what follows from the rest, or tells where it stands.
 _OF_CLASSES: Final = frozenset(
-    (
-        *(
-            "__dict__",
-            "__weakref__",
-            "__module__",
-            "__qualname__",
-            "__doc__",
-            "__firstlineno__",
-            "__static_attributes__",
-        ),
-        *("__slotnames__", "__abstractmethods__", "_abc_impl", "__annotations_cache__", "__signature__"),
-    )
+    "__dict__ __weakref__ __module__ __qualname__ __doc__ __firstlineno__ __static_attributes__ __slotnames__ "
+    "__abstractmethods__ _abc_impl __annotations_cache__ __signature__".split()
 )
 
 
@@ -333,13 +313,13 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
     for name, value in scope.items():
         if name in _OF_CLASSES or name in members or name.startswith("__pydantic_"):
             continue
-        if members and name.startswith("_") and type(value) not in (FunctionType, staticmethod, classmethod):
+        if members and name.startswith("_") and not among((FunctionType, staticmethod, classmethod), class_of(value)):
             continue  # tables of an enum, which hold its members
         if "__dataclass_fields__" in scope and _generated(value):
             continue
         yield name, value
     if members:
-        yield "members", [(name, member.__dict__.get("_value_")) for name, member in members.items()]
+        yield "members", [(name, told_of(member)[1]) for name, member in members.items()]
     if "__pydantic_fields__" in scope:  # pydantic takes fields out of the class, and wraps what validates them
         yield "fields", scope["__pydantic_fields__"]
         decorators: Any = scope.get("__pydantic_decorators__")
@@ -350,7 +330,7 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 
 def _generated(value: Any) -> bool:
     """Whether a member of a dataclass was written by `dataclasses`: it follows from the fields."""
-    if isinstance(value, FunctionType):
+    if class_of(value) is FunctionType:
         value = value.__dict__.get("__wrapped__", value)  # __repr__ is guarded against recursion
     if class_of(value) is not FunctionType:
         return False
@@ -374,14 +354,14 @@ def _module_of(root: Any) -> str:
     for _ in range(100):
         mro = mro_of(class_of(root))
         inner: Any = None
-        if FunctionType in mro:
+        if mro[0] is FunctionType:
             module = str(root.__globals__.get("__name__", ""))
             inner = None if _is_user_function(root, module) else root.__dict__.get("__wrapped__")
             if inner is None:
                 return module
-        elif type in mro:
+        elif among(mro, type):
             return place_of(root)[0]
-        elif MethodType in mro:
+        elif mro[0] is MethodType:
             inner = root.__func__
         elif name_of(mro[0]) == "functools.partial":
             inner = root.func

@@ -3,8 +3,9 @@
     python -m tests.faults.crashing.dying FOLDER WORKFLOW VERB     one life; VERB: run | resume
     python -m tests.faults.crashing.dying                          lives and deaths as they are asked for on stdin
 
-The second form is loaded once and forks for each life, which is ten times as fast. A request is one line of JSON, see
-`trial.Lives`; the answer is the exit code, once that life is over.
+The second form is loaded once and forks for each life, which costs a quarter of starting Python anew. A request is one line
+of JSON, see `trial.Lives`; the answers are the life's pid, and its exit code once it is over. With words for the command line
+a life is `flow` as it is; else it is an engine with a store that kills it.
 
 All those calls are made by one thread, so that whoever counts system calls by thread (strace does) counts them all. Each call
 is written to the file ``calls`` of the folder when it begins.
@@ -16,20 +17,26 @@ import json
 import os
 import signal
 import sys
+import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import flowlane
+import flowlane.cli.execute
+import flowlane.cli.resume
+import flowlane.cli.run
+import flowlane.cli.summary
 import flowlane.engine
+from flowlane.cli.main import main
 from flowlane.loader import load_file
 from flowlane_plugins.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-WRITES = frozenset({"open", "begin", "reopen", "adopt", "write", "close_run"})
+WRITES = frozenset({"open", "begin", "reopen", "seize", "write", "close_run", "close"})
 
 
 class Dying:
@@ -79,6 +86,7 @@ def serve() -> None:
         child = os.fork()
         if child == 0:
             _child(asked)
+        print(child, flush=True)
         _, status = os.waitpid(child, 0)
         print(os.waitstatus_to_exitcode(status), flush=True)
 
@@ -94,8 +102,15 @@ def _child(asked: dict[str, Any]) -> None:
             fd = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
             os.dup2(fd, stream)
             os.close(fd)
+        if asked["flow"] is not None:
+            code = main(asked["flow"])
+            return
+        time.sleep(max(0.0, asked["at"] - time.monotonic()))
         live(folder, asked["workflow"], asked["verb"], asked["death"])
         code = 0
+    except flowlane.FlowError as error:
+        print(error, file=sys.stderr, flush=True)
+        code = error.exit_code
     except BaseException:
         traceback.print_exc()
         sys.stderr.flush()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -22,12 +23,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
-from typing import Self
+from typing import Any, Self, TypeAlias
 
 from . import checker
 
 WORK = Path(__file__).with_name("work.py")
 MARK = "FLOWLANE_TEST_LIFE"  # in the environment of every process of a trial
+FORKED = 0.8  # of all lives
 PATIENCE = 60.0  # seconds that a life may last, on a machine that others use too
 GONE = 5.0  # seconds for what a killed engine had started to be gone; a second is promised on an idle machine
 
@@ -67,26 +69,25 @@ class Folder:
         name, value = self.mark.split("=")
         return {**kept, name: value, "XDG_STATE_HOME": str(self.path / "state"), "NO_COLOR": "1"}
 
-    def start(self, argv: list[str]) -> subprocess.Popen[bytes]:
-        """Start a process here; what it says is in out-N and err-N."""
+    def start(self, argv: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        """Start a process here; what it says is in out-N and err-N, N the number of its life."""
         self.lives += 1
         with open(self.path / f"out-{self.lives}", "wb") as out, open(self.path / f"err-{self.lives}", "wb") as err:
-            return subprocess.Popen(
-                argv, cwd=self.work, env=self.environ(), stdin=subprocess.DEVNULL, stdout=out, stderr=err
-            )
+            given = {"env": self.environ(), **options}
+            return subprocess.Popen(argv, cwd=self.work, stdin=subprocess.DEVNULL, stdout=out, stderr=err, **given)
 
-    def flow(self, *words: str) -> subprocess.Popen[bytes]:
-        return self.start([sys.executable, "-m", "flowlane", *words])
+    def flow(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        return self.start([sys.executable, "-m", "flowlane", *words], **options)
 
-    def run(self, workflow: str = "killed") -> subprocess.Popen[bytes]:
-        return self.flow("run", f"{WORK}:{workflow}", "-p", f"journal={self.journal}")
+    def run(self, workflow: str = "killed", *words: str, **options: Any) -> subprocess.Popen[bytes]:
+        return self.flow("run", f"{WORK}:{workflow}", "-p", f"journal={self.journal}", *words, **options)
 
-    def out(self) -> str:
-        """What the last life printed on stdout."""
-        return (self.path / f"out-{self.lives}").read_text()
+    def out(self, life: int | None = None) -> str:
+        """What a life, the last one unless told, printed on stdout."""
+        return (self.path / f"out-{life or self.lives}").read_text()
 
-    def err(self) -> str:
-        return (self.path / f"err-{self.lives}").read_text()
+    def err(self, life: int | None = None) -> str:
+        return (self.path / f"err-{life or self.lives}").read_text()
 
     def alone(self) -> None:
         """Wait until no process of this run is left."""
@@ -171,21 +172,24 @@ class Judge:
         self.counts["resumed"] += bool(self.kills)
 
 
+Process: TypeAlias = "subprocess.Popen[bytes] | Fork"
+
+
 class Trial:
     """One run, from its first life to its last, killed up to `kills` times at moments that the dice say."""
 
-    def __init__(self, path: Path, dice: Random, pace: Pace, *, kills: int) -> None:
+    def __init__(self, path: Path, dice: Random, pace: Pace, *, kills: int, lives: Lives | None = None) -> None:
         self.folder = Folder(path)
         self.judge = Judge(self.folder, "killed")
         self.dice = dice
         self.pace = pace
         self.left = kills
+        self.lives = lives
 
     def carry_out(self) -> None:
         """All lives. Raises Wrong."""
         while True:
-            recorded = self.judge.recorded()
-            process = self.folder.flow("resume", "last") if recorded else self.folder.run()
+            process = self.life()
             if not self.left or not self.survive(process):
                 break
             self.left -= 1
@@ -193,7 +197,15 @@ class Trial:
         self.judge.counts["finished before a kill"] += bool(self.left)
         self.judge.settle(wait(process))
 
-    def survive(self, process: subprocess.Popen[bytes]) -> bool:
+    def life(self) -> Process:
+        """The next one: a new process, or, mostly and where there is one, a fork of a process that has everything loaded."""
+        work = [f"{WORK}:killed", "-p", f"journal={self.folder.journal}"]
+        words = ["resume", "last"] if self.judge.recorded() else ["run", *work]
+        if self.lives is not None and self.dice.random() < FORKED:
+            return self.lives.flow(self.folder, words)
+        return self.folder.flow(*words)
+
+    def survive(self, process: Process) -> bool:
         """Kill the process at a random moment; False when it had ended by itself."""
         began = time.monotonic()
         event = self.dice.choice(("whole", "stored", "tasks", "tasks"))
@@ -225,7 +237,7 @@ def _value(text: str) -> object:
     return text.rstrip("\n")
 
 
-def wait(process: subprocess.Popen[bytes]) -> int:
+def wait(process: Process) -> int:
     try:
         return process.wait(PATIENCE)
     except subprocess.TimeoutExpired:
@@ -258,6 +270,10 @@ def many(folder: Path, *, kills: int, seed: int, abreast: int = 2) -> Figures:
     lock = threading.Lock()
 
     def lane() -> None:
+        with Lives() as lives:
+            take_turns(lives)
+
+    def take_turns(lives: Lives) -> None:
         while True:
             with lock:
                 if figures.counts["kills"] >= kills or len(figures.wrong) > 20:
@@ -265,7 +281,7 @@ def many(folder: Path, *, kills: int, seed: int, abreast: int = 2) -> Figures:
                 number = next(numbers)
             dice = Random(seed * 1_000_003 + number)
             path = folder / str(number)
-            trial = Trial(path, dice, pace, kills=dice.choice((1, 2, 3, 4, 5)))
+            trial = Trial(path, dice, pace, kills=dice.randint(1, 8), lives=lives)
             try:
                 trial.carry_out()
             except AssertionError as error:
@@ -291,6 +307,32 @@ ROOT = Path(__file__).parents[3]
 DYING = "tests.faults.crashing.dying"
 
 
+class Fork:
+    """A life that the process `parent` has forked; as much of `subprocess.Popen` as is asked of one. One at a time."""
+
+    def __init__(self, parent: subprocess.Popen[bytes]) -> None:
+        assert parent.stdout is not None
+        self._answers = parent.stdout
+        self._code: int | None = None
+        self.pid = int(self._answers.readline())
+
+    def poll(self) -> int | None:
+        if self._code is None and select.select([self._answers], [], [], 0)[0]:
+            self._code = int(self._answers.readline())
+        return self._code
+
+    def kill(self) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+
+    def wait(self, timeout: float | None = None) -> int:
+        if self._code is None:
+            if not select.select([self._answers], [], [], timeout)[0]:
+                raise subprocess.TimeoutExpired("a fork", timeout or 0.0)
+            self._code = int(self._answers.readline())
+        return self._code
+
+
 #: Of which call ("" for any), at the how many-th of them, "before" or "after".
 Death = tuple[str, int, str]
 
@@ -300,7 +342,11 @@ class Lives:
 
     def __enter__(self) -> Self:
         self._process = subprocess.Popen(
-            [sys.executable, "-m", DYING], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            [sys.executable, "-m", DYING],
+            cwd=ROOT,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            bufsize=0,  # `select` tells nothing of a line that was read ahead
         )
         return self
 
@@ -312,18 +358,25 @@ class Lives:
 
     def live(self, folder: Folder, workflow: str, verb: str, death: Death | None) -> int:
         """One life, to its end; its exit code, -9 where it was killed."""
+        return self.start(folder, workflow=workflow, verb=verb, death=death).wait()
+
+    def flow(self, folder: Folder, words: list[str]) -> Fork:
+        """The command line in a life of its own."""
+        return self.start(folder, flow=words)
+
+    def start(self, folder: Folder, **asked: Any) -> Fork:
+        """Have one life begin: `workflow`, `verb`, `death`, and `at` when it does what it is for (monotonic, in seconds)."""
         folder.lives += 1
         asked = {
+            "flow": None,
+            "death": None,
+            "at": 0.0,
+            **asked,
             "folder": str(folder.path),
-            "workflow": workflow,
-            "verb": verb,
-            "death": death,
             "environ": folder.environ(),
             "out": str(folder.path / f"out-{folder.lives}"),
             "err": str(folder.path / f"err-{folder.lives}"),
         }
         assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(asked) + "\n")
-        self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        self._process.stdin.write(json.dumps(asked).encode() + b"\n")
+        return Fork(self._process)

@@ -12,6 +12,7 @@ import asyncio
 import datetime
 import hashlib
 import os
+import random
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -161,3 +162,78 @@ def small(journal: str) -> str:
     part = parse.options(name="parse")(journal, "parse", 1, last)
     block = inflate.options(name="inflate")(journal, "inflate", part)
     return deflate.options(name="deflate")(journal, "deflate", block)
+
+
+# ── that can be held up, and that grow ────────────────────────────────────────────────────────────────────────────
+
+
+async def _opened(gate: str) -> None:
+    while not os.path.exists(gate):
+        await asyncio.sleep(0.005)
+
+
+@task.io
+async def wait(journal: str, name: str, gate: str, before: int) -> int:
+    with noted(journal, name):
+        await _opened(gate)
+    return before + 1
+
+
+@task.cpu
+def wait_in_a_process(journal: str, name: str, gate: str, before: int) -> int:
+    with noted(journal, name):
+        while not os.path.exists(gate):
+            time.sleep(0.005)
+    return before + 1
+
+
+@task.io(at_most_once=True)
+async def charge(journal: str, name: str, gate: str, before: int) -> int:
+    with noted(journal, name):
+        await _opened(gate)
+    return before + 1
+
+
+@workflow
+def gated(journal: str, gate: str) -> int:
+    """first, then one that waits for the file `gate`, then last."""
+    first = step.options(name="first")(journal, "first", 1, 0)
+    held = wait.options(name="wait")(journal, "wait", gate, first)
+    return step.options(name="last")(journal, "last", 0, held)
+
+
+@workflow
+def gated_cpu(journal: str, gate: str) -> int:
+    """The same in a process of its own."""
+    first = step.options(name="first")(journal, "first", 1, 0)
+    held = wait_in_a_process.options(name="wait")(journal, "wait", gate, first)
+    return step.options(name="last")(journal, "last", 0, held)
+
+
+@workflow
+def once(journal: str, gate: str) -> int:
+    """As `gated`, and the one that waits must not begin twice."""
+    first = step.options(name="first")(journal, "first", 1, 0)
+    held = charge.options(name="charge")(journal, "charge", gate, first)
+    return step.options(name="last")(journal, "last", 0, held)
+
+
+@task.io
+def block(journal: str, name: str, number: int, size: int, before: bytes) -> bytes:
+    with noted(journal, name):
+        return random.Random(number).randbytes(size)
+
+
+@workflow
+def growing(journal: str, count: int = 40, size: int = 200_000) -> str:
+    """A chain of `count` results of `size` bytes each, no two alike."""
+    last = b""
+    for n in range(count):
+        last = block.options(name=f"block-{n}")(journal, f"block-{n}", n, size, last)
+    return digested.options(name="digested")(journal, "digested", last)
+
+
+@task.io
+def digested(journal: str, name: str, data: bytes) -> str:
+    with noted(journal, name):
+        return hashlib.sha256(data).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import pickle
 import sys
@@ -10,8 +11,9 @@ from typing import Any
 
 import pytest
 
+from flowlane.declare.cache import Cache
 from flowlane.declare.shape import Shape
-from flowlane.declare.spec import RetryPolicy
+from flowlane.declare.spec import RetryPolicy, TaskSpec
 from flowlane.declare.task import Call, Task, task
 from flowlane.declare.workflow import Workflow, workflow
 from flowlane.errors import ArgumentError, DefinitionError
@@ -176,6 +178,15 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"retry": 3}, "retry=3"),
     ({"retries": 1, "retry": RetryPolicy()}, "both retries and retry"),
     ({"retries": [1]}, r"retries=\[1\]"),
+    ({"cache": 1}, "cache=1: should be True, False or a Cache"),
+    ({"cache": {"ttl": 3}}, "cache={'ttl': 3}: should be True, False or a Cache"),
+    ({"cache": [1]}, r"cache=\[1\]: should be"),
+    ({"at_most_once": 1}, "at_most_once=1"),
+    ({"at_most_once": None}, "at_most_once=None"),
+    ({"at_most_once": True, "retries": 1}, "both at_most_once and retries"),
+    ({"at_most_once": True, "retry": RetryPolicy()}, "both at_most_once and retries"),
+    ({"at_most_once": True, "cache": True}, "both at_most_once and cache"),
+    ({"at_most_once": True, "cache": Cache(ttl=3)}, "both at_most_once and cache"),
 ]
 
 
@@ -189,6 +200,71 @@ def test_option_values_are_checked_when_compiled(options: dict[str, Any], words:
     assert "task 'fetch' has" in caught.value.message
     assert caught.value.where is not None
     assert caught.value.where.endswith(f"{HERE}{written}")
+
+
+def test_at_most_once_goes_neither_with_retries_nor_with_a_cache() -> None:
+    for given in ({"retries": 2}, {"cache": True}):
+        with pytest.raises(DefinitionError) as caught:
+            TaskSpec.of({"at_most_once": True, **given}, "pay", "etl.py:3")
+        assert "leave one of them out" in (caught.value.hint or "")
+        assert caught.value.where == "etl.py:3"
+    with pytest.raises(DefinitionError) as caught:
+        TaskSpec.of({"retries": -1}, "pay", None)
+    assert caught.value.hint is None
+    # what comes to the same as leaving it out
+    for harmless in ({"retries": 0}, {"retry": RetryPolicy(attempts=1)}, {"cache": False}, {"cache": None}, {}):
+        assert TaskSpec.of({"at_most_once": True, **harmless}, "pay", None).at_most_once
+    assert not TaskSpec.of({"retries": 2, "cache": True, "at_most_once": False}, "pay", None).at_most_once
+
+
+# ── cache ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_what_cache_may_be() -> None:
+    given = Cache(ttl=60)
+    for option, want in ((True, Cache()), (False, None), (None, None), (given, given)):
+        assert TaskSpec.of({"cache": option}, "t", None).cache == want
+    assert TaskSpec.of({}, "t", None).cache is None
+    wf = Workflow("w")
+    for _ in range(3):
+        wf.add(fetch.options(cache=Cache(ttl=60), at_most_once=False).bind("u"))
+    compiled(wf)
+    assert len({id(settings.spec) for settings in wf.settings}) == 1
+
+
+def test_how_long_and_which_version() -> None:
+    assert (Cache().ttl, Cache().version) == (None, "")
+    assert Cache(ttl=90).ttl == 90.0
+    assert Cache(ttl=datetime.timedelta(hours=1)).ttl == 3600.0
+    assert Cache(version=2) == Cache(version="2")
+    assert Cache(version=0).version == "0"
+    assert len({Cache(), Cache(ttl=1), Cache(version=1), Cache(ttl=1.0)}) == 3
+    with pytest.raises(ValueError, match="frozen"):
+        Cache().ttl = 3  # type: ignore[misc]  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"ttl": 0}, "ttl=0"),
+        ({"ttl": -1}, "ttl=-1"),
+        ({"ttl": datetime.timedelta(seconds=-1)}, "ttl=.*greater than 0"),
+        ({"ttl": "1h"}, "ttl='1h'"),
+        ({"ttl": True}, "ttl=True"),
+        ({"ttl": float("inf")}, "ttl=inf"),
+        ({"ttl": float("nan")}, "ttl=nan"),
+        ({"version": None}, "version=None: should be a str or an int"),
+        ({"version": True}, "version=True: should be a str or an int"),
+        ({"version": 1.5}, "version=1.5: should be a str or an int"),
+        ({"tll": 3}, "no field 'tll'"),
+    ],
+)
+def test_bad_caches(fields: dict[str, Any], words: str) -> None:
+    with pytest.raises(DefinitionError, match=words) as caught:
+        Cache(**fields)
+    assert caught.value.where is not None
+    assert caught.value.where.endswith(f"{HERE}{line() - 2}")
+    assert (caught.value.hint == "did you mean 'ttl'?") == ("tll" in fields)
 
 
 def test_names_that_may_not_be() -> None:

@@ -28,7 +28,7 @@ import weakref
 import zoneinfo
 from dataclasses import dataclass, field
 from io import BytesIO
-from typing import Any, Generic, Literal, NamedTuple, NewType, Optional, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, NewType, TypeVar
 
 import numpy as np
 import pandas as pd
@@ -208,64 +208,113 @@ DIFFERENT: list[Any] = [
     0, 1, -1, 2, 127, 128, 255, 256, -128, -129, 2**31, 2**63, -(2**63), 2**64, 10**5000, 10**5000 + 1,
     0.0, -0.0, 1.0, -1.0, 1.5, math.inf, -math.inf, math.nan, 2.0**63, 5e-324,
     0j, 1 + 0j, 1j, complex(-0.0, 0), complex(0, -0.0), complex(math.nan, 0),
-    "", "1", "1.0", "a", "ab", "b", "None", "é", "e\u0301", "\ud800\udc00", "\U00010000", "\udc80", "x" * 64, "x" * 65, "x" * 200, "[]", "\0",
+    "", "1", "1.0", "a", "ab", "b", "None", "é", "e\u0301", "\ud800\udc00", "\U00010000", "\udc80", "x" * 64,
+    "x" * 65, "x" * 200, "[]", "\0",
     b"", b"1", b"a", b"x" * 64, b"x" * 65, bytearray(), bytearray(b"1"), bytearray(b"a"), memoryview(b"1"),
     [], (), {}, set(), frozenset(),
-    [1], (1,), {1}, frozenset({1}), {1: None}, [[1]], [(1,)], ([1],), ((1,),), [1, 1], (1, 1), [1, 2], [2, 1], [12], ["12"], ["1", "2"], ["1, 2"], [True], [1.0], ["1"], [b"1"], [None],
+    [1], (1,), {1}, frozenset({1}), {1: None}, [[1]], [(1,)], ([1],), ((1,),), [1, 1], (1, 1), [1, 2], [2, 1], [12],
+    ["12"], ["1", "2"], ["1, 2"], [True], [1.0], ["1"], [b"1"], [None],
     [[1], [2]], [[1, 2]], [[1], 2], [1, [2]], [[], []], [[[]]], [[[]], []], [[], [[]]], [10**5000], [[10**5000]],
     ["a", "b"], ["ab"], ["a", ["b"]], [b"a", b"b"], [b"ab"], [b"", b"ab"], [b"ab", b""],
-    {"a": 1}, {"a": True}, {"a": 1.0}, {"a": "1"}, {b"a": 1}, {"a": None}, {"a": [1]}, {"a": {}}, {"a": 1, "b": 2}, {"b": 2, "a": 1}, {"a": 2, "b": 1}, {1: "a"}, {"1": "a"}, {True: "a"}, {"a": [1], "b": 2}, {"b": 2, "a": [1]},
+    {"a": 1}, {"a": True}, {"a": 1.0}, {"a": "1"}, {b"a": 1}, {"a": None}, {"a": [1]}, {"a": {}}, {"a": 1, "b": 2},
+    {"b": 2, "a": 1}, {"a": 2, "b": 1}, {1: "a"}, {"1": "a"}, {True: "a"}, {"a": [1], "b": 2}, {"b": 2, "a": [1]},
     [("a", 1)], [["a", 1]], {("a", 1)}, {("a", 1): None}, {"a": ("a", 1)},
     {1, 2}, {"1", "2"}, {1, "1"}, {(1, 2)}, {frozenset({1})}, frozenset({frozenset()}), {None}, {b"1"}, {1.5},
     range(3), range(4), range(0, 3, 2), range(1, 3), slice(3), slice(0, 3), slice(0, 3, 1), slice(None), slice("a"),
     Color.RED, Color.BLUE, Shade.RED, Size.S, Size.M, Perm.R, Perm.W, Perm.R | Perm.W, Perm(0),
     Point(1), Point(1, 2), Point(2, 1), Place(1), (1, 0),
-    Row(1), Row(2), Row(1, 2), Line(1), Row(True), Row(1, Row(1)), with_attributes(Row(1), c=1), Frozen(1), Frozen(2), Frozen(1, 2),
-    Model(), Model(a=2), Model(a=1), Model(b=[1]), Extra(), Extra(c=1), Extra(c=2), Names(["a"]), Names(["b"]), Names([]),
-    Plain(), Plain(a=1), Plain(a=2), Plain(b=1), Plain(a=1, b=1), Plain(a="1"), Other(), Other(a=1), Plain(a=Plain()), Plain(a=Other()),
+    Row(1), Row(2), Row(1, 2), Line(1), Row(True), Row(1, Row(1)), with_attributes(Row(1), c=1), Frozen(1), Frozen(2),
+    Frozen(1, 2),
+    Model(), Model(a=2), Model(a=1), Model(b=[1]), Extra(), Extra(c=1), Extra(c=2), Names(["a"]), Names(["b"]),
+    Names([]),
+    Plain(), Plain(a=1), Plain(a=2), Plain(b=1), Plain(a=1, b=1), Plain(a="1"), Other(), Other(a=1), Plain(a=Plain()),
+    Plain(a=Other()),
     Slots(), Slots(a=1), Slots(b=1), Slots(a=1, b=1), Box(1), Box("1"), Lazy(), Lazy(a=1),
-    MyInt(1), MyInt(2), with_attributes(MyInt(1), a=1), MyFloat(1), MyStr("1"), MyStr("a"), MyBytes(b"1"), MyList([1]), MyList([2]), MyList(), with_attributes(MyList([1]), a=1),
+    MyInt(1), MyInt(2), with_attributes(MyInt(1), a=1), MyFloat(1), MyStr("1"), MyStr("a"), MyBytes(b"1"),
+    MyList([1]), MyList([2]), MyList(), with_attributes(MyList([1]), a=1),
     MyDict(a=1), MyDict(a=2), MySet({1}), MySet({2}), MyTuple((1,)), MyTuple((2,)),
     Told("a"), Told("b"), Told(b"a"), ToldToo("a"),
-    dt.date(2020, 1, 1), dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, fold=1), dt.datetime(2020, 1, 1, microsecond=1), dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
-    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "Z")), dt.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")), dt.datetime(2020, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1))),
-    dt.time(1), dt.time(1, fold=1), dt.time(1, tzinfo=dt.UTC), dt.timedelta(1), dt.timedelta(0, 1), dt.timedelta(0, 0, 1), dt.UTC, dt.timezone(dt.timedelta(hours=1)), zoneinfo.ZoneInfo("UTC"), zoneinfo.ZoneInfo("Europe/Paris"),
-    decimal.Decimal(1), decimal.Decimal("1.0"), decimal.Decimal("1.00"), decimal.Decimal("-0"), decimal.Decimal(0), decimal.Decimal("NaN"), decimal.Decimal("sNaN"), decimal.Decimal("Infinity"), decimal.Decimal("1E+1"), decimal.Decimal(10),
+    dt.date(2020, 1, 1), dt.datetime(2020, 1, 1), dt.datetime(2020, 1, 1, fold=1),
+    dt.datetime(2020, 1, 1, microsecond=1), dt.datetime(2020, 1, 1, tzinfo=dt.UTC),
+    dt.datetime(2020, 1, 1, tzinfo=dt.timezone(dt.timedelta(0), "Z")),
+    dt.datetime(2020, 1, 1, tzinfo=zoneinfo.ZoneInfo("UTC")),
+    dt.datetime(2020, 1, 1, 1, tzinfo=dt.timezone(dt.timedelta(hours=1))),
+    dt.time(1), dt.time(1, fold=1), dt.time(1, tzinfo=dt.UTC), dt.timedelta(1), dt.timedelta(0, 1),
+    dt.timedelta(0, 0, 1), dt.UTC, dt.timezone(dt.timedelta(hours=1)), zoneinfo.ZoneInfo("UTC"),
+    zoneinfo.ZoneInfo("Europe/Paris"),
+    decimal.Decimal(1), decimal.Decimal("1.0"), decimal.Decimal("1.00"), decimal.Decimal("-0"), decimal.Decimal(0),
+    decimal.Decimal("NaN"), decimal.Decimal("sNaN"), decimal.Decimal("Infinity"), decimal.Decimal("1E+1"),
+    decimal.Decimal(10),
     fractions.Fraction(1), fractions.Fraction(1, 2), fractions.Fraction(2), uuid.UUID(int=1), uuid.UUID(int=2),
-    pathlib.Path("a"), pathlib.Path("b"), pathlib.Path("/a"), pathlib.PurePosixPath("a"), pathlib.PureWindowsPath("a"), pathlib.Path("a/b"), pathlib.PureWindowsPath("a/b"), pathlib.Path("."),
+    pathlib.Path("a"), pathlib.Path("b"), pathlib.Path("/a"), pathlib.PurePosixPath("a"),
+    pathlib.PureWindowsPath("a"), pathlib.Path("a/b"), pathlib.PureWindowsPath("a/b"), pathlib.Path("."),
     re.compile("a"), re.compile(b"a"), re.compile("a", re.IGNORECASE), re.compile("b"),
-    collections.deque(), collections.deque([1]), collections.deque([1], 1), collections.deque([1], 2), collections.OrderedDict(), collections.OrderedDict(a=1), collections.OrderedDict([("b", 1), ("a", 1)]), collections.OrderedDict([("a", 1), ("b", 1)]),
-    collections.Counter(), collections.Counter("a"), collections.Counter("aa"), collections.defaultdict(), collections.defaultdict(list), collections.defaultdict(int), collections.defaultdict(list, a=1),
-    types.MappingProxyType({}), types.MappingProxyType({"a": 1}), types.SimpleNamespace(), types.SimpleNamespace(a=1), types.SimpleNamespace(a=2), types.SimpleNamespace(b=1),
+    collections.deque(), collections.deque([1]), collections.deque([1], 1), collections.deque([1], 2),
+    collections.OrderedDict(), collections.OrderedDict(a=1), collections.OrderedDict([("b", 1), ("a", 1)]),
+    collections.OrderedDict([("a", 1), ("b", 1)]),
+    collections.Counter(), collections.Counter("a"), collections.Counter("aa"), collections.defaultdict(),
+    collections.defaultdict(list), collections.defaultdict(int), collections.defaultdict(list, a=1),
+    types.MappingProxyType({}), types.MappingProxyType({"a": 1}), types.SimpleNamespace(), types.SimpleNamespace(a=1),
+    types.SimpleNamespace(a=2), types.SimpleNamespace(b=1),
     array.array("i"), array.array("i", [1]), array.array("d", [1]), array.array("i", [2]), array.array("b", [1]),
-    memoryview(b"12"), memoryview(bytearray(b"2")), memoryview(b"1234").cast("H"), memoryview(b"1234").cast("I"), memoryview(b"1234"),
+    memoryview(b"12"), memoryview(bytearray(b"2")), memoryview(b"1234").cast("H"), memoryview(b"1234").cast("I"),
+    memoryview(b"1234"),
     int, str, list, dict, Plain, Other, Color, Row, Model, type, object, type(None), type(...),
-    len, print, math.sqrt, [].append, [1].append, "a".join, str.upper, str.lower, dict.fromkeys, operator.itemgetter("a"), operator.itemgetter("b"), operator.itemgetter("a", "b"), operator.attrgetter("a"), operator.methodcaller("a"), operator.methodcaller("a", 1),
-    helper, close_over, close_over(1), close_over(2), close_over([1]), functools.partial(helper), functools.partial(helper, 1), functools.partial(helper, x=1), functools.partial(helper, 2), functools.lru_cache(helper), Plain().method, Plain(a=1).method, Plain.method,
-    list[int], list[str], dict[str, int], int | None, int | str, Optional[str], Literal[1], Literal[True], Literal["1"], Any, T, TypeVar("S"), NewType("Id", int), NewType("Id", str), NewType("Key", int), Generic, Box[int], Box[str],
+    len, print, math.sqrt, [].append, [1].append, "a".join, str.upper, str.lower, dict.fromkeys,
+    operator.itemgetter("a"), operator.itemgetter("b"), operator.itemgetter("a", "b"), operator.attrgetter("a"),
+    operator.methodcaller("a"), operator.methodcaller("a", 1),
+    helper, close_over, close_over(1), close_over(2), close_over([1]), functools.partial(helper),
+    functools.partial(helper, 1), functools.partial(helper, x=1), functools.partial(helper, 2),
+    functools.lru_cache(helper), Plain().method, Plain(a=1).method, Plain.method,
+    list[int], list[str], dict[str, int], int | None, int | str, str | None, Literal[1], Literal[True],
+    Literal["1"], Any, T, TypeVar("S"), NewType("Id", int), NewType("Id", str), NewType("Key", int), Generic,
+    Box[int], Box[str],
     circle(1), circle(2), circle(3), [circle(1)], [circle(1), circle(1)], [circle(1), circle(2)],
 ]  # fmt: skip
 
 #: numpy and pandas, likewise.
 ARRAYS: list[Any] = [
-    np.array(1), np.array(2), np.array([1]), np.array([[1]]), np.array([1, 2]), np.array([2, 1]), np.array([[1, 2]]), np.array([[1], [2]]), np.array([]), np.array([[]]), np.zeros((0, 2)), np.zeros((2, 0)),
-    np.array([1], "i4"), np.array([1], "u8"), np.array([1.0]), np.array([1], "f4"), np.array([1], ">i8"), np.array([True]), np.array([1 + 0j]), np.array([0.0]), np.array([-0.0]), np.array([np.nan]),
-    np.array(["1"]), np.array(["1"], "U2"), np.array([b"1"]), np.array(["1"], object), np.array([1], object), np.array([None]), np.array([[1]], object), np.array([1.0], object), np.array([Row(1)]), np.array([Row(2)]),
-    np.array(["2020-01-01"], "M8[D]"), np.array(["2020-01-01"], "M8[s]"), np.array([1], "m8[D]"), np.array([1], "m8[s]"), np.array([b"\1"], "V1"), np.array([b"\2"], "V1"),
-    np.array([(1, 2)], [("a", "i4"), ("b", "i4")]), np.array([(1, 2)], [("a", "i4"), ("c", "i4")]), np.array([(2, 1)], [("a", "i4"), ("b", "i4")]), np.array([(1, "x")], [("a", "i4"), ("b", "O")]), np.array([(1, "y")], [("a", "i4"), ("b", "O")]),
+    np.array(1), np.array(2), np.array([1]), np.array([[1]]), np.array([1, 2]), np.array([2, 1]), np.array([[1, 2]]),
+    np.array([[1], [2]]), np.array([]), np.array([[]]), np.zeros((0, 2)), np.zeros((2, 0)),
+    np.array([1], "i4"), np.array([1], "u8"), np.array([1.0]), np.array([1], "f4"), np.array([1], ">i8"),
+    np.array([True]), np.array([1 + 0j]), np.array([0.0]), np.array([-0.0]), np.array([np.nan]),
+    np.array(["1"]), np.array(["1"], "U2"), np.array([b"1"]), np.array(["1"], object), np.array([1], object),
+    np.array([None]), np.array([[1]], object), np.array([1.0], object), np.array([Row(1)]), np.array([Row(2)]),
+    np.array(["2020-01-01"], "M8[D]"), np.array(["2020-01-01"], "M8[s]"), np.array([1], "m8[D]"),
+    np.array([1], "m8[s]"), np.array([b"\1"], "V1"), np.array([b"\2"], "V1"),
+    np.array([(1, 2)], [("a", "i4"), ("b", "i4")]), np.array([(1, 2)], [("a", "i4"), ("c", "i4")]),
+    np.array([(2, 1)], [("a", "i4"), ("b", "i4")]), np.array([(1, "x")], [("a", "i4"), ("b", "O")]),
+    np.array([(1, "y")], [("a", "i4"), ("b", "O")]),
     np.arange(6).reshape(2, 3), np.arange(6).reshape(3, 2), np.arange(6).reshape(2, 3).T, np.arange(6),
-    np.int64(1), np.int64(2), np.int32(1), np.float64(1), np.float32(1), np.bool_(True), np.str_("1"), np.str_("1\0"), np.bytes_(b"1"), np.bytes_(b"1\0"), np.complex128(1), np.datetime64("2020-01-01"), np.datetime64("2020-01-01", "s"), np.timedelta64(1, "s"), np.timedelta64(1, "D"), np.datetime64("NaT", "s"),
+    np.int64(1), np.int64(2), np.int32(1), np.float64(1), np.float32(1), np.bool_(True), np.str_("1"), np.str_("1\0"),
+    np.bytes_(b"1"), np.bytes_(b"1\0"), np.complex128(1), np.datetime64("2020-01-01"),
+    np.datetime64("2020-01-01", "s"), np.timedelta64(1, "s"), np.timedelta64(1, "D"), np.datetime64("NaT", "s"),
     np.array([(1, 2)], [("a", "i4"), ("b", "i4")])[0],
-    np.dtype("i4"), np.dtype("i8"), np.sum, np.add, np.multiply, np.ndarray, np.random.RandomState, np,  # a module is refused: taken out below
-    pd.Series([1]), pd.Series([2]), pd.Series([1.0]), pd.Series(["1"]), pd.Series(["1"], dtype=object), pd.Series([1], name="a"), pd.Series([1], index=[1]), pd.Series([1], index=["0"]), pd.Series([1, None]), pd.Series([1, None], dtype="Int64"), pd.Series([1, 2], dtype="Int64"),
-    pd.Series(["a", "b"], dtype="category"), pd.Series(["a", "b"], dtype=pd.CategoricalDtype(["a", "b"], ordered=True)), pd.Series(["a", "b"], dtype=pd.CategoricalDtype(["b", "a"])), pd.Series(["a", "a"], dtype="category"),
-    pd.Series(pd.to_datetime(["2020-01-01"])), pd.Series(pd.to_datetime(["2020-01-01"])).dt.tz_localize("UTC"), pd.Series(pd.to_datetime(["2020-01-02"])).dt.tz_localize("UTC"), pd.Series(pd.to_datetime(["2020-01-01"])).dt.tz_localize("UTC").dt.tz_convert("Europe/Paris"),
-    pd.Series(pd.period_range("2020", periods=1, freq="D")), pd.Series(pd.period_range("2020", periods=1, freq="h")), pd.Series(pd.interval_range(0, 1)), pd.Series(pd.arrays.SparseArray([1, 0])),
-    pd.Index([1]), pd.Index([2]), pd.Index([1], name="a"), pd.Index(["1"]), pd.RangeIndex(3), pd.RangeIndex(4), pd.RangeIndex(3, name="a"), pd.Index([0, 1, 2]), pd.MultiIndex.from_tuples([(1, 2)]), pd.MultiIndex.from_tuples([(1, 3)]), pd.MultiIndex.from_tuples([(1, 2)], names=["a", None]), pd.date_range("2020", periods=2), pd.DatetimeIndex(["2020-01-01", "2020-01-02"]),
-    pd.DataFrame(), pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}), pd.DataFrame({"b": [1]}), pd.DataFrame({"a": [1.0]}), pd.DataFrame({"a": ["1"]}), pd.DataFrame({"a": [1], "b": [2]}), pd.DataFrame({"b": [2], "a": [1]}), pd.DataFrame({"a": [1]}, index=["x"]), pd.DataFrame({"a": [1]}).T, pd.DataFrame(columns=["a"]), pd.DataFrame(index=[1]), pd.DataFrame([[1, 2]], columns=["a", "a"]), pd.DataFrame([[2, 1]], columns=["a", "a"]),
-    pd.Timestamp("2020"), pd.Timestamp("2020", tz="UTC"), pd.Timestamp("2020-01-02"), pd.Timedelta(1), pd.Timedelta(2), pd.NaT, pd.NA, pd.Period("2020", "D"), pd.Interval(0, 1), pd.Interval(0, 1, "left"), pd.Categorical(["a"]), pd.offsets.Day(1), pd.offsets.Day(2),
+    np.dtype("i4"), np.dtype("i8"), np.sum, np.add, np.multiply, np.ndarray, np.random.RandomState,
+    pd.Series([1]), pd.Series([2]), pd.Series([1.0]), pd.Series(["1"]), pd.Series(["1"], dtype=object),
+    pd.Series([1], name="a"), pd.Series([1], index=[1]), pd.Series([1], index=["0"]), pd.Series([1, None]),
+    pd.Series([1, None], dtype="Int64"), pd.Series([1, 2], dtype="Int64"),
+    pd.Series(["a", "b"], dtype="category"),
+    pd.Series(["a", "b"], dtype=pd.CategoricalDtype(["a", "b"], ordered=True)),
+    pd.Series(["a", "b"], dtype=pd.CategoricalDtype(["b", "a"])), pd.Series(["a", "a"], dtype="category"),
+    pd.Series(pd.to_datetime(["2020-01-01"])), pd.Series(pd.to_datetime(["2020-01-01"])).dt.tz_localize("UTC"),
+    pd.Series(pd.to_datetime(["2020-01-02"])).dt.tz_localize("UTC"),
+    pd.Series(pd.to_datetime(["2020-01-01"])).dt.tz_localize("UTC").dt.tz_convert("Europe/Paris"),
+    pd.Series(pd.period_range("2020", periods=1, freq="D")), pd.Series(pd.period_range("2020", periods=1, freq="h")),
+    pd.Series(pd.interval_range(0, 1)), pd.Series(pd.arrays.SparseArray([1, 0])),
+    pd.Index([1]), pd.Index([2]), pd.Index([1], name="a"), pd.Index(["1"]), pd.RangeIndex(3), pd.RangeIndex(4),
+    pd.RangeIndex(3, name="a"), pd.Index([0, 1, 2]), pd.MultiIndex.from_tuples([(1, 2)]),
+    pd.MultiIndex.from_tuples([(1, 3)]), pd.MultiIndex.from_tuples([(1, 2)], names=["a", None]),
+    pd.date_range("2020", periods=2), pd.DatetimeIndex(["2020-01-01", "2020-01-02"]),
+    pd.DataFrame(), pd.DataFrame({"a": [1]}), pd.DataFrame({"a": [2]}), pd.DataFrame({"b": [1]}),
+    pd.DataFrame({"a": [1.0]}), pd.DataFrame({"a": ["1"]}), pd.DataFrame({"a": [1], "b": [2]}),
+    pd.DataFrame({"b": [2], "a": [1]}), pd.DataFrame({"a": [1]}, index=["x"]), pd.DataFrame({"a": [1]}).T,
+    pd.DataFrame(columns=["a"]), pd.DataFrame(index=[1]), pd.DataFrame([[1, 2]], columns=["a", "a"]),
+    pd.DataFrame([[2, 1]], columns=["a", "a"]),
+    pd.Timestamp("2020"), pd.Timestamp("2020", tz="UTC"), pd.Timestamp("2020-01-02"), pd.Timedelta(1),
+    pd.Timedelta(2), pd.NaT, pd.NA, pd.Period("2020", "D"), pd.Interval(0, 1), pd.Interval(0, 1, "left"),
+    pd.Categorical(["a"]), pd.offsets.Day(1), pd.offsets.Day(2),
 ]  # fmt: skip
-ARRAYS = [each for each in ARRAYS if each is not np]
 with_notes = pd.DataFrame({"a": [1]})
 with_notes.attrs["note"] = 1
 ARRAYS.append(with_notes)
@@ -387,6 +436,9 @@ class HiddenToo(threading.local): ...
 class MyArray(np.ndarray[Any, Any]): ...
 
 
+#: The smallest file of a time zone: UTC.
+NO_ZONE = b"TZif\0" + b"\0" * 31 + b"\0\0\0\1" + b"\0\0\0\4" + b"\0" * 6 + b"UTC\0"
+
 REFUSED: list[tuple[Any, str, str, str]] = [
     (object(), "", "object", "nothing but its identity"),
     (threading.Lock(), "", "_thread.lock", "cannot see"),
@@ -419,8 +471,7 @@ REFUSED: list[tuple[Any, str, str, str]] = [
     (Told(KeyError("a")), "", "test_digest.Told", "raised KeyError"),
     (close_over(threading.Lock()), "", "function", "uses value of close_over.<locals>.<lambda>"),
     ([].__iter__().__next__, "", "list_iterator", "cannot see"),
-    (zoneinfo.ZoneInfo.from_file(BytesIO(
-        b"TZif\0" + b"\0" * 15 + b"\0\0\0\0" * 3 + b"\0\0\0\0" + b"\0\0\0\1" + b"\0\0\0\4" + b"\0" * 6 + b"UTC\0")), "", "zoneinfo.ZoneInfo", "no key"),
+    (zoneinfo.ZoneInfo.from_file(BytesIO(NO_ZONE)), "", "zoneinfo.ZoneInfo", "no key"),
 ]  # fmt: skip
 
 
@@ -639,7 +690,8 @@ def test_a_copy_is_the_same_and_a_wrapping_is_not(value: Any) -> None:
 
 def test_stable_across_processes() -> None:
     program = (
-        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_digest as t\nfrom flowlane.storage.digest import digest\n"
+        f"import sys; sys.path.insert(0, {os.path.dirname(__file__)!r})\nimport test_digest as t\n"
+        "from flowlane.storage.digest import digest\n"
         "print([digest(each).hex() for each in [*t.DIFFERENT, *t.ARRAYS, [one for one, _ in t.EQUAL]]])"
     )
     told: list[list[str]] = []

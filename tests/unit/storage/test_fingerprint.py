@@ -663,15 +663,29 @@ def test_no_code_of_the_users_runs() -> None:
         class Meta(type):
             def __getattribute__(cls, name): raise SystemError(name)
             def __instancecheck__(cls, value): raise SystemError
+            def __eq__(cls, other): raise SystemError
+            def __hash__(cls): raise SystemError
         class Odd(metaclass=Meta):
             __flow__ = 1
         trap, lazy = Trap(), Lazy()
-        def f(): return trap, lazy, Odd
+        odd = object.__new__(Odd)
+        def f(): return trap, lazy, Odd, odd
     """
     found = of(text)
     assert {"Trap", "Trap.__repr__", "Lazy.value", "Odd", "Meta"} <= set(found.parts)
     assert of(text, "trap").parts.keys() > {"Trap"}
     assert of(text, "Odd").digest
+
+
+def test_lazy_modules_stay_lazy() -> None:
+    with open("user_lazy.py", "w") as file:
+        file.write("raise SystemError\n")
+    text = (
+        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n    user_lazy = u.module_from_spec(spec)\n"
+        "    sys.modules['user_lazy'] = user_lazy\n    u.LazyLoader(spec.loader).exec_module(user_lazy)\n"
+        "    def f(): return user_lazy.g()\n"
+    )
+    assert set(of(text).parts) == {"f", "python"}
 
 
 def test_its_own_word() -> None:
@@ -727,6 +741,35 @@ def test_decorators_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before.unsure == ()
     assert changed(before, of(text.replace("return 1", "return 3"))) == {"f"}
     assert changed(before, of(text.replace("return 2", "return 3"))) == {"g"}
+
+
+def test_decorators_that_are_objects_of_c() -> None:
+    """As those of numba: what they wrap can be read."""
+    text = (
+        "    import functools, io\n    class Compiled(io.BytesIO):\n"
+        "        def __init__(self, fn): functools.update_wrapper(self, fn)\n"
+        "    @Compiled\n    def g(x): return x + 1\n    def f(x): return g(x)\n"
+    )
+    before = of(text)
+    assert before.unsure == ()
+    assert changed(before, of(text.replace("x + 1", "x + 2"))) == {"g#2"}  # g is the decorated one
+
+
+def test_what_a_user_compiled_cannot_be_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    import math
+
+    monkeypatch.setattr("flowlane.storage.families.is_user_module", lambda name: name == "math")
+    assert fingerprint(math.sqrt).unsure == (" (builtin_function_or_method)",)
+
+
+def test_members_of_a_dataclass_under_an_odd_wrapper() -> None:
+    text = (
+        "    import functools, dataclasses\n    def odd(fn):\n        def run(self): return 1\n"
+        "        run.__wrapped__ = functools.partial(fn)\n"
+        "        return run\n    @dataclasses.dataclass\n    class A:\n"
+        "        @odd\n        def m(self): return 2\n    def f(): return A()\n"
+    )
+    assert changed(of(text), of(text.replace("return 2", "return 3"))) == {"A.m"}
 
 
 def test_the_version_of_python_counts(monkeypatch: pytest.MonkeyPatch) -> None:

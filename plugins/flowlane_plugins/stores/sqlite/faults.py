@@ -33,6 +33,7 @@ _WORDS: Final[dict[int, tuple[str, str | None]]] = {
     sqlite3.SQLITE_READONLY: ("is read-only", "check its permissions and its folder's, and how the disk is mounted"),
     sqlite3.SQLITE_IOERR: ("cannot be read or written", "is the disk full or failing?"),
     sqlite3.SQLITE_CORRUPT: ("is damaged", DAMAGED),
+    sqlite3.SQLITE_IOERR_SHMSIZE: ("has no room on the disk for its index", _ROOM),
     sqlite3.SQLITE_FULL: ("cannot grow: no room is left on the disk", _ROOM),
     sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "check its permissions and its folder's"),
     sqlite3.SQLITE_PROTOCOL: ("is kept locked by another process", None),
@@ -61,7 +62,7 @@ def translate(error: Exception, path: str) -> StoreError:
         if isinstance(error, sqlite3.ProgrammingError):
             return StoreError(f"{path} is closed")
         return damaged(path, str(error))
-    words, hint = _WORDS.get(code & 0xFF, ("is damaged", DAMAGED))
+    words, hint = _WORDS.get(code) or _WORDS.get(code & 0xFF, ("is damaged", DAMAGED))
     told = f"{path} {words} ({error}; {error.sqlite_errorname})"
     return StoreError(told, hint=hint)
 

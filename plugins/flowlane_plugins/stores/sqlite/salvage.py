@@ -23,7 +23,7 @@ from flowlane_plugins.stores.sqlite.schema import MIGRATIONS, crc, examine, migr
 from flowlane_plugins.stores.sqlite.upkeep import YOUNG
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 __all__ = ["Salvage"]
 
@@ -147,44 +147,61 @@ class Salvage(Checking):
 
 def _readable(db: sqlite3.Connection, table: str, columns: tuple[str, ...]) -> Iterator[tuple[Any, ...]]:
     """Every row of a table that can be read."""
-    names = ", ".join(columns)
-    query = f"SELECT rowid, {names} FROM {table} WHERE rowid >= ? ORDER BY rowid"
+    query = f"SELECT rowid, {', '.join(columns)} FROM {table} WHERE rowid >= ? ORDER BY rowid"
 
-    def first(at: int) -> int | None:
-        """The first key from `at` on; None behind the last. Raises when that cannot be read."""
-        found = db.execute(f"{query} LIMIT 1", (at,)).fetchone()
-        return None if found is None else int(found[0])
+    def first(at: int) -> tuple[Any, ...] | None:
+        """The first row from `at` on, its key in front; None behind the last. Raises one of RAISED."""
+        found: tuple[Any, ...] | None = db.execute(f"{query} LIMIT 1", (at,)).fetchone()
+        return None if found is None else _forward(found, at)
 
     at = -_FURTHEST
-    while True:
+    while at <= _FURTHEST:
         try:
-            for key, *row in db.execute(query, (at,)):
-                if not isinstance(key, int) or key < at:
-                    break  # the tree leads back
-                at = key + 1
-                yield tuple(row)
+            for row in db.execute(query, (at,)):
+                at = _forward(row, at)[0] + 1
+                yield row[1:]
             return
         except RAISED:
             pass
-        step = 1  # from here on, where is the next that can be read?
-        while True:
-            if at > _FURTHEST - step:
-                return
-            try:
-                if first(at + step) is None:
-                    return
-                break
-            except RAISED:
-                step *= 2
-        low, high = at, at + step
-        while high - low > 1:
-            middle = (low + high) // 2
-            try:
-                first(middle)
-                high = middle
-            except RAISED:
-                low = middle
-        at = high
+        try:  # one by one: a cursor reads one row ahead of what it gives
+            while (single := first(at)) is not None:
+                at = single[0] + 1
+                yield single[1:]
+            return
+        except RAISED:
+            pass
+        found = _next_readable(first, at)
+        if found is None:
+            return
+        at = found
+
+
+def _next_readable(first: Callable[[int], object], at: int) -> int | None:
+    """About the first key behind `at`, which cannot be read, from where rows can be; None when none is found."""
+    step = 1
+    while at + step <= _FURTHEST:
+        try:
+            first(at + step)
+            break
+        except RAISED:
+            step *= 2
+    else:
+        return None
+    low, high = at, at + step
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            first(middle)
+            high = middle
+        except RAISED:
+            low = middle
+    return high
+
+
+def _forward(row: tuple[Any, ...], at: int) -> tuple[Any, ...]:
+    if not isinstance(row[0], int) or row[0] < at:
+        raise sqlite3.DatabaseError("the tree leads back")
+    return row
 
 
 def _text(raw: bytes) -> str:

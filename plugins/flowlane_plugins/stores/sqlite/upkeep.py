@@ -63,9 +63,7 @@ class Upkeep(Base):
             sweep_copies(self._path, now - YOUNG)
         with self._database.writing(), telling(self._path):  # in a transaction: it orders what is done to locks
             locks.sweep(self._locks, now - YOUNG)
-        before = os.stat(self._path).st_size
-        self._database.shrink()
-        return Swept(runs, entries, files, freed + max(0, before - os.stat(self._path).st_size))
+        return Swept(runs, entries, files, freed + self._database.shrink())
 
     def size(self) -> Size:
         """See ``flowlane.storage.upkeep.Upkeep``."""
