@@ -188,9 +188,10 @@ def explain(run: str, task: str, as_json: bool) -> int:
     with DataOutput() as data, existing_store(load_settings()) as store:
         past = look(store, store.find(run))
         made = explain_cache(store, past, past.number(task), time.time_ns())
-        data.write(
-            _explained(past, task, made) if as_json else "".join([f"{inert(line)}\n" for line in made.sentences])
-        )
+        page = data.page()
+        for line in made.sentences:
+            page.line(inert(line))
+        data.write(_explained(past, task, made) if as_json else page.text())
     return 0
 
 

@@ -129,7 +129,7 @@ def run_fields(run: StoredRun, owner: Owner | None, state: str) -> dict[str, Any
 
 
 def _show(page: Page, rows: Sequence[tuple[StoredRun, Owner | None, str]], now: int) -> None:
-    from flowlane.cli.words import ago, duration, table
+    from flowlane.cli.words import ago, date, duration, table
 
     if not rows:
         return
@@ -144,7 +144,7 @@ def _show(page: Page, rows: Sequence[tuple[StoredRun, Owner | None, str]], now: 
                 state,
                 f"{_done(run):,}/{run.tasks:,}",
                 duration(took / 1e9) if took else "-",
-                ago(run.started, now),
+                f"{date(run.started)}, {ago(run.started, now)}",
             )
         )
     lines = table(cells, right="tasks took").splitlines()

@@ -39,7 +39,8 @@ def command(run: str, task: str, as_json: bool) -> int:
             }
             data.write(document(head))
         else:
-            data.write(
-                "".join([f"{'  ' if number else ''}{inert(line)}\n" for number, line in enumerate(made.sentences)])
-            )
+            page = data.page()
+            for number, line in enumerate(made.sentences):
+                page.line(f"{'  ' if number else ''}{inert(line)}")
+            data.write(page.text())
     return 0

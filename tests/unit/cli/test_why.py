@@ -59,6 +59,15 @@ def test_succeeded_failed_and_upstream_failed_of_a_real_run(flow: Flow, write: W
     assert facts(flow, "report")["facts"] == {"root": "parse#2", "path": ["parse#2", "total", "report"]}
 
 
+def test_a_terminal_without_unicode_gets_look_alikes(flow: Flow, write: Write, environ: dict[str, str]) -> None:
+    write("etl.py", ETL)
+    flow("run", "etl.py", "--quiet", "-p", 'names=["bad"]')
+    ascii_only = {**environ, "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-m", "flowlane", "why", "last", "report"]
+    done = subprocess.run(command, env=ascii_only, capture_output=True, timeout=50, check=True)
+    assert b"  the way from it: parse -> total -> report\n" in done.stdout
+
+
 def test_of_several_failures_the_first_is_the_root(flow: Flow, store: SqliteStore) -> None:
     r"""
     a (fails second) ─▶ c ─┐
