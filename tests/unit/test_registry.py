@@ -14,7 +14,18 @@ import pytest
 from flowlane.errors import RouteError, SettingsError
 from flowlane.runtime import registry
 from flowlane.runtime.ports import Capabilities, Executor
-from flowlane.runtime.registry import BUILTIN, GROUP, SINKS, Registry, load_attribute, make_sink
+from flowlane.runtime.registry import (
+    BUILTIN,
+    GROUP,
+    SINKS,
+    STORE_GROUP,
+    STORES,
+    Registry,
+    load_attribute,
+    make_sink,
+    make_store,
+)
+from flowlane.storage.port import Store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -65,16 +76,16 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> list[importlib.metadata.EntryPoi
     monkeypatch.setitem(sys.modules, "plugin_of_test", module)
 
     def entry_points(*, group: str) -> list[importlib.metadata.EntryPoint]:
-        assert group == GROUP
+        assert group in (GROUP, STORE_GROUP)
         module.__dict__["scans"] += 1
-        return installed
+        return [point for point in installed if point.group == group]
 
     monkeypatch.setattr(importlib.metadata, "entry_points", entry_points)
     return installed
 
 
-def install(plugins: list[importlib.metadata.EntryPoint], name: str, attribute: str) -> None:
-    plugins.append(importlib.metadata.EntryPoint(name, f"plugin_of_test:{attribute}", GROUP))
+def install(plugins: list[importlib.metadata.EntryPoint], name: str, attribute: str, group: str = GROUP) -> None:
+    plugins.append(importlib.metadata.EntryPoint(name, f"plugin_of_test:{attribute}", group))
 
 
 def scans() -> int:
@@ -84,11 +95,11 @@ def scans() -> int:
 
 def test_the_static_table_is_what_pyproject_declares() -> None:
     with open(ROOT / "pyproject.toml", "rb") as file:
-        declared = tomllib.load(file)["project"]["entry-points"]["flowlane.executors"]
-    assert declared == dict(BUILTIN)
+        declared = tomllib.load(file)["project"]["entry-points"]
+    assert declared == {GROUP: dict(BUILTIN), STORE_GROUP: dict(STORES)}
 
 
-@pytest.mark.parametrize("target", [*BUILTIN.values(), *SINKS.values()])
+@pytest.mark.parametrize("target", [*BUILTIN.values(), *SINKS.values(), *STORES.values()])
 def test_everything_in_the_tables_is_there(target: str) -> None:
     assert callable(load_attribute(target))
 
@@ -212,3 +223,56 @@ def test_a_sink_is_made_with_its_arguments(monkeypatch: pytest.MonkeyPatch) -> N
     assert made == [(SINKS["jsonl"], ("path",), {"x": 1})]
     with pytest.raises(KeyError):
         make_sink("nope")
+
+
+# ── stores ────────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.usefixtures("plugins")
+def test_a_built_in_store_needs_no_scan_and_is_made_anew_each_time(tmp_path: Path) -> None:
+    stores = [make_store("memory"), make_store("memory"), make_store("sqlite", path=tmp_path / "x" / "flow.db")]
+    assert all(isinstance(store, Store) for store in stores)
+    assert stores[0] is not stores[1]
+    assert list(tmp_path.iterdir()) == []  # not opened
+    assert scans() == 0
+
+
+def test_a_store_is_found_by_its_entry_point(plugins: list[importlib.metadata.EntryPoint]) -> None:
+    from flowlane_plugins.stores.memory import MemoryStore
+
+    sys.modules["plugin_of_test"].__dict__["Mine"] = MemoryStore
+    install(plugins, "mine", "Mine", STORE_GROUP)
+    install(plugins, "mine", "Mine", GROUP)
+    assert isinstance(make_store("mine", secret=bytes(32)), MemoryStore)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        (
+            "sqlit",
+            {},
+            "there is no store 'sqlit'; installed: memory, mine, sqlite, twice\n  hint: did you mean 'sqlite'?",
+        ),
+        ("sqlite", {}, "store 'sqlite' needs option 'path'"),
+        ("sqlite", {"pat": "x"}, "store 'sqlite' has no option 'pat'; its options: path, durability, secret"),
+        ("sqlite", {"path": "x", "secret": b"short"}, "ValueError: a secret has at least 32 bytes"),
+        ("mine", {}, "made a object, which is not a store"),
+        ("twice", {}, "store 'twice' is provided by several installed packages"),
+    ],
+)
+def test_what_is_wrong_with_a_store_is_said_by_name(
+    plugins: list[importlib.metadata.EntryPoint], name: str, options: dict[str, Any], message: str
+) -> None:
+    install(plugins, "mine", "no_executor", STORE_GROUP)
+    install(plugins, "twice", "Fake", STORE_GROUP)
+    install(plugins, "twice", "Strict", STORE_GROUP)
+    with pytest.raises(SettingsError) as caught:
+        make_store(name, **options)
+    assert message in str(caught.value)
+
+
+def test_a_store_whose_module_is_missing_is_named(plugins: list[importlib.metadata.EntryPoint]) -> None:
+    plugins.append(importlib.metadata.EntryPoint("mine", "no_such_module_x:Store", STORE_GROUP))
+    with pytest.raises(SettingsError, match="store 'mine' cannot be loaded from no_such_module_x:Store"):
+        make_store("mine")

@@ -181,14 +181,22 @@ def make_store(name: str, /, **options: Any) -> Store:
             hint="is everything that it needs installed in this environment?",
         ) from error
     store: Any = _call(f"store '{name}'", factory, options, "give it, or an instance: Engine(store=...)")
-    from flowlane.storage.port import Store
-
-    if not isinstance(store, Store):
+    if not _is_store(store):
         raise SettingsError(
             f"store '{name}' ({target}) made a {type(store).__name__}, which is not a store",
             hint="it needs what flowlane.storage.port.Store has",
         )
     return store
+
+
+def _is_store(made: object) -> bool:
+    """Whether it has what the port has. Without asking its properties, as `isinstance` does before 3.12: `secret` may make one."""
+    import inspect
+
+    from flowlane.storage.port import Store
+
+    members = [name for name in vars(Store) if not name.startswith("_")]
+    return all(inspect.getattr_static(made, name, None) is not None for name in members)
 
 
 def load_attribute(target: str) -> Callable[..., Any]:

@@ -77,8 +77,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
     def secret(self) -> bytes:
         if self._secret is None:
             with telling(self._path):
-                private_folder(os.path.dirname(self._path))
-                self._secret = load_key(os.path.dirname(self._path))
+                self._secret = load_key(self._folder)
         return self._secret
 
     def open(self) -> None:
