@@ -190,7 +190,7 @@ def make_store(name: str, /, **options: Any) -> Store:
 
 
 def _is_store(made: object) -> bool:
-    """Whether it has what the port has. Without asking its properties, as `isinstance` does before 3.12: `secret` may make one."""
+    """Whether it has what the port has. Properties are not asked, as `isinstance` does before 3.12: `secret` may make a key."""
     import inspect
 
     from flowlane.storage.port import Store
