@@ -132,8 +132,9 @@ PATIENT: Final = RetryPolicy(attempts=8, backoff=0.02, factor=2, max_delay=0.5, 
 # ── the tasks ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-# In threads whatever the routes say: the server lives in this process, and `shutdown` must find it.
-@task.io(executor="threads")
+# In threads whatever the routes say: the server lives in this process, and `shutdown` must find it. For the same reason a
+# resumed run starts it anew.
+@task.io(executor="threads", persist=False)
 def serve(root: Path | None, pages: int, weather: Weather) -> Mirror:
     """Start the mirror and return where it is. Returns once it listens."""
     server = Server(Folder(root) if root else Tree(pages, weather.seed), weather)

@@ -66,6 +66,7 @@ class Program:
     result     the template of the run's value (Refs inside), or None
     params     the validated parameters by name, for the record
     once       nodes that must not begin a second time
+    passing    nodes whose results are not stored
     caches     node → how its result is cached, for those that are
     """
 
@@ -80,4 +81,5 @@ class Program:
     result: Any
     params: Mapping[str, Any]
     once: frozenset[int] = frozenset()
+    passing: frozenset[int] = frozenset()
     caches: Mapping[int, CacheRule] = field(default_factory=dict[int, CacheRule])

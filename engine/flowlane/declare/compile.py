@@ -48,6 +48,7 @@ class _Row(NamedTuple):
     target: Target
     once: bool
     cache: CacheRule | None
+    persist: bool
 
 
 def compile_workflow(
@@ -81,13 +82,16 @@ def compile_workflow(
         target = targets.get(each.task)
         if target is None:
             target = targets[each.task] = _target_of(each.task)
-        rows[each] = _Row(lanes.of(each, spec), policy, each.task.kind, target, spec.at_most_once, _cache_of(spec))
+        rows[each] = _Row(
+            lanes.of(each, spec), policy, each.task.kind, target, spec.at_most_once, _cache_of(spec), spec.persist
+        )
     once = {each for each, row in rows.items() if row.once}
+    passing = {each for each, row in rows.items() if not row.persist}
     cached = {each: row.cache for each, row in rows.items() if row.cache is not None}
     edges = workflow.edges()
     result, pinned = workflow.result(edges)
     if settings:
-        lane_of, policy_of, kinds, targets_of, _, _ = zip(*[rows[each] for each in settings], strict=True)
+        lane_of, policy_of, kinds, targets_of, *_ = zip(*[rows[each] for each in settings], strict=True)
     else:
         lane_of, policy_of, kinds, targets_of = (), (), (), ()
     try:
@@ -116,6 +120,7 @@ def compile_workflow(
         result=result,
         params=workflow.params,
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
+        passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
         caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
     )
 

@@ -34,8 +34,10 @@ class TaskOptions(TypedDict, total=False):
     executor       the executor to run on, whatever its kind says
     cache          keep results and use them again, in other runs too, while inputs and code are the same: True, or a Cache
                    that says for how long. Needs a store.
-    at_most_once   never start it a second time, also not when a run is resumed: what was started and not recorded as done
-                   then counts as failed. Neither retries nor a cache go with it.
+    at_most_once   never start it a second time, also not when a run is resumed: what was started and not recorded as done is
+                   then `unknown`, until somebody says that it may. Neither retries nor a cache go with it.
+    persist        False keeps the result out of the store: for what lives with its process (a server, a connection). When the run
+                   is resumed and somebody needs it, the task runs again
     """
 
     name: str
@@ -46,6 +48,7 @@ class TaskOptions(TypedDict, total=False):
     executor: str | None
     cache: bool | Cache | None
     at_most_once: bool
+    persist: bool
 
 
 class CallOptions(TaskOptions, total=False):
@@ -57,7 +60,17 @@ class CallOptions(TaskOptions, total=False):
     after: Sequence[object]
 
 
-TASK_OPTIONS: Final = ("name", "retries", "retry", "timeout", "total_timeout", "executor", "cache", "at_most_once")
+TASK_OPTIONS: Final = (
+    "name",
+    "retries",
+    "retry",
+    "timeout",
+    "total_timeout",
+    "executor",
+    "cache",
+    "at_most_once",
+    "persist",
+)
 CALL_OPTIONS: Final = (*TASK_OPTIONS, "after")
 
 

@@ -93,6 +93,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     executor: str | None = Field(default=None, min_length=1)
     cache: Cache | None = None
     at_most_once: bool = False
+    persist: bool = True
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -120,6 +121,17 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
                 "at_most_once",
                 "both at_most_once and cache: the one is for what a task does, the other for tasks that only give a result",
                 {"hint": "leave one of them out; what must happen in every run must not be taken from a cache"},
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _kept_or_not(self) -> Self:
+        other = "cache" if self.cache is not None else "at_most_once" if self.at_most_once else None
+        if not self.persist and other is not None:
+            raise PydanticCustomError(
+                "persist",
+                f"both persist=False and {other}, which needs the result to be stored",
+                {"hint": "leave one of them out"},
             )
         return self
 

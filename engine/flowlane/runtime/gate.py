@@ -78,7 +78,7 @@ class Gate:
         self._keeper = keeper
         self._lookups = lookups
         self._codes = Codes()
-        self._once, self._caches = run.program.once, run.program.caches
+        self._once, self._caches, self._passing = run.program.once, run.program.caches, run.program.passing
         self._keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
         self._held: dict[int, _Held] = {}
         self._paused = False
@@ -194,6 +194,8 @@ class Gate:
 
     def encoded(self, element: int, attempt: int, value: Any) -> Payload | ToCache | Unstored:
         """A result as the store will have it."""
+        if element in self._passing:
+            return Unstored("its task says persist=False")
         try:
             payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
         except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to

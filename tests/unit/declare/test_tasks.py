@@ -187,6 +187,9 @@ BAD_VALUES: list[tuple[dict[str, Any], str]] = [
     ({"at_most_once": True, "retry": RetryPolicy()}, "both at_most_once and retries"),
     ({"at_most_once": True, "cache": True}, "both at_most_once and cache"),
     ({"at_most_once": True, "cache": Cache(ttl=3)}, "both at_most_once and cache"),
+    ({"persist": None}, "persist=None"),
+    ({"persist": False, "cache": True}, "both persist=False and cache"),
+    ({"persist": False, "at_most_once": True}, "both persist=False and at_most_once"),
 ]
 
 
