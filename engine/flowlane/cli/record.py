@@ -88,7 +88,7 @@ class EventLog:
 
     def _write_output(self, run: RunInfo, task: str, attempt: int, text: str) -> None:
         path = self.output_path(run.id, task, attempt)
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOFOLLOW", 0)
         try:
             try:
                 fd = os.open(path, flags, 0o600)

@@ -180,17 +180,18 @@ def make_store(name: str, /, **options: Any) -> Store:
             f"store '{name}' cannot be loaded from {target}: {error}",
             hint="is everything that it needs installed in this environment?",
         ) from error
-    store: Any = _call(f"store '{name}'", factory, options, "give it, or an instance: Engine(store=...)")
-    if not _is_store(store):
+    made: Any = _call(f"store '{name}'", factory, options, "give it, or an instance: Engine(store=...)")
+    if not _is_store(made):
         raise SettingsError(
-            f"store '{name}' ({target}) made a {type(store).__name__}, which is not a store",
+            f"store '{name}' ({target}) made a {type(made).__name__}, which is not a store",
             hint="it needs what flowlane.storage.port.Store has",
         )
-    return store  # type: ignore[no-any-return]  # just checked, member by member
+    store: Store = made
+    return store
 
 
 def _is_store(made: object) -> bool:
-    """Whether it has what the port has. Properties are not asked, as `isinstance` does before 3.12: `secret` may make a key."""
+    """Whether it has what the port has. `isinstance` asks its properties before 3.12, and `secret` may make a file."""
     import inspect
 
     from flowlane.storage.port import Store

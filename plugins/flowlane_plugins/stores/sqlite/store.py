@@ -6,7 +6,6 @@ of the database also orders what is done to the folder (locks replaced, files re
 
 from __future__ import annotations
 
-import os
 import sqlite3
 import threading
 from contextlib import suppress
@@ -28,6 +27,7 @@ from flowlane_plugins.stores.sqlite.schema import crc, row_id
 from flowlane_plugins.stores.sqlite.upkeep import Upkeep
 
 if TYPE_CHECKING:
+    import os
     from collections.abc import Sequence
 
     from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, ResultRef
