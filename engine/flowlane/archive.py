@@ -94,13 +94,14 @@ class Archive:
         Raises RunLocked, WorkflowChanged, UnknownName, StoreError.
         """
         store = self.store
-        if take_over and not fork:
-            store.seize(stored.id, time.time_ns())  # first: what is read then is all that its owner did
-        elif not fork and (owner := store.owner(stored.id)) is not None:
+        if not (fork or take_over) and (owner := store.owner(stored.id)) is not None:
             raise locked(stored, owner)
         now = Description.of(program, Codes().of)
         then = Description.read(store.session(stored.id, stored.session).graph)
         plan = plan_resume(program, now, then, stored, store, **how)
+        if take_over and not fork:  # now that nothing stands in the way: its owner may be in the best of health
+            store.seize(stored.id, time.time_ns())
+            plan = plan_resume(program, now, then, stored, store, **how)  # from all that its owner ever did
         session = new_session(now, plan)
         if fork:
             run = LiveRun(program.workflow, keep_history=keep_history)

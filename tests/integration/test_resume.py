@@ -32,6 +32,7 @@ from flowlane.core.states import STATES, TaskState
 from flowlane.description import Description
 from flowlane.resume import new_run, new_session, plan_resume
 from flowlane.runtime import keeper as keeping
+from flowlane.storage.blob import pack, seal
 from flowlane.storage.fingerprint import fingerprint
 from flowlane.storage.port import AttemptRow
 from flowlane_plugins.stores.sqlite import SqliteStore
@@ -410,11 +411,14 @@ async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_p
                 owners.write(lease, [row])
             except StoreError as error:
                 refused.append(error.lost)
+            else:
+                taken.append(row)
             return iter(rows)
 
     owners.open()
     refused: list[bool] = []
-    row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, (), None)
+    taken: list[AttemptRow] = []
+    row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, seal(pack("one"), owners.secret), None)
     async with Engine(store=Between(path)) as engine:
         program = engine.compile(waiting.bind(tmp_path))
         now = Description.of(program, fingerprint)
@@ -423,8 +427,22 @@ async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_p
         (tmp_path / "two").touch()
         result = await engine.resume("brisk-otter", waiting.bind(tmp_path), take_over=True)
         assert result.value == ["one", "two"]
-    assert refused == [True], "what came too late to be kept was not taken either"
+    assert (len(taken), refused) == (1, [True])
+    assert began(tmp_path) == {"two": 1}, "what was taken is kept, what came too late was refused"
     owners.close()
+
+
+async def test_a_take_over_that_is_refused_costs_the_owner_nothing(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine, Engine(store=path) as other:
+        handle = engine.start(waiting, tmp_path)
+        await has_begun(tmp_path, "one", "two")
+        with pytest.raises(UnknownName):
+            other.resume(handle.name, take_over=True, restart=["wait_fro"])
+        with pytest.raises(WorkflowChanged):
+            other.resume(handle.name, spell.bind(tmp_path), take_over=True)
+        (tmp_path / "one").touch()
+        (tmp_path / "two").touch()
+        assert (await handle).value == ["one", "two"]
 
 
 async def test_who_resumes_too_late_leaves_what_is_recorded_alone(tmp_path: Path, path: Path) -> None:
