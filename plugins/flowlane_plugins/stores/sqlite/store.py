@@ -25,9 +25,9 @@ from flowlane_plugins.stores.sqlite.reading import Reading
 from flowlane_plugins.stores.sqlite.salvage import Salvage
 from flowlane_plugins.stores.sqlite.schema import crc, row_id
 from flowlane_plugins.stores.sqlite.upkeep import Upkeep
+import os
 
 if TYPE_CHECKING:
-    import os
     from collections.abc import Sequence
 
     from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, ResultRef
