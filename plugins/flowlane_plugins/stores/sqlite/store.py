@@ -6,6 +6,7 @@ of the database also orders what is done to the folder (locks replaced, files re
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 from contextlib import suppress
@@ -25,7 +26,6 @@ from flowlane_plugins.stores.sqlite.reading import Reading
 from flowlane_plugins.stores.sqlite.salvage import Salvage
 from flowlane_plugins.stores.sqlite.schema import crc, row_id
 from flowlane_plugins.stores.sqlite.upkeep import Upkeep
-import os
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
