@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import errno
 from contextvars import copy_context
-from time import monotonic_ns
+from time import monotonic_ns, process_time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from flowlane.loader import load_for, marked
@@ -23,9 +23,12 @@ if TYPE_CHECKING:
     from flowlane_plugins.workers.guard import Guard
     from flowlane_plugins.workers.mappings import Arenas
 
-__all__ = ["Attempts", "Outcome", "Unfit"]
+__all__ = ["SHORT", "Attempts", "Outcome", "Unfit"]
 
 NEVER: Final = -1
+#: ns up to which a job's CPU time is not asked for.
+SHORT: Final = 100_000
+_LONG_LOADING: Final = 200_000  # ns of loading arguments from which the CPU clock is read before the body
 _NEEDED: Final = "a module that the task or an argument needs"
 
 #: status, started, ended, pickling (see `records`), payload, chunks of the payload
@@ -39,6 +42,7 @@ class Unfit(pickling.Stopped):
 class Attempts:
     """Does jobs, one at a time.
 
+    cpu_since, cpu_until  ns of CPU time of this process when the latest body began and ended; NEVER where that was not asked for
     announce  sends the engine descriptors of arenas of `store` that are new; they must precede the result that lies in them
     """
 
@@ -46,6 +50,7 @@ class Attempts:
         self, cells: memoryview, guard: Guard, store: Store, arenas: Arenas, announce: Callable[[], None]
     ) -> None:
         self.functions: dict[int, tuple[Callable[..., Any], str, str]] = {}  # fid → function, its task's name, its run
+        self.cpu_since = self.cpu_until = NEVER
         self._headers: dict[int, bytes | ChunkRef] = {}  # fid → of those that were not called yet
         self._cells = cells
         self._guard = guard
@@ -108,7 +113,10 @@ class Attempts:
             guard.leave()
         bind(run, task, attempt)
         context = copy_context()
+        since = cells[SINCE]
         started = cells[SINCE] = monotonic_ns()
+        self.cpu_since = process_time_ns() if started - since > _LONG_LOADING else NEVER
+        self.cpu_until = NEVER
         try:
             cells[PHASE] = BODY
             value = context.run(fn, *args, **kwargs)
@@ -121,9 +129,9 @@ class Attempts:
             if guard.forked:
                 guard.leave(error)
             cells[PHASE] = ENCODING
-            ended = monotonic_ns()
+            ended = self._ended(started)
             return (RAISED, started, ended, started - began, *self._bounded(transport.encode_failure(error)))
-        ended = monotonic_ns()
+        ended = self._ended(started)
         try:
             payload, refs = encode_value(value, name, self._store)
         except BaseException as error:  # noqa: BLE001 - user code runs while a value is pickled; our frames say nothing
@@ -136,6 +144,13 @@ class Attempts:
         if refs:
             self._announce()
         return (RETURNED, started, ended, started - began + monotonic_ns() - ended, payload, refs)
+
+    def _ended(self, started: int) -> int:
+        """The end of a body. Of all but the shortest the CPU clock is read now, before its result is encoded."""
+        ended = monotonic_ns()
+        if ended - started >= SHORT:
+            self.cpu_until = process_time_ns()
+        return ended
 
     def _load(self, fid: int) -> tuple[Callable[..., Any], str, str]:
         """The function known as `fid`. When it cannot be loaded its header stays, for the next job to fail as well."""

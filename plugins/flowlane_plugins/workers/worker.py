@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 
 from flowlane.errors import TransportError
 from flowlane_plugins.executors import transport
-from flowlane_plugins.workers.attempt import Attempts, Unfit
+from flowlane_plugins.workers.attempt import SHORT, Attempts, Unfit
 from flowlane_plugins.workers.chunks import Store
 from flowlane_plugins.workers.guard import Guard, TaskStopped
 from flowlane_plugins.workers.mappings import Arenas
@@ -48,7 +48,6 @@ NEVER: Final = -1
 # 60 µs, and more in a virtual machine
 _SPIN: Final = 100_000
 _TELL: Final = 300_000  # ns that a result may wait for the frame's other jobs before the engine is told
-_SHORT: Final = 100_000  # ns up to which a job's CPU time is not asked for
 _LONG: Final = 1_000_000  # ns from which a job is worth a look at its memory
 _RETRY: Final = 0.0005  # s between looks for room in a full ring
 _PEAK: Final = 1024 if sys.platform != "darwin" else 1  # ru_maxrss is in KiB, on macOS in bytes
@@ -226,17 +225,18 @@ class Worker:
     def _cpu(self, started: int, ended: int) -> int:
         """CPU time of a job of this frame, in ns.
 
-        Reading it is a system call of 0.6 µs, so that of very short jobs is taken to be their time. Since the last reading
-        this process was busy, which gives the reading at a longer job's start.
+        Reading it is a system call of 0.6 µs, so that of very short jobs is taken to be their time. The reading at a longer
+        job's start is an estimate, unless its arguments took long to load: since the last reading this process was busy.
         """
         if started == NEVER:
             return NEVER
         took = ended - started
-        if took < _SHORT:
+        if took < SHORT:
             return took
-        before = self._cpu_read + started - self._cpu_read_at
+        since, until = self._attempts.cpu_since, self._attempts.cpu_until
+        before = self._cpu_read + started - self._cpu_read_at if since == NEVER else since
         self._cpu_read, self._cpu_read_at = process_time_ns(), monotonic_ns()
-        return max(0, self._cpu_read - before)
+        return max(0, (self._cpu_read if until == NEVER else until) - before)
 
     def _more(self, started: int, ended: int, refs: Sequence[ChunkRef]) -> tuple[Any, ...] | None:
         peak = 0
