@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 
 import numpy
 
@@ -122,3 +123,14 @@ def shy(pid):
 @task.cpu
 def look(value):
     return "seen" if isinstance(value, Shy) else "?"
+
+
+@task.cpu
+def rows(count: int) -> list[tuple[int, str]]:
+    return [(number, str(number)) for number in range(count)]
+
+
+@task.cpu
+def rest(given: list[tuple[int, str]], seconds: float) -> list[tuple[int, str]]:
+    time.sleep(seconds)
+    return given

@@ -11,6 +11,7 @@ import psutil
 import pytest
 
 from flowlane import Engine, Workflow
+from flowlane import run as flowlane_run
 from flowlane.loader import load_file
 from flowlane.runtime.ports import RemoteValue
 
@@ -147,3 +148,13 @@ def test_arrays_of_a_dead_worker_are_still_there(arrays: ModuleType, tmp_path: P
 def test_remote_values_do_not_reach_the_caller(arrays: ModuleType) -> None:
     value = run(lambda workflow: {"a": [workflow.add(arrays.ramp.bind(100_000))]})
     assert not isinstance(value["a"][0], RemoteValue)
+
+
+def test_cpu_time_is_that_of_the_body_and_not_of_what_travels(arrays: ModuleType, method: str) -> None:
+    workflow = Workflow("values")
+    rested = workflow.add(arrays.rest.bind(workflow.add(arrays.rows.bind(100_000)), 0.05))
+    result = flowlane_run(workflow.returns(rested), options={"processes": {"start_method": method}})
+    told = result.tasks["rest"]
+    assert told.pickling is not None
+    assert told.cpu is not None
+    assert told.cpu < told.pickling / 2  # it only slept: loading and pickling its rows is nearly all that it cost
