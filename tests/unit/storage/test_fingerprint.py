@@ -353,6 +353,11 @@ def test_other_forms_of_imports_inside() -> None:
     assert {"user_pkg.leaf.g", "user_pkg.top"} <= set(relative.parts)
     gone = of("    def f():\n        import user_gone; import user_gone.sub; from user_pkg.leaf import nothing\n")
     assert "user_gone" not in gone.parts
+    os.mkdir("user_namespace")
+    assert "pip" not in sys.modules
+    others = of("    def f():\n        import user_namespace, pip, user_namespace.sub\n")
+    assert set(others.parts) == {"f", "python"}
+    assert others.unsure == ()
 
 
 RELATIVE = """
@@ -369,6 +374,7 @@ def two():
 CLASSES = """
     class Base:
         SCALE = 2
+        _private = 5
         def scaled(self, x): return x * self.SCALE
 
     class Reader(Base):
@@ -391,6 +397,7 @@ CLASSES = """
     ("old", "new", "part"),
     [
         ("SCALE = 2", "SCALE = 3", "Base"),
+        ("_private = 5", "_private = 6", "Base"),
         ("x * self.SCALE", "x / self.SCALE", "Base.scaled"),
         ("limit: int = 3", "limit: int = 4", "Reader"),
         ("limit: int", "limit: float", "Reader"),
