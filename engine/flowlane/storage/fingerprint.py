@@ -92,7 +92,7 @@ _OF_MODULES: Final = frozenset(
     "__name__ __file__ __doc__ __package__ __spec__ __loader__ __path__ __cached__ __builtins__".split()
 )
 #: Objects of these packages say nothing about a result, or cannot be looked into and say what follows from other parts.
-_SILENT: Final = frozenset(("logging", "structlog", "loguru", "flowlane", "pydantic_core", "weakref"))
+_SILENT: Final = frozenset(("logging", "structlog", "loguru", "flowlane", "pydantic_core"))
 
 
 class _Code(Walk):
@@ -189,7 +189,7 @@ class _Code(Walk):
 
     def _version(self, module: str) -> None:
         root = module.partition(".")[0]
-        if root in sys.stdlib_module_names or root in _SILENT or root in self._versions or is_user_module(root):
+        if root in sys.stdlib_module_names or root in _SILENT:
             return
         version = scope_of(sys.modules.get(root)).get("__version__")
         if isinstance(version, str):

@@ -628,6 +628,15 @@ def test_what_cannot_be_told_counts_by_its_type() -> None:
     assert changed(before, of(text.replace("Lock(), 1]", "Lock(), 2]"))) == {"CONFIG"}
 
 
+def test_what_others_put_into_a_class_is_not_told() -> None:
+    text = (
+        "    import threading, weakref\n    class A:\n        {} = threading.Lock()\n"
+        "    ref = weakref.ref(A)\n    def f(): return A, ref\n"
+    )
+    assert of(text.format("__theirs__")).unsure == ("ref (weakref.ReferenceType)",)
+    assert of(text.format("mine")).unsure == ("ref (weakref.ReferenceType)", "A.mine (_thread.lock)")
+
+
 def test_a_closure_over_what_cannot_be_told() -> None:
     text = (
         "    import threading\n    def make():\n        lock = threading.Lock()\n"
@@ -688,7 +697,8 @@ def test_lazy_modules_stay_lazy() -> None:
     with open("user_lazy.py", "w") as file:
         file.write("raise SystemError\n")
     text = (
-        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n    user_lazy = u.module_from_spec(spec)\n"
+        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n"
+        "    user_lazy = u.module_from_spec(spec)\n"
         "    sys.modules['user_lazy'] = user_lazy\n    u.LazyLoader(spec.loader).exec_module(user_lazy)\n"
         "    def f(): return user_lazy.g()\n"
     )
@@ -728,6 +738,9 @@ def test_installed_packages_by_their_version(monkeypatch: pytest.MonkeyPatch) ->
         assert changed(before, after) == {"numpy"}
         assert before.unsure == ()
     assert "json" not in of("    import json\n    def f(x): return json.dumps(x)\n").parts
+    import flowlane
+
+    assert flowlane.__version__ in flowlane.__dict__.values()  # it is made when first asked for
     assert "flowlane" not in of("    import flowlane\n    def f(x): return flowlane.run(x)\n").parts
 
 
