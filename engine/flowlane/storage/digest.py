@@ -66,7 +66,7 @@ def digest(value: object, code: Callable[[Any], Code] | None = None) -> bytes:
     """The digest of `value`: 32 bytes. Raises Unhashable.
 
     `code` gives the fingerprint of a function or class that is met, by default ``fingerprint.fingerprint``; pass one that
-    remembers where values hold objects of the user's classes (a fingerprint costs some 50 µs and more).
+    remembers where values hold objects of the user's classes (a fingerprint costs some 100 µs and more).
     """
     return hashed(b"value:", token(value, code))
 
@@ -182,11 +182,7 @@ class Walk:
         self._level: dict[int, int] = {}  # of the containers at work, by id
         self._loose: dict[int, Any] = {}  # those whose digest holds only where they were met
         self._again = 0
-        # by id of the class, which is kept with them
-        self._openers: dict[int, Opener] = {}
-        self._kinds: dict[int, bytes] = {}
-        self._layouts: dict[int, _Layout] = {}
-        self._classes: list[type] = []
+        self._kinds: dict[int, tuple[bytes, type]] = {}  # by id of the class
 
     # ── what a fingerprint of code does otherwise ────────────────────────────────────────────────────────────────
 
@@ -208,9 +204,8 @@ class Walk:
         if known is None:
             name = name_of(cls).encode("utf-8", "surrogatepass")
             code = self._fingerprint(cls).digest if is_user_module(place_of(cls)[0]) else b""
-            known = self._kinds[id(cls)] = sealed(b"T", joined((name, code)))
-            self._classes.append(cls)
-        return known
+            known = self._kinds[id(cls)] = (sealed(b"T", joined((name, code))), cls)
+        return known[0]
 
     def unknown(self, value: Any, reason: str) -> bytes:
         """The token of what cannot be told faithfully, or Unhashable."""
@@ -286,39 +281,10 @@ class Walk:
         steps = [each.label(len(each.tokens)) for each in self._stack if each.label is not None]
         return "".join(steps)
 
-    # ── opening ──────────────────────────────────────────────────────────────────────────────────────────────────
-
     def _open(self, value: Any) -> Opened | bytes:
         """A container with its children, or at once a token."""
-        cls = class_of(value)
-        opener = _OPENERS.get(id(cls)) or self._openers.get(id(cls))
-        if opener is None:
-            opener = self._openers[id(cls)] = self._opener_for(cls)
-            self._classes.append(cls)
-        return opener(self, value)
-
-    def _opener_for(self, cls: type) -> Opener:
-        mro = mro_of(cls)
-        if any("__flow_digest__" in dict_of(each) for each in mro):
-            return _open_told
-        if among(mro, type) or among(mro, ModuleType):
-            return _refer
-        from flowlane.storage.families import found, opener_for
-
-        known = found(cls)
-        if known is not None:
-            _OPENERS[id(cls)] = known
-            _STAYING.append(cls)
-            return known
-        return opener_for(cls, mro) or open_object
-
-    def layout(self, cls: type) -> _Layout:
-        """How instances of `cls` keep their state."""
-        known = self._layouts.get(id(cls))
-        if known is None:
-            known = self._layouts[id(cls)] = _Layout(cls)
-            self._classes.append(cls)
-        return known
+        opener = _OPENERS.get(id(class_of(value)))
+        return opener(self, value) if opener is not None else known_class(class_of(value)).opener(self, value)
 
 
 Opener: TypeAlias = "Callable[[Walk, Any], Opened | bytes]"
@@ -512,9 +478,53 @@ class _Layout:
         return ""
 
 
+class _Class:
+    """What is known of a class whose instances were met."""
+
+    __slots__ = ("_layout", "cls", "opener")
+
+    def __init__(self, cls: type) -> None:
+        self.cls = cls  # kept, lest its id come to mean another
+        self.opener = _opener_for(cls)
+        self._layout: _Layout | None = None
+
+    @property
+    def layout(self) -> _Layout:
+        if self._layout is None:
+            self._layout = _Layout(self.cls)
+        return self._layout
+
+
+#: By id. Forgotten now and then, for a program may make classes without end.
+_CLASSES: Final[dict[int, _Class]] = {}
+_MAX_CLASSES: Final = 2000
+
+
+def known_class(cls: type) -> _Class:
+    """What is known of `cls`, from then on."""
+    known = _CLASSES.get(id(cls))
+    if known is None:
+        known = _Class(cls)
+        if len(_CLASSES) >= _MAX_CLASSES:
+            _CLASSES.clear()
+        _CLASSES[id(cls)] = known
+    return known
+
+
+def _opener_for(cls: type) -> Opener:
+    mro = mro_of(cls)
+    if any("__flow_digest__" in dict_of(each) for each in mro):
+        return _open_told
+    if among(mro, type) or among(mro, ModuleType):
+        return _refer
+    from flowlane.storage import families
+
+    return families.opener_for(cls, mro) or open_object
+
+
 def open_object(walk: Walk, value: Any) -> Opened | bytes:
     cls = class_of(value)
-    layout = walk.layout(cls)
+    layout = known_class(cls).layout
     if layout.problem:
         return walk.unknown(value, layout.problem)
     names: list[str] = []
@@ -565,5 +575,3 @@ _OPENERS: Final[dict[int, Opener]] = {
     id(type): _refer,
     id(ModuleType): _refer,
 }
-#: Classes of the standard library, numpy and pandas that were met since.
-_STAYING: Final[list[type]] = []

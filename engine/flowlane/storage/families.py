@@ -48,16 +48,14 @@ if TYPE_CHECKING:
 
     from flowlane.storage.digest import Opener, Walk
 
-__all__ = ["found", "opener_for", "told_of"]
-
-
-def found(cls: type) -> Opener | None:
-    """The rule for instances of just this class, if there is one."""
-    return _TYPES.get(id(cls)) or _found(cls, _NAMED)
+__all__ = ["opener_for", "told_of"]
 
 
 def opener_for(cls: type, mro: tuple[type, ...]) -> Opener | None:
-    """The rule for the family of `cls`, or None where instances are objects like any other."""
+    """The rule for instances of `cls`, or None where they are objects like any other."""
+    opener = _TYPES.get(id(cls)) or _found(cls, _NAMED)
+    if opener is not None:
+        return opener
     root = place_of(cls)[0].partition(".")[0]
     if name_of(cls).endswith("cython_function_or_method"):
         return _open_compiled

@@ -566,6 +566,17 @@ def test_depth_is_no_matter() -> None:
         value = value.b[0]
 
 
+def test_classes_without_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    from flowlane.storage import digest as module
+
+    monkeypatch.setattr(module, "_MAX_CLASSES", 10)
+    want = digest(Plain(a=1))
+    for i in range(50):
+        assert digest(type("Made", (), {})()) != digest(type("Made", (), {"a": i})())
+        assert len(module._CLASSES) <= 10
+    assert digest(Plain(a=1)) == want
+
+
 def test_temporary_objects_are_not_taken_for_each_other() -> None:
     """Columns and bases are made for the walk, and their ids used again if they were let go."""
     frame = pd.DataFrame({str(i): [object] * 3 if i % 2 else [str(i)] * 3 for i in range(100)})

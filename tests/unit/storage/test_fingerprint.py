@@ -353,6 +353,11 @@ def test_other_forms_of_imports_inside() -> None:
     assert {"user_pkg.leaf.g", "user_pkg.top"} <= set(relative.parts)
     gone = of("    def f():\n        import user_gone; import user_gone.sub; from user_pkg.leaf import nothing\n")
     assert "user_gone" not in gone.parts
+    os.mkdir("user_namespace")
+    assert "pip" not in sys.modules
+    others = of("    def f():\n        import user_namespace, pip, user_namespace.sub\n")
+    assert set(others.parts) == {"f", "python"}
+    assert others.unsure == ()
 
 
 RELATIVE = """
@@ -369,6 +374,7 @@ def two():
 CLASSES = """
     class Base:
         SCALE = 2
+        _private = 5
         def scaled(self, x): return x * self.SCALE
 
     class Reader(Base):
@@ -391,6 +397,7 @@ CLASSES = """
     ("old", "new", "part"),
     [
         ("SCALE = 2", "SCALE = 3", "Base"),
+        ("_private = 5", "_private = 6", "Base"),
         ("x * self.SCALE", "x / self.SCALE", "Base.scaled"),
         ("limit: int = 3", "limit: int = 4", "Reader"),
         ("limit: int", "limit: float", "Reader"),
@@ -621,6 +628,15 @@ def test_what_cannot_be_told_counts_by_its_type() -> None:
     assert changed(before, of(text.replace("Lock(), 1]", "Lock(), 2]"))) == {"CONFIG"}
 
 
+def test_what_others_put_into_a_class_is_not_told() -> None:
+    text = (
+        "    import threading, weakref\n    class A:\n        {} = threading.Lock()\n"
+        "    ref = weakref.ref(A)\n    def f(): return A, ref\n"
+    )
+    assert of(text.format("__theirs__")).unsure == ("ref (weakref.ReferenceType)",)
+    assert of(text.format("mine")).unsure == ("ref (weakref.ReferenceType)", "A.mine (_thread.lock)")
+
+
 def test_a_closure_over_what_cannot_be_told() -> None:
     text = (
         "    import threading\n    def make():\n        lock = threading.Lock()\n"
@@ -681,7 +697,8 @@ def test_lazy_modules_stay_lazy() -> None:
     with open("user_lazy.py", "w") as file:
         file.write("raise SystemError\n")
     text = (
-        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n    user_lazy = u.module_from_spec(spec)\n"
+        "    import importlib.util as u, sys\n    spec = u.find_spec('user_lazy')\n"
+        "    user_lazy = u.module_from_spec(spec)\n"
         "    sys.modules['user_lazy'] = user_lazy\n    u.LazyLoader(spec.loader).exec_module(user_lazy)\n"
         "    def f(): return user_lazy.g()\n"
     )
@@ -721,6 +738,9 @@ def test_installed_packages_by_their_version(monkeypatch: pytest.MonkeyPatch) ->
         assert changed(before, after) == {"numpy"}
         assert before.unsure == ()
     assert "json" not in of("    import json\n    def f(x): return json.dumps(x)\n").parts
+    import flowlane
+
+    assert flowlane.__version__ in flowlane.__dict__.values()  # it is made when first asked for
     assert "flowlane" not in of("    import flowlane\n    def f(x): return flowlane.run(x)\n").parts
 
 
