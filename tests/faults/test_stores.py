@@ -329,18 +329,10 @@ class Damaged:
                 for run in found:
                     assert run.id in self.runs
                     expected = self.runs[run.id]
-                    for field in (
-                        "name",
-                        "workflow",
-                        "origin",
-                        "created",
-                        "started",
-                        "ended",
-                        "state",
-                        "error",
-                        "session",
-                    ):
-                        assert getattr(run, field) == getattr(expected, field)
+                    fields = ["name", "workflow", "origin", "created", "started", "session"]
+                    if run.ended or not repaired:  # a repaired one whose end was damaged counts as killed
+                        fields += ["ended", "state", "error"]
+                    assert [getattr(run, field) for field in fields] == [getattr(expected, field) for field in fields]
                     assert store.session(run.id).graph == b"g" * 500
                     got = list(store.attempts(run.id))
                     known = {row.element: row for row in self.rows[run.id]}
@@ -386,7 +378,7 @@ def flip(damaged: Damaged, rounds: int, seed: int) -> None:
                 done = store.repair()
                 assert not troubles or done.backup is not None
                 with opened(folder) as store:
-                    assert [trouble for trouble in store.check() if "results" not in trouble] == []
+                    assert [trouble for trouble in store.check() if not trouble.startswith("the result of")] == []
                 assert damaged.read(folder, repaired=True) in ("right", "missing")
     assert verdicts["refused"] > 0
     assert verdicts["right"] > 0
@@ -399,7 +391,7 @@ def test_flipped_bits_are_refused_or_harmless_and_never_wrong(tmp_path: Path) ->
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_many_flipped_bits_are_refused_or_harmless_and_never_wrong(tmp_path: Path) -> None:
-    flip(Damaged(tmp_path), 5000, seed=2)
+    flip(Damaged(tmp_path), 3000, seed=2)
 
 
 @pytest.mark.parametrize("content", [b"", b"SQLite format 3\0", b"not a database at all\n" * 100, bytes(8192)])

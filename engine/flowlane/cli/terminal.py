@@ -57,9 +57,12 @@ def is_plain(stream: object) -> bool:
 def hush(stream: IO[str]) -> None:
     """Point the descriptor of a broken `stream` at the null device, so that the interpreter's last flush is quiet."""
     try:
+        fd = stream.fileno()  # first: a stream that has none costs no descriptor
         null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, stream.fileno())
-        os.close(null)
+        try:
+            os.dup2(null, fd)
+        finally:
+            os.close(null)
     except (OSError, ValueError, io.UnsupportedOperation):
         return
 

@@ -159,9 +159,16 @@ def crc(*fields: object) -> int:
 
 def examine(db: sqlite3.Connection, path: str) -> int:
     """The version of the database, 0 of an empty one. Raises StoreError unless it is ours and not of a newer flowlane."""
-    (application,) = db.execute("PRAGMA application_id").fetchone()
-    (version,) = db.execute("PRAGMA user_version").fetchone()
-    (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    alone = not db.in_transaction
+    if alone:  # all three of one instant: another process may be making the database
+        db.execute("BEGIN")
+    try:
+        (application,) = db.execute("PRAGMA application_id").fetchone()
+        (version,) = db.execute("PRAGMA user_version").fetchone()
+        (tables,) = db.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    finally:
+        if alone and db.in_transaction:
+            db.execute("ROLLBACK")
     if application != APPLICATION_ID and (application or version or tables):
         raise StoreError(f"{path} is a database of another program", hint="choose another path for the store")
     if version > len(MIGRATIONS):
