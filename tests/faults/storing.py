@@ -344,6 +344,28 @@ def migration(folder: str, rounds: str) -> dict[str, Any]:
     return told
 
 
+def once(folder: str) -> dict[str, Any]:
+    """One run from its beginning to its end, saying what has been committed: for somebody who makes a system call fail in it."""
+    done, error = 0, ""
+    store = SqliteStore(os.path.join(folder, "flow.db"), secret=bytes(32), durability="power")
+    try:
+        store.open()
+        lease = store.begin(new_run(1), session())
+        for at in range(0, 30, 5):
+            try:
+                store.write(lease, rows(at, 5, (0, 100, 70_000)[at // 5 % 3]))
+            except StoreError as caught:
+                error = str(caught)
+                store.write(lease, rows(at, 5, (0, 100, 70_000)[at // 5 % 3]))  # the fault was for once
+            done = at + 5
+            print(done, file=sys.stderr, flush=True)
+        store.close_run(lease, RunState.SUCCEEDED, T, None)
+    except StoreError as caught:
+        error = str(caught)
+    store.close()
+    return {"done": done, "error": error}
+
+
 if __name__ == "__main__":
     mode, *arguments = sys.argv[1:]
     print(json.dumps(globals()[mode](*arguments)))

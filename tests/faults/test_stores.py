@@ -199,6 +199,86 @@ def test_a_folder_that_may_not_be_written_says_so_in_a_line(tmp_path: Path) -> N
         os.chmod(tmp_path, 0o700)
 
 
+# ── system calls ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def inject(folder: Path, calls: str, what: str, number: int) -> tuple[bool, int, str]:
+    """Let the `number`-th of `calls` go wrong in a run: whether there was one, what had been committed, and the error told."""
+    folder.mkdir()
+    trace = folder / "trace"
+    program = str(Path(__file__).with_name("storing.py"))
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    # strace's faster way of watching injects no signals
+    fast = ["--seccomp-bpf"] if what.startswith("error") else []
+    strace = ["strace", "-f", *fast, "-o", str(trace), "-e", f"trace={calls}"]
+    done = subprocess.run(
+        [*strace, "-e", f"inject={calls}:{what}:when={number}", sys.executable, program, "once", str(folder)],
+        env={**os.environ, "PYTHONPATH": path, "PYTHONDONTWRITEBYTECODE": "1"},
+        capture_output=True,
+        text=True,
+        timeout=50,
+    )
+    told = [int(line) for line in done.stderr.splitlines() if line.isdigit()]
+    assert "Traceback" not in done.stderr, done.stderr
+    error = ""
+    if done.stdout:
+        answer = json.loads(done.stdout)
+        error = answer["error"]
+        assert answer["done"] == (told or [0])[-1]
+    happened = "INJECTED" in trace.read_text() or done.returncode in (-9, 137)  # strace dies as its program did
+    return happened, (told or [0])[-1], error
+
+
+def check_injection(folder: Path, calls: str, what: str, number: int) -> bool:
+    happened, committed, error = inject(folder, calls, what, number)
+    if not happened:
+        return False
+    if error:
+        assert str(folder) in error  # and it is a StoreError: storing.py catches no other
+    with opened(folder) as store:
+        assert store.check() == []
+        found = [row.element for run in store.runs() for row in store.attempts(run.id)]
+        assert found == list(range(len(found)))
+        assert len(found) % 5 == 0
+        assert committed <= len(found) <= committed + 5  # what was told is there; what was under way may be
+    return True
+
+
+def can_inject() -> bool:
+    """Whether there is an strace that may do so."""
+    try:
+        command = ["strace", "-f", "--seccomp-bpf", "-e", "trace=chdir", "-e", "inject=chdir:error=EIO", "true"]
+        return subprocess.run(command, capture_output=True, timeout=20).returncode == 0
+    except (OSError, subprocess.TimeoutExpired):
+        return False
+
+
+#: What a store changes anything with.
+CALLS = "pwrite64,writev,ftruncate,fdatasync,fsync,rename,unlink"
+
+
+@pytest.mark.parametrize(("what", "numbers"), [("error=EIO", (2, 9, 16, 23, 30)), ("signal=KILL", (3, 12, 21, 28, 35))])
+def test_a_system_call_that_fails_or_is_the_last_leaves_a_prefix(
+    tmp_path: Path, what: str, numbers: tuple[int, ...]
+) -> None:
+    if not can_inject():
+        pytest.skip("needs strace, and the right to use it")
+    for number in numbers:
+        assert check_injection(tmp_path / str(number), CALLS, what, number)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("what", ["error=EIO", "error=ENOSPC", "signal=KILL"])
+def test_any_system_call_that_fails_or_is_the_last_leaves_a_prefix(tmp_path: Path, what: str) -> None:
+    if not can_inject():
+        pytest.skip("needs strace, and the right to use it")
+    number = 1
+    while check_injection(tmp_path / str(number), CALLS, what, number):
+        number += 1
+    assert number > 50
+
+
 # ── files that are gone, or damaged ───────────────────────────────────────────────────────────────────────────────────
 
 
