@@ -202,7 +202,7 @@ class _Code(Walk):
         module = str(scope.get("__name__", ""))
         told = [b"function"]
         users = _is_user_function(fn, module)
-        self._quiet = not users and module.partition(".")[0] in sys.stdlib_module_names
+        self._quiet = module.partition(".")[0] in sys.stdlib_module_names
         told += self._held(name, fn)
         if users:
             reading = read(fn.__code__)
@@ -312,12 +312,10 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
     scope = dict_of(cls)
     members: dict[str, Any] = scope.get("_member_map_", {})
     for name, value in scope.items():
-        if name in _OF_CLASSES or name in members or name.startswith("__pydantic_"):
+        if name in _OF_CLASSES or name.startswith("__pydantic_") or _generated(value):
             continue
         if members and name.startswith("_") and not among((FunctionType, staticmethod, classmethod), class_of(value)):
             continue  # tables of an enum, which hold its members
-        if "__dataclass_fields__" in scope and _generated(value):
-            continue
         yield name, value
     if members:
         yield "members", [(name, told_of(member)[1]) for name, member in members.items()]
@@ -330,7 +328,7 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
 
 
 def _generated(value: Any) -> bool:
-    """Whether a member of a dataclass was written by `dataclasses`: it follows from the fields."""
+    """Whether a member of a class was written by `dataclasses`: it follows from the fields."""
     if class_of(value) is FunctionType:
         value = value.__dict__.get("__wrapped__", value)  # __repr__ is guarded against recursion
     if class_of(value) is not FunctionType:

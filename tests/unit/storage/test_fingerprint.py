@@ -454,6 +454,9 @@ def test_enums() -> None:
     assert changed(before, of(text.replace("BLUE", "GREEN"))) == {"Color"}
     assert changed(before, of(text.replace("light(self): return 1", "light(self): return 2"))) == {"Color.light"}
     assert changed(before, of(text.replace("cls.RED", "cls.BLUE"))) == {"Color._missing_"}
+    assert set(before.parts) == {"f", "Color", "Color.light", "Color._missing_", "python"}
+    other = text.replace("def light", "@property\n        def light")
+    assert changed(of(other), of(other.replace("light(self): return 1", "light(self): return 2"))) == {"Color.light"}
     assert before.unsure == ()
     flags = (
         "    import enum\n    class P(enum.Flag):\n        R = 1\n"
@@ -737,7 +740,11 @@ def test_installed_packages_by_their_version(monkeypatch: pytest.MonkeyPatch) ->
             after = of(text)
         assert changed(before, after) == {"numpy"}
         assert before.unsure == ()
-    assert "json" not in of("    import json\n    def f(x): return json.dumps(x)\n").parts
+    for text in (
+        "    import json\n    def f(x): return json.dumps(x)\n",
+        "    from json import dumps\n    def f(x): return dumps(x)\n",
+    ):
+        assert set(of(text).parts) == {"f", "python"}
     import flowlane
 
     assert flowlane.__version__ in flowlane.__dict__.values()  # it is made when first asked for
@@ -761,6 +768,26 @@ def test_decorators_that_are_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     assert before.unsure == ()
     assert changed(before, of(text.replace("return 1", "return 3"))) == {"f"}
     assert changed(before, of(text.replace("return 2", "return 3"))) == {"g"}
+    text = "    import contextlib\n    @contextlib.contextmanager\n    def f(): yield 1\n"
+    assert set(of(text).parts) == {"f", "contextlib.contextmanager.<locals>.helper", "python"}
+
+
+def test_the_file_tells_whose_code_it_is() -> None:
+    """A program run by another has ``__main__`` for its module's name, which is the other's."""
+    made = []
+    for value in (1, 2):
+        scope: dict[str, Any] = {"__name__": "pytest.__main__"}
+        exec(compile(f"def f(): return {value}", os.path.abspath("program.py"), "exec"), scope)
+        made.append(fingerprint(scope["f"]))
+    assert made[0] != made[1]
+
+
+def test_what_stands_for_a_function_is_no_part() -> None:
+    text = (
+        "    from flowlane import task\n    import functools\n    @task.io\n    def g(): return 1\n"
+        "    @functools.cache\n    def h(): return 1\n    def f(): return g, h\n"
+    )
+    assert set(of(text).parts) == {"f", "g", "h", "python"}
 
 
 def test_decorators_that_are_objects_of_c() -> None:
