@@ -17,12 +17,14 @@ from flowlane.handle import LiveRun
 from flowlane.resume import locked, new_run, new_session, plan_resume
 from flowlane.runtime.cache import Codes, Lookups
 from flowlane.runtime.keeper import Keeper
+from flowlane.runtime.recorder import Recorder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.journal import Journal
     from flowlane.runtime.runner import Runner
     from flowlane.storage.port import Lease, Store, StoredRun
 
@@ -71,6 +73,10 @@ class Archive:
         self.lookups.close()
         if self._own:
             self._store.close()
+
+    def recorder(self, journal: Journal) -> Recorder:
+        """What stores runs before `journal` tells of them."""
+        return Recorder(journal)
 
     def begin(self, run: LiveRun, program: Program, origin: str) -> None:
         """Record that `run` starts. Raises StoreError."""

@@ -32,6 +32,7 @@ from flowlane.runtime.registry import Registry, make_sink, make_store
 from flowlane.runtime.runner import Runner
 
 if TYPE_CHECKING:
+    import concurrent.futures
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
@@ -105,6 +106,7 @@ class Engine:
         self._dispatcher = Dispatcher(self._registry, self._slots, grace)
         self._journal = Journal([*sinks, make_sink("logging")])
         self._archive = self._made_archive(store)
+        self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
         self._compiling = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -192,10 +194,11 @@ class Engine:
 
     async def _close_journal(self) -> None:
         """End the journal's thread. A sink that blocks is left behind after the grace period: logging holds up nobody."""
-        self._journal.close(timeout=_AT_ONCE)
+        journal = self._recorder or self._journal
+        journal.close(timeout=_AT_ONCE)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._dispatcher.grace
-        while self._journal.writing and loop.time() < deadline:  # noqa: ASYNC110 - a thread that cannot tell the loop
+        while journal.writing and loop.time() < deadline:  # noqa: ASYNC110 - a thread that cannot tell the loop
             await asyncio.sleep(_AT_ONCE)
 
     async def _all_ended(self) -> None:
@@ -354,6 +357,7 @@ class Engine:
                 on_step=run.record if run.steps is not None and run.keeper is None else None,
                 on_finish=lambda: self._ended(run),
                 keeper=run.keeper,
+                recorder=self._recorder,
                 lookups=self._archive.lookups if self._archive is not None else None,
                 beginning=beginning,
             )
@@ -393,23 +397,29 @@ class Engine:
         runner = run.runner
         assert runner is not None
         outcome = runner.outcome()
-        delivered = self._journal.finish(run.id, outcome)
+        journal = self._journal if run.keeper is None else self._recorder
+        assert journal is not None
+        delivered: concurrent.futures.Future[Any] = journal.finish(run.id, outcome)
 
         def tell(behind: bool = False) -> None:
             if run.future.done():
                 return
-            if behind and run.keeper is not None and not run.keeper.closed and not delivered.done():
-                return  # what is not stored is not told, however long that takes
-            record = Record(runner)
-            fault = delivered.result() if delivered.done() else None
-            if fault is not None:
-                record.state, record.error = RunState.INTERRUPTED, fault
+            record, told = Record(runner), outcome
+            if run.keeper is not None:
+                ending = run.keeper.ending
+                if ending is None:  # what is not stored is not told, however long that takes
+                    assert self._loop is not None
+                    self._loop.call_later(self._dispatcher.grace, tell, True)
+                    return
+                told = ending.outcome
+                if ending.fault is not None and record.error is None:
+                    record.state, record.error = RunState.INTERRUPTED, ending.fault
             notes = self._journal.notes(run.id)
             if behind:
                 notes.append("a sink is slow: the log was not complete when the run ended")
             if record.late:
                 notes.append(f"{record.late} late reports were ignored")
-            run.outcome = outcome
+            run.outcome = told
             try:
                 value = runner.value() if record.state is RunState.SUCCEEDED else None
             except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear

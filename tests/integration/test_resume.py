@@ -602,7 +602,7 @@ async def test_a_store_that_recovers_before_the_end_has_everything(tmp_path: Pat
         (tmp_path / "two").touch()
         result = await handle.wait()
         assert result.state == "interrupted"
-        assert result.error is None
+        assert isinstance(result.error, StoreError)
         assert heard.succeeded() == {"wait_for", "wait_for#2"}
         assert (await engine.resume(handle.id)).value == ["one", "two"]
     assert began(tmp_path) == {"one": 1, "two": 1}

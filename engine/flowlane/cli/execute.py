@@ -46,6 +46,7 @@ def execute(
     """
     from flowlane.api import Engine
     from flowlane.cli.record import EventLog
+    from flowlane.errors import StoreError
 
     log = EventLog(settings.state_dir.value)
     lanes = {name: registry.capabilities(name).default_slots for name in program.lanes} | settings.slot_values()
@@ -60,8 +61,8 @@ def execute(
     result, signum = _carry_out(engine, start, messages)
 
     state = str(result.state)
-    if state in ("failed", "interrupted") and not result.failures and result.error is not None:
-        result.check()  # no task failed: an executor could not be opened, the store is full; the result raises why
+    if result.error is not None and (isinstance(result.error, StoreError) or not result.failures):
+        result.check()  # an executor could not be opened, the store is full; the result raises why
     text = _output(result, result.value if state == "succeeded" else None, as_json)
     try:
         data.write(text)
@@ -113,6 +114,8 @@ def _exit_code(state: str, signum: int | None) -> int:
         return 0
     if signum is not None and state != "failed":
         return 128 + signum
+    if state == "cancelled":  # by another process
+        return 130
     return 1
 
 

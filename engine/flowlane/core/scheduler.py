@@ -427,6 +427,8 @@ class Scheduler:
             self._settle(element, SUCCEEDED, Reason.RETURNED, ended, step, released)
             self._pass_on(element, at, step, released)
             return
+        if asked is None and isinstance(event, m.Interrupted) and self._stopping is not None and event.started == NEVER:
+            asked = self._stopping  # it was on its way to a worker, and was not sent: a drain begins nothing
         running = self._state[element] == RUNNING
         target: int
         reason: Reason

@@ -12,7 +12,7 @@ An element that waits here is *held*. When it is told to stop meanwhile it never
 On the way back: a result is encoded the moment it arrives, because a task that reads the value may change it. On the loop, where
 pickling costs what it costs anywhere: it holds the GIL.
 
-Belongs to the loop's thread; the journal and the cache answer through the run's `later`.
+Belongs to the loop's thread; the recorder and the cache answer through the run's `later`.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.errors import FlowError
 from flowlane.runtime.cache import Codes
-from flowlane.runtime.keeper import Found, ToCache, Unstored
-from flowlane.runtime.ports import RemoteValue
+from flowlane.runtime.keeper import NOT_BEGUN, Found, ToCache, Unstored
+from flowlane.runtime.ports import INTERRUPTED, NEVER, RemoteValue, Report
 from flowlane.storage.blob import pack
 
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from flowlane.core.scheduler import Scheduler
     from flowlane.program import Program
     from flowlane.runtime.cache import CacheAnswer, Lookups
-    from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import CacheKey, Keeper
+    from flowlane.runtime.recorder import Recorder
     from flowlane.storage.blob import Payload
 
 __all__ = ["Gate"]
@@ -67,14 +67,18 @@ class Run(Protocol):
 
     def later(self, function: Callable[..., object], *args: Any) -> None: ...
 
+    def ref(self, element: int, attempt: int) -> int: ...
+
+    def answer(self, reports: Sequence[Report]) -> None: ...
+
 
 class Gate:
     """See the module's text. `id` is the run's."""
 
-    def __init__(self, run: Run, id: str, journal: Journal, keeper: Keeper, lookups: Lookups) -> None:
+    def __init__(self, run: Run, id: str, recorder: Recorder, keeper: Keeper, lookups: Lookups) -> None:
         self._run = run
         self._id = id
-        self._journal = journal
+        self._recorder = recorder
         self._keeper = keeper
         self._lookups = lookups
         self._codes = Codes()
@@ -110,7 +114,7 @@ class Gate:
         if intended:
             self._hold(lane, intended, _INTENT)
             pairs = [(element, self._run.scheduler.attempt(element)) for element in intended]
-            self._journal.intend(
+            self._recorder.intend(
                 self._id, pairs, monotonic_ns(), lambda: self._run.later(self._let_go, lane, pairs, _INTENT)
             )
         return go
@@ -200,9 +204,8 @@ class Gate:
             payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
         except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
             reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            self._run.note_once(
-                element, attempt, f"returns what cannot be stored, so a resume would run it again: {reason}"
-            )
+            then = "end as unknown, as it must not run twice" if element in self._once else "run it again"
+            self._run.note_once(element, attempt, f"returns what cannot be stored, so a resume would {then}: {reason}")
             return Unstored(reason)
         self._keeper.admit(0, payload.nbytes)
         if self._keys:
@@ -211,20 +214,30 @@ class Gate:
                 return ToCache(payload, key)
         return payload
 
-    def take_back(self, elements: Sequence[int]) -> tuple[list[int], Sequence[int]]:
-        """Split elements that are to stop: those that were held here, and now are not, and those that an executor has."""
+    def take_back(self, elements: Sequence[int]) -> Sequence[int]:
+        """Of elements that are to stop, those that an executor has. The others were held here, and will not begin."""
         held = [element for element in elements if element in self._held]
         if not held:
-            return [], elements
-        for element in held:
-            del self._held[element]
-        return held, [element for element in elements if element not in set(held)]
+            return elements
+        self._give_back(held)
+        return [element for element in elements if element not in set(held)]
 
-    def shut(self) -> list[int]:
-        """The store is at fault: nothing is begun any more. The elements that are held, and now are not."""
+    def drain(self) -> None:
+        """Nothing that is held begins any more."""
+        self._give_back(list(self._held))
+
+    def shut(self) -> None:
+        """The store is at fault: nothing begins any more."""
         self._shut = True
-        held = [
-            element for element, each in self._held.items() if self._run.scheduler.state(element) == "ready" and each
-        ]
-        self._held.clear()
-        return held
+        self.drain()
+
+    def _give_back(self, elements: Sequence[int]) -> None:
+        """Let elements that are held end as they are: never begun."""
+        reports: list[Report] = []
+        for element in elements:
+            held = self._held.pop(element)
+            if self._is_out(element, held.attempt):
+                ref = self._run.ref(element, held.attempt)
+                reports.append(Report(ref, INTERRUPTED, NEVER, monotonic_ns(), value=NOT_BEGUN))
+        if reports:
+            self._run.answer(reports)

@@ -1,4 +1,4 @@
-"""Carries the history of runs from the event loop to the store and the sinks, in order, and never lets sinks disturb a run.
+"""Carries the history of runs from the event loop to the sinks, in order, and never lets either disturb the other.
 
 The loop thread calls `start`, `append` and `finish`. `append` puts one tuple on a deque and compares two ints; it takes
 no lock, makes no words, and wakes nobody unless the writer asked to be woken. One daemon thread, started by the first
@@ -8,10 +8,6 @@ within 10 ms) and calls the sinks, one after another.
 Rules:
 
 - Per run the order of history is kept, for each sink: ``open``, chunks, ``close``.
-- A run that is kept (it has a `Keeper`) is committed first, and told second: whatever a sink hears of is in the store. When the
-  store will not have it, the keeper is told once, sinks hear nothing more until it does, and at the end it is tried once
-  more. What is then still not stored is never told, and `finish` says so. Nothing of such a run is ever dropped: its
-  keeper says when too much is waiting, and the run begins nothing new until it is written.
 - A sink that raises is told of once (`faults`, and a warning on the stdlib logger "flowlane") and not called again for
   that run; other sinks and the run do not notice. A sink that copes with trouble by itself (a full disk) reports it
   through an optional method ``take_faults() -> list[str]``, which is called after each call of the sink.
@@ -31,12 +27,9 @@ import logging
 import threading
 from collections import deque
 from concurrent.futures import Future
-from dataclasses import replace
-from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.core.states import RunState
-from flowlane.errors import EngineClosed, Failure, StoreError
+from flowlane.errors import EngineClosed, Failure
 from flowlane.runtime.events import History
 from flowlane.runtime.ports import RunOutcome
 
@@ -44,7 +37,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
-    from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Chunk, Report, RunInfo, Sink
 
 __all__ = ["Fault", "Journal", "library_logger"]
@@ -59,9 +51,6 @@ LIMIT: Final = 500_000
 
 #: Characters of tasks' output that may wait for slow sinks; what comes beyond is not told to them.
 OUTPUT_LIMIT: Final = 64 << 20
-
-#: Seconds between two looks for what other processes ask of runs that are kept: soon enough for a person.
-ASKED_EVERY: Final = 0.5
 
 _FAULTS_KEPT: Final = 1_000  # an Engine may live for months with a broken sink
 _NOW: Final = 0  # for _wake_at: any append rings
@@ -92,28 +81,11 @@ class Fault(NamedTuple):
 class _Stream:
     """One run on its way to its sinks. `gap` and `gap_end` belong to the loop thread, the rest to the writer."""
 
-    __slots__ = (
-        "fault",
-        "gap",
-        "gap_end",
-        "history",
-        "keeper",
-        "last",
-        "lost",
-        "reports",
-        "rows",
-        "run",
-        "sinks",
-        "unprinted",
-        "untold",
-    )
+    __slots__ = ("gap", "gap_end", "history", "last", "lost", "reports", "rows", "run", "sinks", "unprinted")
 
-    def __init__(self, run: RunInfo, sinks: list[Sink], keeper: Keeper | None) -> None:
+    def __init__(self, run: RunInfo, sinks: list[Sink]) -> None:
         self.run = run
         self.sinks = sinks
-        self.keeper = keeper
-        self.fault: StoreError | None = None
-        self.untold: list[tuple[list[Transition], dict[tuple[int, int], Report]]] = []  # not stored yet, so not told
         self.history = History(run)
         self.rows: list[Transition] = []
         self.reports: dict[tuple[int, int], Report] = {}
@@ -139,15 +111,9 @@ class _Noted(NamedTuple):
     report: Report
 
 
-class _Intent(NamedTuple):
-    elements: list[tuple[int, int]]
-    t: int
-    then: Callable[[], object]
-
-
 class _Close(NamedTuple):
     outcome: RunOutcome | None  # None: the engine was closed under the run
-    done: Future[StoreError | None]
+    done: Future[None]
 
 
 class Journal:
@@ -178,27 +144,20 @@ class Journal:
         self._wake_at = _NOT
         self._urgent = False
         self._closing = False
-        self._keepers: list[Keeper] = []  # of runs under way; the writer's
-        self._asked_next = 0.0
         self._writer: threading.Thread | None = None
 
     # ── the loop's side ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def start(self, run: RunInfo, keeper: Keeper | None = None) -> bool:
-        """Begin a run. True when at least one sink wants to hear it or it is kept; else `append` may be left out for it.
-
-        Raises StoreError for a run that is to be kept when there is no thread to do it.
-        """
+    def start(self, run: RunInfo) -> bool:
+        """Begin a run. True when at least one sink wants to hear it; else `append` may be left out for it."""
         if self._closing:
             raise EngineClosed("the journal is closed")
+        if not self._sinks:
+            return False
         sinks = [sink for sink in self._sinks if self._wants(run, sink)]
-        if not sinks and keeper is None:
+        if not sinks or not self._writing(run):
             return False
-        if not self._writing(run):
-            if keeper is not None:
-                raise StoreError("the run cannot be recorded: no thread is to be had", hint="ulimit -u may be low")
-            return False
-        stream = self._streams[run.id] = _Stream(run, sinks, keeper)
+        stream = self._streams[run.id] = _Stream(run, sinks)
         self._queue.append((stream, None, _Open()))
         self._ring()
         return True
@@ -213,7 +172,7 @@ class Journal:
         if stream is None or not transitions:
             return
         appended = self._appended
-        if appended - self._consumed > self._limit and stream.keeper is None:
+        if appended - self._consumed > self._limit:
             if self._output_in != self._output_out:
                 self._output_in -= sum([len(report.output) for report in reports.values() if report.output])
             stream.gap += len(transitions)
@@ -246,26 +205,12 @@ class Journal:
         self._queue.append((stream, None, _Noted(element, attempt, report)))
         self._ring()
 
-    def intend(self, run_id: str, elements: list[tuple[int, int]], t: int, then: Callable[[], object]) -> None:
-        """Have it stored that these (element, attempt) may have begun, then call `then`, on the journal's thread.
-
-        It is not called when the store will not have it: the keeper's `on_fault` is, or was.
-        """
-        stream = self._streams.get(run_id)
-        if stream is not None:
-            self._queue.append((stream, None, _Intent(elements, t, then)))
-            self._urgent = True
-            self._ring()
-
-    def finish(self, run_id: str, outcome: RunOutcome) -> Future[StoreError | None]:
-        """End a run. The future is resolved when its sinks have got everything and were closed for it.
-
-        With None; with a StoreError where the end of a kept run could not be stored.
-        """
+    def finish(self, run_id: str, outcome: RunOutcome) -> Future[None]:
+        """End a run. The future is resolved, with None, when its sinks have got everything and were closed for it."""
         return self._end(run_id, outcome)
 
-    def _end(self, run_id: str, outcome: RunOutcome | None) -> Future[StoreError | None]:
-        done: Future[StoreError | None] = Future()
+    def _end(self, run_id: str, outcome: RunOutcome | None) -> Future[None]:
+        done: Future[None] = Future()
         done.set_running_or_notify_cancel()  # whoever stops waiting for it must not break its delivery
         stream = self._streams.pop(run_id, None)
         if stream is None:
@@ -335,8 +280,7 @@ class Journal:
             bell.clear()
             self._wake_at = _NOW
             if not queue and not self._closing:
-                while not bell.wait(ASKED_EVERY if self._keepers else None):
-                    self._look()
+                bell.wait()
                 bell.clear()
             # Something has come. Unless somebody waits for the end, let more come: one chunk of 1,000 rows costs
             # a fraction of 1,000 chunks of one, and holds up the loop once.
@@ -348,8 +292,6 @@ class Journal:
             self._drain()
             if self._closing and not queue:
                 return
-            if self._keepers and monotonic() >= self._asked_next:
-                self._look()
 
     def _drain(self) -> None:
         """Deliver what is in the queue now, in chunks, each of one run."""
@@ -386,59 +328,7 @@ class Journal:
         if self._output_in != self._output_out:
             self._output_out += sum([len(report.output) for report in reports.values() if report.output])
 
-    def _look(self) -> None:
-        """Ask the stores of kept runs what other processes want of them."""
-        self._asked_next = monotonic() + ASKED_EVERY
-        for keeper in tuple(self._keepers):
-            try:
-                keeper.requests()
-            except StoreError:  # its next write will say so
-                continue
-
-    def _keep(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> bool:
-        """Commit a stretch of a kept run; whether it, and everything before it, may be told now."""
-        keeper = stream.keeper
-        assert keeper is not None
-        try:
-            keeper.write(rows, reports)
-        except StoreError as error:
-            self._store_fault(stream, error)
-            stream.untold.append((rows, reports))
-            return False
-        if stream.untold:
-            self._catch_up(stream)
-        self._committed(stream, rows, reports)
-        return True
-
-    def _committed(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
-        keeper = stream.keeper
-        assert keeper is not None
-        for report in reports.values():
-            report.value = None  # nobody must keep it alive any longer
-        if keeper.listener is not None:
-            keeper.listener(rows, reports)
-        if keeper.waiting and not keeper.behind(0.5):
-            keeper.waiting = False
-            keeper.on_caught_up()
-
-    def _catch_up(self, stream: _Stream) -> None:
-        """Tell what could be stored after all."""
-        untold, stream.untold = stream.untold, []
-        for rows, reports in untold:
-            self._committed(stream, rows, reports)
-            self._tell_sinks(stream, rows, reports)
-
-    def _store_fault(self, stream: _Stream, error: StoreError) -> None:
-        assert stream.keeper is not None
-        if stream.fault is None:
-            stream.fault = error
-            stream.keeper.on_fault(error)
-
     def _deliver(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
-        if stream.keeper is None or self._keep(stream, rows, reports):
-            self._tell_sinks(stream, rows, reports)
-
-    def _tell_sinks(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
         if not stream.sinks:
             return
         try:
@@ -450,32 +340,18 @@ class Journal:
             return
         self._each(stream, "write", lambda sink: sink.write(chunk))
 
-    def _control(self, stream: _Stream, what: _Open | _Gap | _Noted | _Intent | _Close) -> None:
+    def _control(self, stream: _Stream, what: _Open | _Gap | _Noted | _Close) -> None:
         run = stream.run
         match what:
             case _Open():
-                if stream.keeper is not None:
-                    stream.keeper.open(run)
-                    self._keepers.append(stream.keeper)
                 self._each(stream, "open", lambda sink: sink.open(run))
             case _Gap(count, t):
                 stream.lost += count
                 chunk: Chunk = stream.history.lost(count, t)
                 self._each(stream, "write", lambda sink: sink.write(chunk))
             case _Noted(element, attempt, report):
-                keeper = stream.keeper
-                if keeper is not None and keeper.listener is not None:
-                    keeper.listener([], {(element, attempt): report})
                 noted: Chunk = stream.history.noted(element, attempt, report)
                 self._each(stream, "write", lambda sink: sink.write(noted))
-            case _Intent(elements, t, then):
-                assert stream.keeper is not None
-                try:
-                    stream.keeper.intend(elements, t)
-                except StoreError as error:
-                    self._store_fault(stream, error)
-                else:
-                    then()
             case _Close(outcome, done):
                 ending = outcome or RunOutcome(
                     state="interrupted",
@@ -483,8 +359,6 @@ class Journal:
                     counts={},
                     error="the engine was closed before the run ended",
                 )
-                if stream.keeper is not None:
-                    ending = self._close_kept(stream, stream.keeper, ending)
                 self._each(stream, "close", lambda sink: sink.close(run, ending))
                 if stream.lost:
                     self._tell(
@@ -497,21 +371,7 @@ class Journal:
                             run.id, "journal", f"the output of {count:,} attempts was left out: the sinks were too slow"
                         )
                     )
-                done.set_result(stream.fault if stream.keeper is not None and not stream.keeper.closed else None)
-
-    def _close_kept(self, stream: _Stream, keeper: Keeper, outcome: RunOutcome) -> RunOutcome:
-        """Store the end of a kept run; the end as it is to be told."""
-        self._keepers.remove(keeper)
-        try:
-            keeper.close(outcome)
-        except StoreError as error:
-            if stream.fault is None:
-                stream.fault = error
-            left = sum([len(rows) for rows, _ in stream.untold])
-            message = f"{stream.fault.message}; {left:,} events were not stored, and are not told"
-            return replace(outcome, state=str(RunState.INTERRUPTED), error=message)
-        self._catch_up(stream)
-        return outcome
+                done.set_result(None)
 
     def _each(self, stream: _Stream, verb: str, call: Callable[[Sink], None]) -> None:
         for sink in tuple(stream.sinks):

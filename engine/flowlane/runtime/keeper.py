@@ -1,6 +1,6 @@
 """Keeps one run: turns its history into one row an attempt, seals results, and hands both to the store.
 
-The journal calls it, on its own thread and before any sink, so that whatever a sink hears of is in the store. Rows that the
+The recorder calls it, on its own thread and before any sink, so that whatever a sink hears of is in the store. Rows that the
 store would not take are kept, in order, and tried again with the next ones: the store holds a prefix of history, whatever
 happens.
 
@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from flowlane.core.messages import Transition
     from flowlane.errors import StoreError
     from flowlane.runtime.ports import Report, RunInfo, RunOutcome
+    from flowlane.runtime.recorder import Ending
     from flowlane.storage.port import Blob, Lease, ResultRef, Store
 
-__all__ = ["BYTES_WAITING", "ROWS_WAITING", "CacheKey", "Found", "Keeper", "ToCache", "Unstored"]
+__all__ = ["BYTES_WAITING", "NOT_BEGUN", "ROWS_WAITING", "CacheKey", "Found", "Keeper", "ToCache", "Unstored"]
 
 #: Rows and bytes of results that may wait to be written before nothing new is begun: 0.1 to 0.5 s of a disk's time.
 ROWS_WAITING: Final = 50_000
@@ -71,8 +72,16 @@ class Unstored(NamedTuple):
     reason: str
 
 
+class _NotBegun:
+    __slots__ = ()
+
+
+#: In place of a result: the attempt was taken back before any executor had it.
+NOT_BEGUN: Final = _NotBegun()
+
+
 class Keeper:
-    """Writes the session that `lease` is for. `on_fault`, `on_request` and `on_caught_up` are called on the journal's thread.
+    """Writes the session that `lease` is for. `on_fault`, `on_request` and `on_caught_up` are called on the recorder's thread.
 
     listener  called with (transitions, reports) once they are committed; the reports' values are gone by then
     """
@@ -92,23 +101,24 @@ class Keeper:
         self.on_fault = on_fault
         self.on_caught_up = on_caught_up
         self.listener = listener
-        self.waiting = False  # the loop waits to be told that there is room; set by the loop, cleared by the journal
-        self.closed = False
+        self.waiting = False  # the loop waits to be told that there is room; set by the loop, cleared by the recorder
+        self.ending: Ending | None = None  # once the end is stored, or cannot be
         self._on_request = on_request
         self._offset = 0
         self._ready = self._started = array("q")
         self._open: dict[int, int] = {}
+        self._intended: dict[tuple[int, int], int] = {}  # (element, attempt) → from when it may have begun
         self._rows: list[AttemptRow] = []
         self._cached: list[CacheRow] = []
         self._heard: set[str] = set()
         self._rows_in = self._bytes_in = 0  # of the loop
-        self._rows_out = self._bytes_out = 0  # of the journal: what is committed,
+        self._rows_out = self._bytes_out = 0  # of the recorder: what is committed,
         self._rows_folded = self._bytes_folded = 0  # and what it has seen
 
     # ── the loop's side ───────────────────────────────────────────────────────────────────────────────────────────
 
-    def admit(self, rows: int, nbytes: int) -> None:
-        """So much is handed to the journal."""
+    def admit(self, rows: int, nbytes: int = 0) -> None:
+        """So much is handed over: rows, and bytes of results and of output."""
         self._rows_in += rows
         self._bytes_in += nbytes
 
@@ -119,7 +129,7 @@ class Keeper:
             or self._bytes_in - self._bytes_out > BYTES_WAITING * share
         )
 
-    # ── the journal's side ────────────────────────────────────────────────────────────────────────────────────────
+    # ── the recorder's side ────────────────────────────────────────────────────────────────────────────────────────
 
     def open(self, run: RunInfo) -> None:
         """Get to know the run. Before anything else."""
@@ -130,6 +140,7 @@ class Keeper:
     def write(self, transitions: Sequence[Transition], reports: Mapping[tuple[int, int], Report]) -> None:
         """Commit a stretch of history. Raises StoreError; then it is kept, and `flush` or the next `write` tries again."""
         self._bytes_folded += self._fold(transitions, reports)
+        self._bytes_folded += sum([len(report.output) for report in reports.values() if report.output])
         self._rows_folded += len(transitions)
         self.flush()
 
@@ -137,6 +148,7 @@ class Keeper:
         """Commit that these (element, attempt) may have begun from monotonic time `t` on. Raises StoreError."""
         offset = self._offset
         for element, attempt in elements:
+            self._intended[element, attempt] = t
             ready = self._ready[element] + offset
             self._rows.append(AttemptRow(element, attempt, _RUNNING, _STARTED, ready, t + offset, 0, (), None))
         self.flush()
@@ -159,7 +171,6 @@ class Keeper:
         """Commit what is left, and how the run ended. Raises StoreError."""
         self.flush()
         self.store.close_run(self.lease, RunState(outcome.state), outcome.ended + self._offset, outcome.error)
-        self.closed = True
 
     # ── folding ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -186,19 +197,24 @@ class Keeper:
             report = report_of((element, attempt))
             if report is not None:
                 value = report.value
-                if value is not None and target in _DONE:
-                    if type(value) is Payload:
+                if type(value) is Payload:
+                    total += value.nbytes  # also of one that came too late to count: it was admitted
+                    if target in _DONE:
                         result = seal(value, secret)
-                        total += value.nbytes if value.buffers else len(value.stream[0])
-                    elif type(value) is Found:
-                        origin = value.origin
-                    elif type(value) is ToCache:
+                elif type(value) is ToCache:
+                    total += value.payload.nbytes
+                    if target in _DONE:
                         result = seal(value.payload, secret)
-                        total += value.payload.nbytes
                         self._cached.append(_cache_row(value.key, t + offset, element, attempt))
+                elif type(value) is Found:
+                    origin = value.origin
                 if report.cpu >= 0 or report.failure is not None or type(value) is Unstored:
                     detail = _detail(report)
             came, began = ready[element], started[element]
+            if self._intended and (element, attempt) in self._intended:
+                intended = self._intended.pop((element, attempt))
+                if began == NEVER and (report is None or report.value is not NOT_BEGUN):
+                    began = intended  # whatever its executor says: it was let go, and who must not begin twice may have begun
             add(
                 AttemptRow(
                     element,

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
+    from flowlane.runtime.recorder import Recorder
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -101,6 +102,7 @@ class Runner:
         on_step: Callable[[list[Transition], Reports], None] | None,
         on_finish: Callable[[], None],
         keeper: Keeper | None = None,
+        recorder: Recorder | None = None,
         lookups: Lookups | None = None,
         beginning: Beginning = NOTHING_DONE,
     ) -> None:
@@ -113,7 +115,6 @@ class Runner:
         self.noted = 0  # notes that came, those not kept included
         self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
         self._dispatcher = dispatcher
-        self._journal = journal
         self._context = context
         context.run(RUN.set, id)
         context.run(ATTEMPT.set, 1)
@@ -163,8 +164,15 @@ class Runner:
         if keeper is not None and lookups is not None:
             from flowlane.runtime.gate import Gate  # not at the top: most runs are not kept, and workers never are
 
-            self._gate = Gate(self, id, journal, keeper, lookups)
-        self._recorded = journal.start(self.info, keeper)
+            assert recorder is not None
+            self._gate = Gate(self, id, recorder, keeper, lookups)
+        if recorder is not None and keeper is not None:
+            recorder.start(self.info, keeper)
+            self._journal: Journal | Recorder = recorder
+            self._recorded = True
+        else:
+            self._journal = journal
+            self._recorded = journal.start(self.info)
         self._heard = self._recorded or on_step is not None
 
     # ── what the engine calls ─────────────────────────────────────────────────────────────────────────────────────
@@ -189,8 +197,8 @@ class Runner:
         if self.store_fault is not None or self.ended_ns != NEVER:
             return
         self.store_fault = error
-        if self._gate is not None and (held := self._gate.shut()):
-            self._give_back(held)
+        if self._gate is not None:
+            self._gate.shut()
         if error.lost:  # the run is another process's now; nothing that we do counts
             self.cancel()
         else:
@@ -211,6 +219,8 @@ class Runner:
             self._loop.call_soon(self.drain)
         elif self.scheduler.finished is None and self.error is None:
             self._step([m.DrainRequested()], {})
+            if self._gate is not None:
+                self._gate.drain()
 
     def fail(self, error: BaseException) -> None:
         """End the run at once because the engine cannot go on with it (an executor would not open, say)."""
@@ -288,7 +298,7 @@ class Runner:
 
     def note_once(self, element: int, attempt: int, text: str) -> None:
         """Tell something that holds for all attempts of a task, with the first."""
-        about = (self.program.targets[element].name, text[:24])
+        about = (self.program.targets[element].name, text)
         if about not in self._told:
             self._told.add(about)
             self._note(element, attempt, Report(0, NOTED, note=text))
@@ -304,6 +314,14 @@ class Runner:
         self._values[element] = value
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         self._step([m.Cached(element, attempt, report.ended)], {(element, attempt): report})
+
+    def ref(self, element: int, attempt: int) -> int:
+        """The number of an attempt's job."""
+        return make_ref(self.token, element, attempt)
+
+    def answer(self, reports: Sequence[Report]) -> None:
+        """Take reports of attempts that no executor has; in the next turn."""
+        self._dispatcher.answer(reports)
 
     def later(self, function: Callable[..., object], *args: Any) -> None:
         """Call `function` on the loop's thread, unless the run has ended by then. Any thread."""
@@ -353,7 +371,7 @@ class Runner:
             enforced = self._enforces[self.program.plan.lane[element]] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
                 report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
-            else:
+            elif self._gate is None or started != NEVER or report.worker:
                 report.failure = taken_back()
         elif kind is FAILED and report.failure is None:
             report.failure = unexplained()
@@ -406,8 +424,6 @@ class Runner:
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
-            if self._keeper is not None:
-                self._keeper.admit(len(transitions), 0)
             self._journal.append(self.info.id, transitions, reports)
         if self._on_step is not None:
             self._on_step(transitions, reports)
@@ -435,8 +451,7 @@ class Runner:
                 attempt = self.scheduler.attempt
                 elements: Sequence[int] = command.elements
                 if self._gate is not None:
-                    held, elements = self._gate.take_back(elements)
-                    self._give_back(held)
+                    elements = self._gate.take_back(elements)
                 refs = [make_ref(self.token, element, attempt(element)) for element in elements]
                 # Whatever a job returns after its timeout cannot change the verdict: to wait for one that was not even told
                 # would only keep everybody else waiting. Cancelled ones may still count.
@@ -448,13 +463,6 @@ class Runner:
                 self._dispatcher.wake(command.tokens)
             else:
                 self._end()
-
-    def _give_back(self, elements: Sequence[int]) -> None:
-        """Elements that were launched, and will not begin."""
-        attempt, now = self.scheduler.attempt, monotonic_ns()
-        reports = [Report(make_ref(self.token, each, attempt(each)), INTERRUPTED, NEVER, now) for each in elements]
-        if reports:
-            self._dispatcher.answer(reports)
 
     def submit(self, lane: int, elements: list[int]) -> None:
         """Hand launched elements of a lane to its executor."""
