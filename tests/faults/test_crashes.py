@@ -69,7 +69,9 @@ def die_at_each_call(folder: Path, workflow: str, *, before: Sequence[Death] = (
             n += 1
             died = False
             for when in ("before", "after"):
-                deaths = die(lives, folder / f"{n}-{when}", workflow, [*before, *[("", n, when)] * (1 + again)])
+                deaths = -1
+                while deaths < len(before):  # on a busy machine a run may be over in fewer writes than that
+                    deaths = die(lives, folder / f"{n}-{when}", workflow, [*before, *[("", n, when)] * (1 + again)])
                 died |= deaths > len(before)
                 total += deaths
     return total
@@ -87,7 +89,7 @@ def test_a_death_before_or_after_any_call_of_the_store_repeats_nothing_committed
 @pytest.mark.timeout(3600)
 def test_deaths_at_any_call_of_the_store_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     deaths = die_at_each_call(tmp_path / "run", "killed", again=2)
-    deaths += die_at_each_call(tmp_path / "resume", "killed", before=[("write", 12, "after")], again=2)
+    deaths += die_at_each_call(tmp_path / "resume", "killed", before=[("write", 3, "after")], again=2)
     with capsys.disabled():
         print(f"\n{deaths:,} deaths inside the store, each gone on from")
 

@@ -218,7 +218,7 @@ def test_a_run_under_way_is_named_and_left_alone(place: Folder) -> None:
 def race(place: Folder, one: Lives, other: Lives, lag: float) -> list[int]:
     """A run that died half-way is resumed by two processes, the second `lag` seconds behind; their exit codes."""
     judge = Judge(place, "small")
-    assert one.live(place, "small", "run", ("write", 2, "after")) == -signal.SIGKILL
+    assert one.live(place, "small", "run", ("write", 1, "after")) == -signal.SIGKILL
     judge.look()
     at = time.monotonic() + 0.05
     first = one.start(place, workflow="small", verb="resume", at=at)
