@@ -196,12 +196,10 @@ def stopped(folder: str, rounds: str) -> dict[str, Any]:
     """The owner is stopped, its run taken over, and it goes on: nothing that it writes then is kept."""
     rng = random.Random(3)
     told = {"rounds": 0, "stale": 0, "lost": 0, "waited": 0, "two_owners": 0}
-    database.PATIENCE = 0.05
     for number in range(int(rounds)):
         reader, writer = os.pipe()
 
         def own(number: int = number, writer: int = writer) -> None:
-            database.PATIENCE = 30.0
             store = open_store(folder)
             lease = store.begin(new_run(number), session())
             os.write(writer, b"x")
@@ -217,9 +215,11 @@ def stopped(folder: str, rounds: str) -> dict[str, Any]:
         os.close(reader)
         time.sleep(rng.uniform(0, 0.01))
         store = open_store(folder)
+        store._database._writer.execute("PRAGMA busy_timeout = 50")  # type: ignore[union-attr]
         run_id = new_run(number).id
         while True:
             os.kill(pid, signal.SIGSTOP)
+            database.PATIENCE = 0.05
             try:
                 store.seize(run_id, T)
                 lease = store.reopen(run_id, session("elsewhere"), after=1)
@@ -228,6 +228,8 @@ def stopped(folder: str, rounds: str) -> dict[str, Any]:
                 told["waited"] += 1
                 os.kill(pid, signal.SIGCONT)
                 time.sleep(rng.uniform(0, 0.002))
+            finally:
+                database.PATIENCE = 30.0
         before = sum(1 for _ in store.attempts(run_id, 1))
         owner = store.owner(run_id)
         os.kill(pid, signal.SIGCONT)
