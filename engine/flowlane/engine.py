@@ -164,6 +164,8 @@ class Engine:
             loop.call_soon(ready.set)
             loop.run_forever()
         for run in list(self._running):  # started by another thread, too late for this loop to see
+            if self._archive is not None:
+                self._archive.give_up(run)
             run.future.set_exception(_closed())
 
     def _attach(self) -> None:
@@ -254,6 +256,11 @@ class Engine:
         Raises UsageError without a store, UnknownRun, RunLocked, WorkflowChanged, StoreError, and what compiling raises.
         Loading and compiling happen here, in the caller's thread. Any thread.
         """
+        if not isinstance(run, str):  # pyright: ignore[reportUnnecessaryIsInstance] - said to whoever has no checker
+            raise UsageError(
+                f"a run is resumed by its name or its id, not by {run!r}", hint='engine.resume("last"), or handle.id'
+            )
+        _check_resume_options(how)
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
@@ -314,6 +321,18 @@ class Engine:
             return None
         from flowlane.archive import Archive
 
+        if isinstance(store, (str, os.PathLike)):
+            path = os.fspath(store)
+            if not path or os.path.isdir(path):
+                raise SettingsError(
+                    f"the store {path!r} is {'a folder' if path else 'no path'}",
+                    hint=f"name a file in it: {os.path.join(path or '.flow', 'flow.db')!r}",
+                )
+        elif not hasattr(store, "begin"):
+            raise SettingsError(
+                f"{store!r} is neither a path nor a store",
+                hint='Engine(store=".flow/flow.db"), or an object like SqliteStore',
+            )
         own = isinstance(store, (str, os.PathLike))
         made: Store = make_store("sqlite", path=os.fspath(store)) if isinstance(store, (str, os.PathLike)) else store
         return Archive(made, own=own, call=self.call)
@@ -363,6 +382,8 @@ class Engine:
             )
         except BaseException as error:
             self._running.discard(run)
+            if self._archive is not None:
+                self._archive.give_up(run)
             run.future.set_exception(error)
             run.wake_readers()
             raise
@@ -459,6 +480,26 @@ class Engine:
             except RuntimeError:
                 return False
         return True
+
+
+def _check_resume_options(how: Mapping[str, Any]) -> None:
+    """Raise UsageError for an option that `resume` does not have, or a text where a list of texts belongs."""
+    from flowlane.archive import PlanOptions, ResumeOptions
+
+    known = [*PlanOptions.__annotations__, *ResumeOptions.__annotations__]
+    for name, value in how.items():
+        if name not in known:
+            import difflib
+
+            close = (
+                "restart" if name in ("from_", "start") else next(iter(difflib.get_close_matches(name, known, 1)), None)
+            )
+            raise UsageError(
+                f"resume has no option '{name}'; its options: {', '.join(dict.fromkeys(known))}",
+                hint=f"did you mean '{close}'?" if close else None,
+            )
+        if name in ("restart", "rerun") and isinstance(value, str):
+            raise UsageError(f"{name} is a list of tasks' names, not {value!r}", hint=f"{name}=[{value!r}]")
 
 
 def _closed() -> EngineClosed:

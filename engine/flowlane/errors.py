@@ -141,6 +141,8 @@ class StoreError(FlowError):
     def __init__(self, message: str, *, where: str | None = None, hint: str | None = None, lost: bool = False) -> None:
         super().__init__(message, where=where, hint=hint)
         self.lost = lost
+        if lost:
+            self.exit_code = 75  # as for any run that another process owns
 
 
 class ResultDamaged(StoreError):

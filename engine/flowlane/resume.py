@@ -162,6 +162,11 @@ def plan_resume(
     for name in (*restart, *rerun):
         if name not in number:
             raise _unknown(name, number, run)
+    for name in rerun:
+        if number[name] not in program.once:
+            raise UsageError(
+                f"task '{name}' is not at_most_once", hint=f"to run it again: --from {name} (restart=[{name!r}])"
+            )
     affected = below(plan, [number[name] for name in (*changes.affected, *restart)])
     rows = _latest(store.attempts(run.id, run.session))
     before = {name: element for element, name in enumerate(then.names)}
@@ -177,7 +182,10 @@ def plan_resume(
             if element not in affected:
                 kept[element] = row
             elif element in program.once and name not in rerun:
-                unknown[element] = _outcome_unknown(name, "it has succeeded, and would run a second time")
+                raise UsageError(
+                    f"task '{name}' has succeeded, is at_most_once, and would run a second time",
+                    hint=f"if it may, say so: --rerun {name} (rerun=[{name!r}])",
+                )
             else:
                 again.append(name)
         elif element in program.once and name not in rerun and _may_have_begun(row):

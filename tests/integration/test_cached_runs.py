@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import Cache, Engine, FlowError, RunFailed, Secret, StoreError, TaskState, run, task, workflow
+from flowlane import Cache, Engine, FlowError, RunFailed, Secret, StoreError, TaskState, UsageError, run, task, workflow
 from flowlane.loader import load_file
 from flowlane_plugins.stores.memory import MemoryStore
 from flowlane_plugins.stores.sqlite import SqliteStore
@@ -233,9 +233,14 @@ async def test_one_that_succeeded_is_kept_like_any_other(tmp_path: Path, store: 
         (tmp_path / "mute").unlink()
         assert (await engine.resume(first.id)).value == "told: paid 5"
         assert ran(tmp_path) == ["pay 5"]
-        again = await engine.resume(first.id, restart=["pay"]).wait()
-        assert again.tasks["pay"].state is TaskState.UNKNOWN  # to restart it is not yet to say that it may
+        with pytest.raises(UsageError, match="'pay' has succeeded, is at_most_once, and would run a second time"):
+            engine.resume(first.id, restart=["pay"])  # to restart it is not yet to say that it may
+        with pytest.raises(UsageError, match="'tell' is not at_most_once"):
+            engine.resume(first.id, rerun=["tell"])
         assert ran(tmp_path) == []
+        assert (await engine.resume(first.id)).value == "told: paid 5"  # nothing was lost by asking
+        assert (await engine.resume(first.id, restart=["pay"], rerun=["pay"])).value == "told: paid 5"
+        assert ran(tmp_path) == ["pay 5"]
 
 
 async def test_it_is_stored_that_it_may_have_begun_before_it_does(tmp_path: Path) -> None:

@@ -32,6 +32,7 @@ from flowlane.core.states import STATES, TaskState
 from flowlane.description import Description
 from flowlane.resume import new_run, new_session, plan_resume
 from flowlane.runtime import keeper as keeping
+from flowlane.runtime.ports import ABANDONED, Capabilities, Report
 from flowlane.storage.blob import pack, seal
 from flowlane.storage.fingerprint import fingerprint
 from flowlane.storage.port import AttemptRow
@@ -658,3 +659,162 @@ async def test_a_cancel_reaches_what_waits_for_the_store(
         gate.set()
         assert (await handle.wait()).state == "cancelled"
     store.close()
+
+
+# ── what must not hang, and must not be told ──────────────────────────────────────────────────────────────────────
+
+
+@task.io
+def large(number: int) -> list[str]:
+    return [f"{number:0100d}"] * 3_000  # a pickle of several frames
+
+
+async def test_results_of_any_size_are_counted_off_as_they_were_counted(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keeping, "BYTES_WAITING", 1 << 20)
+
+    @workflow
+    def many() -> int:
+        return count([large(number) for number in range(40)])
+
+    @task.io(executor="inline")
+    def count(parts: list[list[str]]) -> int:
+        return len(parts)
+
+    store = SqliteStore(path)
+    async with Engine(store=store, slots={"threads": 4}) as engine, asyncio.timeout(30):
+        handle = engine.start(many)
+        keeper = handle._run.keeper
+        assert (await handle).value == 40
+        assert keeper is not None
+        assert not keeper.behind(1e-9)
+    store.close()
+
+
+async def test_a_sink_that_hangs_holds_up_neither_commits_nor_the_end(tmp_path: Path, path: Path) -> None:
+    release = threading.Event()
+
+    class Hanging(Heard):
+        def write(self, chunk: Chunk) -> None:
+            release.wait(20)
+
+    async with Engine(store=path, sinks=[Hanging()], grace=0.3) as engine:
+        async with asyncio.timeout(15):
+            result = await engine.start(spell, tmp_path)
+        assert result.value == "aabbcc"
+        assert any("a sink is slow" in note for note in result.notes)
+        store = SqliteStore(path)
+        store.open()
+        assert store.find("last").state == "succeeded"
+        store.close()
+        release.set()
+
+
+@pytest.mark.parametrize("verb", ["write", "close_run", "cached"])
+async def test_whatever_a_store_raises_ends_the_run(tmp_path: Path, path: Path, verb: str) -> None:
+    class Broken(Failing):
+        def __getattr__(self, name: str) -> Any:
+            if name == verb:
+                raise ZeroDivisionError("a defect")
+            return super().__getattr__(name)
+
+    def broken(self: Any, *args: Any) -> None:
+        raise ZeroDivisionError("a defect")
+
+    store = Broken(SqliteStore(path), 10**6)
+    if verb != "cached":
+        store = type("Defect", (Failing,), {verb: broken})(SqliteStore(path), 10**6)
+
+    @workflow
+    def remembered(folder: Path) -> str:
+        return fetch.options(cache=True)(folder, "a")
+
+    async with Engine(store=store) as engine, asyncio.timeout(20):
+        result = await engine.start(remembered, tmp_path).wait()
+    if verb == "cached":  # a cache that cannot be asked is a miss
+        assert result.value == "aa"
+    else:
+        assert result.state == "interrupted"
+        assert isinstance(result.error, StoreError)
+        assert "the store raised ZeroDivisionError: a defect" in str(result.error)
+    store.close()
+
+
+@pytest.mark.parametrize("verb", ["write", "close_run"])
+async def test_the_last_event_is_what_was_stored(tmp_path: Path, path: Path, verb: str) -> None:
+    def full(self: Any, *args: Any) -> None:
+        raise StoreError("the disk is full")
+
+    store = type("Full", (Failing,), {verb: full})(SqliteStore(path), 10**6)
+    async with Engine(store=store) as engine:
+        handle = engine.start(spell, tmp_path)
+        events = [event async for event in handle.events()]
+        assert events[-1]["event"] == "run.finished"
+        assert events[-1]["state"] == "interrupted"
+        assert (await handle.wait()).state == "interrupted"
+    store.close()
+
+
+async def test_a_drain_begins_nothing_that_waits_for_the_cache(tmp_path: Path, path: Path) -> None:
+    asked = threading.Event()
+
+    class SlowCache(Failing):
+        def cached(self, key: bytes, now: int) -> Any:
+            asked.wait(20)
+            return self._store.cached(key, now)
+
+    @workflow
+    def remembered(folder: Path) -> list[str]:
+        return [fetch.options(cache=True)(folder, name) for name in "abc"]
+
+    store = SlowCache(SqliteStore(path), 10**6)
+    async with Engine(store=store) as engine:
+        handle = engine.start(remembered, tmp_path)
+        await asyncio.sleep(0.1)
+        handle.drain()
+        async with asyncio.timeout(10):
+            result = await handle.wait()
+        assert result.state == "interrupted"
+        assert result.counts == {TaskState.CANCELLED: 3}
+        asked.set()
+    assert began(tmp_path) == {}
+    store.close()
+
+
+class Forgetful:
+    """An executor that has begun every job, and says of each that it never did."""
+
+    capabilities = Capabilities(frozenset({"sync", "async"}), 4)
+
+    async def open(self, deliver: Any) -> None:
+        self._deliver = deliver
+
+    def submit(self, jobs: Any) -> None:
+        self._jobs = list(jobs)
+
+    def interrupt(self, refs: Any, grace: float) -> None:
+        self._deliver([Report(ref, ABANDONED) for ref in refs])
+
+    async def close(self, grace: float) -> None: ...
+
+
+async def test_what_was_let_go_may_have_begun_whatever_its_executor_says(tmp_path: Path, path: Path) -> None:
+    @task.io(at_most_once=True)
+    async def pay(folder: Path) -> str:
+        return "paid"
+
+    @workflow
+    def paying(folder: Path) -> str:
+        return pay(folder)
+
+    forgetful = Forgetful()
+    async with Engine(store=path, executors={"forgetful": forgetful}, routes={"io": "forgetful"}) as engine:
+        handle = engine.start(paying, tmp_path)
+        async with asyncio.timeout(10):
+            while not hasattr(forgetful, "_jobs"):
+                await asyncio.sleep(0.005)
+        handle.cancel()
+        assert (await handle.wait()).state == "cancelled"
+        again = await engine.resume(handle.id, paying).wait()
+    assert again.tasks["pay"].state is TaskState.UNKNOWN

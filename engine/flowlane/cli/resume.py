@@ -103,7 +103,12 @@ def command(
 
 
 def _unfinished(store: Store) -> StoredRun:
+    under_way: StoredRun | None = None
     for run in store.runs():
-        if run.state != "succeeded" and store.owner(run.id) is None:
-            return run
-    raise UnknownRun("there is no run to go on with: all have succeeded, or are under way", hint="flow runs lists them")
+        if run.state != "succeeded":
+            if store.owner(run.id) is None:
+                return run
+            under_way = under_way or run
+    if under_way is not None:
+        return under_way  # whoever goes on with it is told whose it is
+    raise UnknownRun("there is no run to go on with: all have succeeded", hint="flow runs lists them")

@@ -229,6 +229,8 @@ def _form(parameter: Parameter, command_line: bool) -> str:
         return f"the parameter is {name}: {annotation}"
     if parameter.literal:
         return f"-p {name}=TEXT"
+    if parameter.secret:
+        return f"-p {name}=env:NAME or -p {name}=file:PATH: a secret is named, not given"
     core = annotation.partition("[")[0].rpartition(".")[2].lower()
     if core in ("list", "sequence", "set", "tuple", "frozenset", "iterable", "collection"):
         return f"-p '{name}=[...]' with a JSON list, for {annotation}; or --params FILE.json"

@@ -9,9 +9,10 @@ Hashing and reading may take as long as the data is large, so neither happens on
 
 from __future__ import annotations
 
+import queue
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.errors import FlowError
 from flowlane.loader import load_for
@@ -30,6 +31,9 @@ if TYPE_CHECKING:
     from flowlane.storage.port import ResultRef, Store
 
 __all__ = ["CacheAnswer", "Codes", "Lookups", "key_of"]
+
+
+_AT_ONCE: Final = 0.02  # seconds: closing happens on the event loop
 
 
 class Codes:
@@ -91,10 +95,12 @@ def _named(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any
 
 
 class Lookups:
-    """The thread that looks; one for an engine. It starts with the first call of `ask`."""
+    """The thread that looks; one for an engine. It starts with the first call of `ask`, and is never waited for: what it is at
+    may be a hook of the user's, or a disk that does not answer."""
 
     def __init__(self) -> None:
-        self._pool: ThreadPoolExecutor | None = None
+        self._thread: threading.Thread | None = None
+        self._asked: queue.SimpleQueue[Callable[[], object] | None] = queue.SimpleQueue()
 
     def ask(
         self,
@@ -106,16 +112,31 @@ class Lookups:
         kwargs: Mapping[str, Any],
         then: Callable[[CacheAnswer], object],
     ) -> None:
-        """Look, and call `then` on the thread. Never raises: what goes wrong is a miss, with a note."""
-        if self._pool is None:
-            self._pool = ThreadPoolExecutor(1, thread_name_prefix="flowlane-cache")
-        self._pool.submit(lambda: then(_answer(store, target, codes, rule, args, kwargs)))
+        """Look, and call `then` on the thread, in every case. Never raises: what goes wrong is a miss, with a note."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="flowlane-cache", daemon=True)
+            self._thread.start()
+        self._asked.put(lambda: then(_answered(store, target, codes, rule, args, kwargs)))
+
+    def _work(self) -> None:
+        while (ask := self._asked.get()) is not None:
+            ask()
 
     def close(self) -> None:
-        """End the thread; what it is at may end."""
-        if self._pool is not None:
-            self._pool.shutdown(wait=True, cancel_futures=True)
-            self._pool = None
+        """Let the thread end when it has done what it is at."""
+        self._asked.put(None)
+        if self._thread is not None:
+            self._thread.join(_AT_ONCE)
+            self._thread = None
+
+
+def _answered(
+    store: Store, target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> CacheAnswer:
+    try:
+        return _answer(store, target, codes, rule, args, kwargs)
+    except BaseException as error:  # noqa: BLE001 - whoever waits for this answer must get one
+        return CacheAnswer(None, note=f"was not looked for in the cache: {type(error).__name__}: {error}")
 
 
 def _answer(
