@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.errors import FlowError
@@ -68,10 +69,13 @@ def key_of(target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], k
     """The key of one call. Raises Unhashable, with the parameter in its path."""
     code = codes.of(target.fn)
     digests: dict[str, bytes] = {}
-    for name, value in _named(target.fn, args, kwargs):
+    given, filled = _named(target.fn, args, kwargs)
+    for name, value in given.items():
         try:
             digests[name] = digest(value, codes.of)
         except Unhashable as error:
+            if name in filled:
+                continue  # a default of which the code has the type, and says that it has no more
             error.path = f"{name}{error.path}"
             raise
     key = cache_key(target.name, code.digest, rule.version, digests)
@@ -83,15 +87,24 @@ def key_of(target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], k
     return CacheKey(key, target.name, encode(parts), rule.ttl)
 
 
-def _named(fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]) -> list[tuple[str, Any]]:
-    """Arguments by the name of their parameter, defaults left out (they are part of the code)."""
+def _named(
+    fn: Callable[..., Any], args: Sequence[Any], kwargs: Mapping[str, Any]
+) -> tuple[dict[str, Any], frozenset[str]]:
+    """Arguments by the name of their parameter, defaults filled in; and the names of those.
+
+    Of a function that shows another's signature, as decorators make them, defaults are left out: its own may be others.
+    """
     import inspect
 
     try:
         bound = inspect.signature(fn).bind(*args, **kwargs)
     except (TypeError, ValueError):  # a callable written in C
-        return [*((str(index), value) for index, value in enumerate(args)), *sorted(kwargs.items())]
-    return list(bound.arguments.items())
+        return {**{str(index): value for index, value in enumerate(args)}, **dict(sorted(kwargs.items()))}, frozenset()
+    given = frozenset(bound.arguments)
+    inner = fn.__func__ if isinstance(fn, MethodType) else fn
+    if isinstance(inner, FunctionType) and not {"__wrapped__", "__signature__"} & inner.__dict__.keys():
+        bound.apply_defaults()
+    return bound.arguments, frozenset(bound.arguments) - given
 
 
 class Lookups:

@@ -15,14 +15,14 @@ if TYPE_CHECKING:
 __all__ = ["cache_key"]
 
 #: What the key is made of and how. Changed together with it, so that keys of two ways never meet.
-_SCHEME: Final = b"flowlane cache key 1"
+_SCHEME: Final = b"flowlane cache key 2"
 
 
 def cache_key(task: str, fingerprint: bytes, version: str | int, arguments: Mapping[str, bytes]) -> bytes:
     """The key, 32 bytes, of the result that task `task` has for `arguments`: their digests by parameter, in any order.
 
-    Bind arguments to the signature and fill in defaults first, so that ``f(1)`` and ``f(x=1)`` are one. A `version` means
-    the same as text and as number.
+    Bind arguments to the signature and fill in defaults first, so that ``f(1)``, ``f(x=1)`` and ``f(1, 2)`` with a default of 2
+    are one. A `version` means the same as text and as number.
     """
     parts = [_SCHEME, task.encode("utf-8", "surrogatepass"), fingerprint, str(version).encode("utf-8", "surrogatepass")]
     for name, digest in sorted(arguments.items()):

@@ -6,8 +6,9 @@ known to be told apart faithfully is refused (`Unhashable`), and in doubt two va
 * Types count: ``1``, ``True``, ``1.0``, ``"1"`` and ``b"1"`` are five values, a list is no tuple, and a subclass is not its base.
 * The order of a dict counts, for it is what ``list(d)``, ``json.dumps(d)`` and a table's columns are made of; that of sets and
   of attributes does not. -0.0 differs from 0.0; one NaN is like another.
-* An object is its class and all its state: fields, slots, attributes beside the fields, all but values of `cached_property`. The
-  class is its name, and for classes of the user's own also its code, because a method may be what the function calls.
+* An object is its class and all its state: fields, slots, attributes beside the fields. The value of a `cached_property` is one
+  once it is there, for it may have been assigned. The class is its name, and for classes of the user's own also its code,
+  because a method may be what the function calls.
 * Objects that say themselves how they are to be stored (``__reduce__``, ``__getstate__``) are refused, unless they are of a kind
   known here (dataclasses, attrs, pydantic models), and so are those with state that Python cannot see. A class may bring
   its own word instead: ``__flow_digest__(self) -> bytes | str``.
@@ -435,26 +436,22 @@ class _Layout:
     base     the built-in class that it derives from, or None
     members  slots, by name, with what reads them
     scope    reads ``__dict__``, or None
-    cached   names of cached properties
     problem  why instances cannot be read, or ""
     """
 
-    __slots__ = ("base", "cached", "members", "problem", "scope")
+    __slots__ = ("base", "members", "problem", "scope")
 
     def __init__(self, cls: type) -> None:
         mro = mro_of(cls)
         self.base: type | None = next((each for each in mro if id(each) in _BASES), None)
         self.members: list[tuple[str, MemberDescriptorType]] = []
         self.scope: GetSetDescriptorType | None = None
-        self.cached: set[str] = set()
         for each in mro:
             for name, member in dict_of(each).items():
                 if type(member) is MemberDescriptorType:
                     self.members.append((name, member))
                 elif name == "__dict__" and type(member) is GetSetDescriptorType:
                     self.scope = self.scope or member
-                elif name_of(class_of(member)).endswith("cached_property"):
-                    self.cached.add(name)
         self.problem = self._problem(cls, mro)
 
     def _problem(self, cls: type, mro: tuple[type, ...]) -> str:
@@ -535,9 +532,8 @@ def open_object(walk: Walk, value: Any) -> Opened | bytes:
     if layout.scope is not None:
         scope: dict[str, Any] = layout.scope.__get__(value, cls)
         for name in sorted(scope, key=str):
-            if name not in layout.cached:
-                names.append(name)
-                children.append(scope[name])
+            names.append(name)
+            children.append(scope[name])
     for name, member in layout.members:
         try:
             held = member.__get__(value, cls)

@@ -62,7 +62,7 @@ def opener_for(cls: type, mro: tuple[type, ...]) -> Opener | None:
     if root in ("numpy", "pandas"):
         return next((rule for each in mro if (rule := _found(each, _DERIVED))), _open_reduced)
     if root == "typing":
-        return _open_hint
+        return _guarded(_open_hint)
     if root == "flowlane":
         return _open_ours
     if any(name_of(each) == "enum.Enum" for each in mro):
@@ -135,13 +135,28 @@ def _open_ours(walk: Walk, value: Any) -> Opened | bytes:
     return Opened(b"task", [fn], no_label) if fn is not None else open_object(walk, value)
 
 
-#: What may tell type hints apart. Not bounds and values, which new versions of Python work out when asked.
-_OF_HINTS: Final = ("_name", "__name__", "__origin__", "__args__", "__metadata__", "__forward_arg__", "__supertype__")
+#: What may tell type hints apart. From 3.12 on, bounds and values may be worked out when asked: expressions that name types.
+_OF_HINTS: Final = (
+    *("_name", "__name__", "__origin__", "__args__", "__metadata__", "__forward_arg__", "__supertype__", "__bound__"),
+    *("__constraints__", "__covariant__", "__contravariant__", "__infer_variance__", "__default__", "__value__"),
+)
 
 
 def _open_hint(_: Walk, value: Any) -> Opened:
     told = [getattr(value, name, None) for name in _OF_HINTS]
     return Opened(b"hint" + class_of(value).__name__.encode(), told, no_label)
+
+
+def _open_signature(_: Walk, value: Any) -> Opened:
+    return Opened(b"signature", [list(value.parameters.values()), value.return_annotation], no_label)
+
+
+def _open_partial(_: Walk, value: Any) -> Opened:
+    return Opened(b"partial", [value.func, value.args, value.keywords, value.__dict__], no_label)
+
+
+def _open_kept(_: Walk, value: Any) -> Opened:
+    return Opened(b"kept", [value.__wrapped__, value.__dict__], no_label)
 
 
 def _guarded(opener: Opener) -> Opener:
@@ -192,6 +207,19 @@ def _blocks(value: Any) -> Any:
         yield numpy.ascontiguousarray(value[start : start + step])
 
 
+#: What a masked array keeps in its ``__dict__`` beside content and mask; the rest is the user's.
+_OF_MASKED: Final = frozenset("_mask _fill_value _hardmask _sharedmask _isfield _baseclass _optinfo _basedict".split())
+
+
+@_guarded
+def _open_masked(_: Walk, value: Any) -> Opened:
+    scope: dict[str, Any] = value.__dict__
+    told = [sys.modules["numpy"].asarray(value.data), value.mask, value.hardmask]
+    told.append(value.view().fill_value)  # it is worked out and kept when asked for: by a view
+    told += [scope.get("_optinfo"), {name: scope[name] for name in sorted(scope) if name not in _OF_MASKED}]
+    return Opened(b"masked" + class_of(value).__name__.encode(), told, no_label)
+
+
 @_guarded
 def _open_scalar(_: Walk, value: Any) -> Opened:
     plain: Any = sys.modules["numpy"].asarray(value)
@@ -236,14 +264,16 @@ def _open_index(_: Walk, value: Any) -> Opened:
         case "RangeIndex":
             return Opened(kind, [names, value.start, value.stop, value.step], no_label)
         case "MultiIndex":
-            return Opened(kind, [names, *[value.get_level_values(i) for i in range(value.nlevels)]], no_label)
+            # levels too, for some may be unused, and their order is what `unstack` goes by
+            return Opened(kind, [names, value.sortorder, list(value.levels), list(value.codes)], no_label)
         case _:
             return Opened(kind, [names, getattr(value, "freqstr", None), _column(value)], no_label)
 
 
 @_guarded
 def _open_series(_: Walk, value: Any) -> Opened:
-    return Opened(b"series", [value.name, value.attrs, value.index, _column(value)], no_label)
+    told = [value.name, value.attrs, value.flags.allows_duplicate_labels, value.index, _column(value)]
+    return Opened(b"series", told, no_label)
 
 
 @_guarded
@@ -251,9 +281,10 @@ def _open_frame(_: Walk, value: Any) -> Opened:
     columns = [_column(value.iloc[:, i]) for i in range(value.shape[1])]
 
     def label(i: int) -> str:
-        return f".iloc[:, {i - 3}]" if i >= 3 else (".columns", ".index", ".attrs")[i]
+        return f".iloc[:, {i - 4}]" if i >= 4 else (".columns", ".index", ".attrs", ".flags")[i]
 
-    return Opened(b"frame", [value.columns, value.index, value.attrs, *columns], label)
+    flags = value.flags.allows_duplicate_labels
+    return Opened(b"frame", [value.columns, value.index, value.attrs, flags, *columns], label)
 
 
 # ── the rules ─────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -304,9 +335,11 @@ _NAMED: Final[dict[str, Opener]] = {
     "collections.OrderedDict": _parts(lambda value: [dict(value)]),
     "collections.Counter": _parts(lambda value: [dict(value)]),
     "collections.defaultdict": _parts(lambda value: [value.default_factory, dict(value)]),
-    "functools.partial": _parts(lambda value: [value.func, value.args, value.keywords]),
+    "functools.partial": _open_partial,
     "functools.cached_property": _parts(lambda value: [value.func]),
-    "functools._lru_cache_wrapper": _parts(lambda value: [value.__wrapped__]),
+    "functools._lru_cache_wrapper": _open_kept,
+    "inspect.Signature": _open_signature,
+    "inspect.Parameter": _parts(lambda value: [value.name, int(value.kind), value.default, value.annotation]),
     **{f"operator.{name}": _open_reduced for name in ("attrgetter", "itemgetter", "methodcaller")},
     **{
         f"{module}.{name}": _open_path
@@ -320,5 +353,6 @@ _NAMED: Final[dict[str, Opener]] = {
 #: Of classes of numpy and pandas, looked for among their bases.
 _DERIVED: Final[dict[str, Opener]] = {
     "numpy.generic": _open_scalar,
+    **{f"numpy.{path}MaskedArray": _open_masked for path in ("ma.", "ma.core.")},
     **{f"pandas.{path}Index": _open_index for path in ("", "core.indexes.base.")},
 }

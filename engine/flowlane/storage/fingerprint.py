@@ -1,14 +1,19 @@
 """Does a function do the same as before? A digest of its code, and of all code and constants of the user's own that it reaches.
 
 Reached is what can be reached by name: globals that the code looks up, attributes of the user's modules (``helpers.clean``),
-what it imports for itself, defaults and closure cells, the function under a decorator (``__wrapped__``, ``partial``, a task's
-``fn``), and from each function found so, onwards. Of a class everything counts, its bases included, since nobody can tell which
-of its methods an instance will be asked for. A module is not swallowed whole: a function beside those that are reached
-may change.
+what it imports for itself, defaults, closure cells and a function's own attributes (``fn.base``), the function under a decorator
+(``__wrapped__``, ``partial``, a task's ``fn``), and from each function found so, onwards. Of a class everything counts, its bases
+included, since nobody can tell which of its methods an instance will be asked for. A module that a global names is not
+swallowed whole: a function beside those that are reached may change. One that is a *value* (in a table, a default, a cell, an
+attribute) is, with the modules of the user's in it: nobody can tell what it will be asked for.
 
-Each such function, class and constant is a *part*, digested by itself; parts refer to one another by name, so circles
-end. A part's name is its place: ``clean``, ``Reader.rows``, ``LIMIT``, and with its module where that is not the module of the
-function asked about (``helpers.clean``). The fingerprint is that of all parts, and they are kept, to tell what changed.
+Annotations count where something may act on them: those of classes, and of functions that another one holds in ``__wrapped__``
+or in a closure cell, as decorators do. Where they are text, what its names stand for counts as well. Those of other
+functions do not.
+
+Each such function, class, constant and swallowed module is a *part*, digested by itself; parts refer to one another by name, so
+circles end. A part's name is its place: ``clean``, ``Reader.rows``, ``LIMIT``, and with its module where that is not the module
+of the function asked about (``helpers.clean``). The fingerprint is that of all parts, and they are kept, to tell what changed.
 
 What a part says is read from objects in memory, never from the source file, which may have been edited since (see
 ``bytecode``). No code of the user's is run: attributes are read past properties and metaclasses; only ``__flow_digest__`` is
@@ -28,6 +33,7 @@ imports is not looked at.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections import deque
 from dataclasses import dataclass
@@ -116,7 +122,12 @@ class _Code(Walk):
         root = self.token(self._root)
         while self._todo:
             name, value = self._todo.popleft()
-            told = self._function(name, value) if class_of(value) is FunctionType else self._class(name, value)
+            if class_of(value) is FunctionType:
+                told = self._function(name, value)
+            elif among(mro_of(class_of(value)), type):
+                told = self._class(name, value)
+            else:
+                told = self._module(name, value)
             self._parts[name] = hashed(b"part:", told)
         parts = dict(sorted(self._parts.items()))
         shown = {name: digest.hex()[:_SHORT] for name, digest in parts.items()}
@@ -132,6 +143,8 @@ class _Code(Walk):
         """A function, class or module, by name. What is the user's becomes a part."""
         if among(mro_of(class_of(value)), ModuleType):
             name = str(scope_of(value).get("__name__"))
+            if is_user_module(name):  # as a value: as a global, `_bound` has it
+                return sealed(b"R", _text(self._part(name, "", value)))
             self._version(name)
             return sealed(b"M", _text(name))
         if class_of(value) is FunctionType:
@@ -160,7 +173,7 @@ class _Code(Walk):
         scope = known_class(cls).layout.scope
         wrapped: Any = scope.__get__(value, cls).get("__wrapped__") if scope is not None else None
         if class_of(wrapped) is FunctionType:  # under a decorator that is an object, as those of compilers are
-            return sealed(b"W", _text(name) + self.refer(wrapped))
+            return sealed(b"W", joined((_text(name), self.refer(wrapped), self.token(_annotations(wrapped)))))
         if not self._quiet and cls is not object and name.partition(".")[0] not in _SILENT:
             self._unsure[f"{self._place}{self.path()} ({name})"] = None
         return sealed(b"?", _text(name) + (self.kind(cls) if is_user_module(place_of(cls)[0]) else b""))
@@ -183,7 +196,7 @@ class _Code(Walk):
         return name
 
     def _named(self, module: str, name: str) -> str:
-        if module == self._home:
+        if module == self._home and name:
             return name
         return ".".join(filter(None, (module.removeprefix("_flow_"), name)))
 
@@ -225,16 +238,39 @@ class _Code(Walk):
         for variable, cell in zip(fn.__code__.co_freevars, fn.__closure__ or (), strict=True):
             self._place = f"{variable} of {name}"
             yield _text(variable)
-            yield from self._content(cell)
-        self._place = f"{name}.__wrapped__"
-        yield self.token(fn.__dict__.get("__wrapped__"))
+            yield from self._content(name, cell)
+        for attribute, value in sorted(fn.__dict__.items(), key=lambda pair: str(pair[0])):
+            self._place = f"{name}.{attribute}"
+            yield _text(str(attribute))
+            yield self.token(value)
+        yield from self._hints(name, fn.__dict__.get("__wrapped__"))
 
-    def _content(self, cell: CellType) -> Iterator[bytes]:
+    def _content(self, name: str, cell: CellType) -> Iterator[bytes]:
         try:
             content: Any = cell.cell_contents
         except ValueError:  # not assigned yet
             return
         yield self.token(content)
+        yield from self._hints(name, content)
+
+    def _hints(self, name: str, fn: Any) -> Iterator[bytes]:
+        """The annotations of a function that is held by another, which may act on them."""
+        if class_of(fn) is FunctionType:
+            self._place = f"annotations of what {name} holds"
+            yield from self._annotated(_annotations(fn), fn.__globals__)
+
+    def _annotated(self, annotations: Any, scope: dict[str, Any]) -> Iterator[bytes]:
+        yield self.token(annotations)
+        if class_of(annotations) is not dict:
+            return
+        module = str(scope.get("__name__", ""))
+        for text in annotations.values():
+            if class_of(text) is str:
+                names = tuple(dict.fromkeys(_NAMES.findall(text)))
+                for each in names:
+                    if each in scope and each not in _OF_MODULES:
+                        yield _text(each)
+                        yield self._bound(each, scope[each], module, names, set())
 
     def _bound(self, name: str, value: Any, module: str, attributes: tuple[str, ...], seen: set[int]) -> bytes:
         """What a name of a module stands for. Of a user's module: whatever in it may be meant by one of `attributes`."""
@@ -271,6 +307,27 @@ class _Code(Walk):
             self._place = f"{name}.{attribute}"
             self._quiet = attribute.startswith("__")
             told += (_text(attribute), self.token(value))
+        self._place = f"{name}.__annotations__"
+        self._quiet = False
+        told += self._annotated(dict_of(cls).get("__annotations__"), scope_of(sys.modules.get(place_of(cls)[0])))
+        return joined(told)
+
+    def _module(self, name: str, module: ModuleType) -> bytes:
+        """All of a module: what its names stand for."""
+        told = [b"module"]
+        self._place = name
+        self._quiet = False
+        if class_of(module) is not ModuleType:
+            told.append(self.kind(class_of(module)))
+            if name_of(class_of(module)) == "importlib.util._LazyModule":
+                told.append(self.unknown(module, "is not loaded yet"))
+        scope = scope_of(module)
+        for each in sorted(scope, key=str):
+            if each not in _OF_MODULES:
+                value = scope[each]
+                inner = among(mro_of(class_of(value)), ModuleType)
+                held = self.refer(value) if inner else self._bound(each, value, str(scope.get("__name__")), (), set())
+                told += (_text(str(each)), held)
         return joined(told)
 
     # ── imports inside of functions ──────────────────────────────────────────────────────────────────────────────
@@ -307,6 +364,12 @@ _OF_CLASSES: Final = frozenset(
 )
 
 
+#: What an enum keeps its members in; they are told by themselves.
+_OF_ENUMS: Final = frozenset(
+    "_member_map_ _member_names_ _value2member_map_ _hashable_values_ _unhashable_values_ _unhashable_values_map_".split()
+)
+
+
 def _members(cls: type) -> Iterator[tuple[str, Any]]:
     """What a class says, by name."""
     scope = dict_of(cls)
@@ -314,8 +377,8 @@ def _members(cls: type) -> Iterator[tuple[str, Any]]:
     for name, value in scope.items():
         if name in _OF_CLASSES or name.startswith("__pydantic_") or _generated(value):
             continue
-        if members and name.startswith("_") and not among((FunctionType, staticmethod, classmethod), class_of(value)):
-            continue  # tables of an enum, which hold its members
+        if members and name in _OF_ENUMS:
+            continue
         yield name, value
     if members:
         yield "members", [(name, told_of(member)[1]) for name, member in members.items()]
@@ -335,6 +398,15 @@ def _generated(value: Any) -> bool:
         return False
     inner: FunctionType = value
     return inner.__code__.co_qualname.startswith("__create_fn__.") or inner.__globals__["__name__"] == "dataclasses"
+
+
+_NAMES: Final = re.compile(r"[^\W\d]\w*")
+
+
+def _annotations(fn: FunctionType) -> Any:
+    """The annotations of a function; from 3.14 on, the code that makes them, which is not run."""
+    annotate: Any = getattr(fn, "__annotate__", None)
+    return fn.__annotations__ if annotate is None else annotate
 
 
 def _text(text: str) -> bytes:
