@@ -20,7 +20,8 @@ from flowlane.errors import ResultDamaged, RunLocked, StoreError, UnknownRun
 from flowlane.storage.port import CacheRow, Lease, Owner
 from flowlane.storage.upkeep import Upkeep
 from flowlane.testing.stores import attempt, new_run, new_session
-from flowlane_plugins.stores.sqlite import SqliteStore, key, locks, place, schema
+from flowlane_plugins.stores.sqlite import SqliteStore, database, key, locks, place, schema
+from flowlane_plugins.stores.sqlite.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,32 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(store: SqliteSt
     with pytest.raises(StoreError, match="does not fit"):
         store.write(lease, [attempt(0), attempt(1)._replace(ended=1 << 63)])
     assert list(store.attempts(lease.run)) == []
+
+
+def test_an_interrupt_that_comes_when_a_transaction_has_just_begun_leaves_none(
+    store: SqliteStore, open_store: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patiently = Database._patiently
+
+    def interrupted(self: Database, call: Callable[[], Any]) -> Any:
+        patiently(self, call)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "_patiently", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.begin(new_run(), new_session())
+    finished(store)
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    finished(open_store())  # nor is another one kept out
+
+
+def test_a_statement_that_is_refused_is_no_damage(store: SqliteStore) -> None:
+    with pytest.raises(StoreError) as refused, store._database.writing() as db:
+        db.execute("BEGIN")
+    assert "cannot do what it was asked (cannot start a transaction" in refused.value.message
+    assert "damaged" not in str(refused.value)
+    finished(store)
 
 
 # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────────

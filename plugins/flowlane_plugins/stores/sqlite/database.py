@@ -123,8 +123,8 @@ class Database:
         with self._lock:
             try:
                 db = self._ready()
-                self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-                try:
+                try:  # begins in here: an interrupt may come when it has just begun
+                    self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
                     yield db
                     db.execute("COMMIT")
                 except BaseException:
