@@ -30,7 +30,7 @@ from flowlane.errors import (
 )
 from flowlane.loader import load_for
 from flowlane.runtime.beginning import Beginning, StoredValue
-from flowlane.storage.blob import pack, seal, unpack, unseal
+from flowlane.storage.blob import bound_to, bound_to_run, pack, seal, unpack, unseal
 from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
 from flowlane.version import version
 
@@ -76,7 +76,7 @@ class Resumption(NamedTuple):
 def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, parent: str | None = None) -> NewRun:
     """What a store is told of a run that begins. Parameters that cannot be stored (an open connection) are left out."""
     try:
-        params = b"".join(seal(pack(dict(program.params)), store.secret))
+        params = b"".join(seal(pack(dict(program.params)), store.secret, bound_to_run(id)))
     except TransportError:
         params = b""
     return NewRun(id, name, program.workflow, origin, params, time.time_ns(), parent)
@@ -121,7 +121,7 @@ def with_parameters(
             f"the parameters of run {run.name} could not be stored",
             hint=f"give them again: engine.resume({run.name!r}, {target.name}.bind(...))",
         )
-    params: Any = unpack(unseal(sealed, store.secret), load_for)
+    params: Any = unpack(unseal(sealed, store.secret, bound_to_run(run.id)), load_for)
     return Bound[Any].of_definition(target, (), params, valid=True)
 
 
@@ -244,7 +244,7 @@ def _value(store: Store, row: StoredAttempt) -> tuple[StoredValue | None, str]:
     if row.result is None:
         return None, "it could not be stored"
     try:
-        unseal(store.read(row.result), store.secret)
+        unseal(store.read(row.result), store.secret, bound_to(row.result))
     except StoreError as error:
         return None, error.message
     return StoredValue(store, row.result, row.size), ""

@@ -1,4 +1,5 @@
 """Large results: one file each, ``results/ab/cdef…``, named by the digest of what is in it, and never changed.
+The same value in two rows is two files, because a result is sealed for its row.
 
 A file is whole before it has its name, and has its name before the row that refers to it is committed. So a crash can leave
 a file without a row, which `sweep` removes, but no row without its file. Content is read into memory, not mapped: a disk
