@@ -75,14 +75,14 @@ def command(run: str, task: str | None, everything: bool, as_json: bool) -> int:
 def _params(store: Store, past: Past) -> Mapping[str, Any] | str:
     """The run's parameters with stand-ins in them, or why they cannot be shown. A secret is its name: more is not stored."""
     from flowlane.errors import StoreError
-    from flowlane.storage.blob import bound_to_run, unseal
+    from flowlane.storage.asked import unseal_asked
     from flowlane.storage.glimpse import glimpse
 
-    sealed = store.params(past.run.id)
-    if not sealed:
-        return "they could not be stored"
     try:
-        found: Any = glimpse(unseal(sealed, store.secret, bound_to_run(past.run.id)))
+        params = unseal_asked(store.params(past.run.id), past.run.id, store.secret).params
+        if params is None:
+            return "they could not be stored"
+        found: Any = glimpse(params)
     except StoreError as error:
         return error.message
     except ValueError as error:

@@ -67,8 +67,9 @@ class NewRun:
 
     id, name  12 hex digits, and the memorable name
     workflow  its name
-    origin    how the workflow is found again: JSON text of ours, or "" where it cannot be
-    params    its parameters, sealed
+    origin    where the workflow is: JSON text of ours, or "" where it cannot be found again. For people: who executes what it
+              names takes the one that is sealed with the parameters
+    params    what it was asked to do, sealed: see ``storage.asked``
     created   when
     parent    the run that it was forked from, or None
     """
@@ -308,7 +309,7 @@ class Store(Protocol):
         ...
 
     def params(self, run_id: str) -> bytes:
-        """The run's parameters, sealed."""
+        """What the run was asked to do, sealed, as it was begun with."""
         ...
 
     def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:

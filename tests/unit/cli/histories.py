@@ -9,7 +9,8 @@ from typing import Any
 
 from flowlane.core.states import REASONS, STATES, Reason, RunState, TaskState
 from flowlane.description import Code, Description
-from flowlane.storage.blob import bound_to, bound_to_run, pack, seal
+from flowlane.storage.asked import Asked, seal_asked
+from flowlane.storage.blob import bound_to, pack, seal
 from flowlane.storage.port import AttemptRow, Lease, NewRun, NewSession, Owner
 from flowlane_plugins.stores.sqlite import SqliteStore
 
@@ -71,7 +72,7 @@ def begin(
 ) -> Lease:
     """A run of this process that has begun."""
     at = time.time_ns() if started is None else started
-    sealed = b"".join(seal(pack(params or {}), store.secret, bound_to_run(f"{number:012x}")))
+    sealed = seal_asked(Asked("", pack(params or {})), f"{number:012x}", store.secret)
     run = NewRun(f"{number:012x}", name or f"run-{number}", workflow, "", sealed, at)
     session = NewSession(DEAD, description(names, upstreams).packed(), len(names), at, "flowlane 0.1.0, CPython 3.11.7")
     return store.begin(run, session)

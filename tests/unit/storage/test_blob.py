@@ -30,6 +30,7 @@ from hypothesis import strategies as st
 from flowlane.errors import FlowError, ResultDamaged, StoreError, TransportError
 from flowlane.loader import load_file
 from flowlane.storage import payload as payloads
+from flowlane.storage.asked import Asked, seal_asked, unseal_asked
 from flowlane.storage.blob import Codec, Payload, bound_to, bound_to_run, digest_of, pack, pickled, seal, unpack, unseal
 from flowlane_plugins.executors import pickling
 
@@ -717,6 +718,26 @@ def test_nothing_passes_from_the_place_into_the_content() -> None:
     for moved, place in ((bytes(longer) + mac + PLACE[-1:] + body, PLACE[:-1]), (head + mac + body, PLACE + body[:1])):
         with pytest.raises(ResultDamaged):
             unseal(moved, KEY, place)
+
+
+@pytest.mark.parametrize("origin", ["", '{"path": "/a/é.py"}', "\ud800"])
+@pytest.mark.parametrize("params", [None, {}, {"n": 1}, {"x": (1, 2)}, {"a": np.arange(100_000.0), "b": np.arange(5)}])
+def test_what_a_run_was_asked_comes_back_and_belongs_to_it(origin: str, params: dict[str, Any] | None) -> None:
+    data = seal_asked(Asked(origin, None if params is None else pack(params)), "0123456789ab", KEY)
+    back = unseal_asked(data, "0123456789ab", KEY)
+    assert back.origin == origin
+    assert (back.params is None) == (params is None)
+    if params is not None:
+        assert back.params is not None
+        assert repr(unpack(back.params)) == repr(params)
+    for run, key in (("0123456789ac", KEY), ("0123456789ab", FOREIGN)):
+        with pytest.raises(ResultDamaged):
+            unseal_asked(data, run, key)
+
+
+def test_a_blob_that_asks_nothing_is_refused() -> None:
+    with pytest.raises(ResultDamaged, match="does not say where its workflow is"):
+        unseal_asked(b"".join(seal(pack({"n": 1}), KEY, bound_to_run("0" * 12))), "0" * 12, KEY)
 
 
 def test_the_digest_names_the_content_and_its_place() -> None:
