@@ -25,13 +25,14 @@ from typing import TYPE_CHECKING, Any
 
 from pairs import Table, parser, ratio, rounds
 
-from flowlane.storage.blob import pack, seal, unpack, unseal
+from flowlane.storage.blob import bound_to, pack, seal, unpack, unseal
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 _SAMPLE = 0.01  # seconds
 _KEY = bytes(range(32))
+_PLACE = bound_to(("0123456789ab", 1, 2, 3))
 
 
 def values() -> dict[str, Any]:
@@ -69,19 +70,19 @@ def repeated(work: Callable[[], object]) -> Callable[[], float]:
 def contenders(value: Any) -> dict[str, tuple[str, Callable[[], object]]]:
     """Name → what it is a ratio over, and the work."""
     payload = pack(value)
-    data = b"".join(seal(payload, _KEY))
-    opened = unseal(data, _KEY)
+    data = b"".join(seal(payload, _KEY, _PLACE))
+    opened = unseal(data, _KEY, _PLACE)
     stored = pickle.dumps(value, 5)
     return {
         "dumps": ("", lambda: pickle.dumps(value, 5)),
         "pack": ("dumps", lambda: pack(value)),
         "copy": ("dumps", payload.detached),
-        "seal": ("dumps", lambda: seal(payload, _KEY)),
-        "pack + seal": ("dumps", lambda: seal(pack(value), _KEY)),
+        "seal": ("dumps", lambda: seal(payload, _KEY, _PLACE)),
+        "pack + seal": ("dumps", lambda: seal(pack(value), _KEY, _PLACE)),
         "loads": ("", lambda: pickle.loads(stored)),
-        "unseal": ("loads", lambda: unseal(data, _KEY)),
+        "unseal": ("loads", lambda: unseal(data, _KEY, _PLACE)),
         "unpack": ("loads", lambda: unpack(opened)),
-        "unseal + unpack": ("loads", lambda: unpack(unseal(data, _KEY))),
+        "unseal + unpack": ("loads", lambda: unpack(unseal(data, _KEY, _PLACE))),
     }
 
 

@@ -253,7 +253,8 @@ class Engine:
         target          the workflow, where the run does not say where it is (a program made it, its file was moved)
         how             see ResumeOptions
 
-        Raises UsageError without a store, UnknownRun, RunLocked, WorkflowChanged, StoreError, and what compiling raises.
+        Raises UsageError without a store, UnknownRun, RunLocked, WorkflowChanged, StoreError (ResultDamaged where what the run
+        was asked to do is not what its owner stored), and what compiling raises.
         Loading and compiling happen here, in the caller's thread. Any thread.
         """
         if not isinstance(run, str):  # pyright: ignore[reportUnnecessaryIsInstance] - said to whoever has no checker
@@ -264,13 +265,17 @@ class Engine:
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
-        from flowlane.resume import with_parameters
+        from flowlane.resume import asked_of, sealed_origin, with_parameters
 
         store = self._archive.store
         stored = store.find(run)
-        bound = with_parameters(target if target is not None else find_again(stored), stored, store)
+        if target is None:
+            target = find_again(stored, asked_of(stored, store).origin)
+        bound = with_parameters(target, stored, store)
         program = self.compile(bound, routes=routes, on_failure=on_failure)
-        return self.relaunch(program, stored, origin_of(bound) or stored.origin, keep_history=True, **how)
+        return self.relaunch(
+            program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
+        )
 
     def compile(
         self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None

@@ -18,7 +18,7 @@ from flowlane.loader import load_for
 from flowlane.misses import Entries, parts_of
 from flowlane.runtime.cache import Codes, key_of
 from flowlane.runtime.values import fill_arguments
-from flowlane.storage.blob import unpack, unseal
+from flowlane.storage.blob import bound_to, unpack, unseal
 from flowlane.storage.digest import Unhashable
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class _Forecast:
         if 0 < entry.expires <= self._now:
             return Foreseen(node, Grounds.EXPIRED, entry)
         try:
-            payload = unseal(self._store.read(entry.result), self._store.secret)
+            payload = unseal(self._store.read(entry.result), self._store.secret, bound_to(entry.result))
             if self._readers[node]:
                 self._values[node] = unpack(payload, load_for)
         except FlowError as error:

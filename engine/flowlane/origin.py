@@ -39,21 +39,21 @@ def _text(module: str, name: str, path: str | None) -> str:
     return json.dumps({"module": module, "name": name, "path": path})
 
 
-def find_again(run: StoredRun) -> WorkflowDefinition[Any, Any] | Bound[Any] | Workflow:
-    """The workflow of a stored run, loaded from where it was. Executes the user's file. Raises FlowError with what to do
-    instead.
+def find_again(run: StoredRun, origin: str) -> WorkflowDefinition[Any, Any] | Bound[Any] | Workflow:
+    """The workflow of a stored run, loaded from where it was. Executes the user's file, so `origin` is that which was sealed
+    when the run began (``resume.asked_of``). Raises FlowError with what to do instead.
     """
     hint = "give the workflow: flow resume RUN --file FILE[:WORKFLOW], engine.resume(run, workflow)"
     try:
-        origin: Any = json.loads(run.origin)
-        module, name, path = str(origin["module"]), str(origin["name"]), origin["path"]
+        found: Any = json.loads(origin)
+        module, name, path = str(found["module"]), str(found["name"]), found["path"]
     except (ValueError, KeyError, TypeError):
         raise UsageError(
             f"run {run.name} does not say where its workflow '{run.workflow}' is: a program made it", hint=hint
         ) from None
     if path is not None and not os.path.isfile(path):
         raise UsageError(f"{shown_path(path)}, which run {run.name} was started from, is not there any more", hint=hint)
-    found: Any = load_file(path, module) if path is not None else load_module(module)
+    found = load_file(path, module) if path is not None else load_module(module)
     try:
         for part in name.split("."):
             found = getattr(found, part)

@@ -10,6 +10,7 @@ of it. Pure, but for looking into stored results.
 
 from __future__ import annotations
 
+import inspect
 import os
 import platform
 import socket
@@ -21,6 +22,7 @@ from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
 from flowlane.description import Changes, below, compare
 from flowlane.errors import (
     Failure,
+    ResultDamaged,
     RunLocked,
     StoreError,
     TransportError,
@@ -30,7 +32,8 @@ from flowlane.errors import (
 )
 from flowlane.loader import load_for
 from flowlane.runtime.beginning import Beginning, StoredValue
-from flowlane.storage.blob import pack, seal, unpack, unseal
+from flowlane.storage.asked import Asked, seal_asked, unseal_asked
+from flowlane.storage.blob import bound_to, pack, unpack, unseal
 from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
 from flowlane.version import version
 
@@ -42,7 +45,16 @@ if TYPE_CHECKING:
     from flowlane.program import Program
     from flowlane.storage.port import ResultRef, Store, StoredAttempt, StoredRun
 
-__all__ = ["Resumption", "locked", "new_run", "new_session", "plan_resume", "with_parameters"]
+__all__ = [
+    "Resumption",
+    "asked_of",
+    "locked",
+    "new_run",
+    "new_session",
+    "plan_resume",
+    "sealed_origin",
+    "with_parameters",
+]
 
 _UNKNOWN: Final = STATES.index(TaskState.UNKNOWN)
 _PROCESS_DIED: Final = REASONS.index(Reason.PROCESS_DIED)
@@ -76,10 +88,11 @@ class Resumption(NamedTuple):
 def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, parent: str | None = None) -> NewRun:
     """What a store is told of a run that begins. Parameters that cannot be stored (an open connection) are left out."""
     try:
-        params = b"".join(seal(pack(dict(program.params)), store.secret))
+        params = pack(dict(program.params))
     except TransportError:
-        params = b""
-    return NewRun(id, name, program.workflow, origin, params, time.time_ns(), parent)
+        params = None
+    sealed = seal_asked(Asked(origin, params), id, store.secret)
+    return NewRun(id, name, program.workflow, origin, sealed, time.time_ns(), parent)
 
 
 def new_session(now: Description, going_on: Resumption | None = None) -> NewSession:
@@ -106,6 +119,26 @@ def _unknown_row(element: int, at: int) -> AttemptRow:
     return AttemptRow(element, 0, _UNKNOWN, _PROCESS_DIED, 0, 0, at, (), None)
 
 
+def asked_of(run: StoredRun, store: Store, *, hint: str | None = None) -> Asked:
+    """What a run was asked to do. Raises ResultDamaged unless that is what this store's owner started it with."""
+    try:
+        return unseal_asked(store.params(run.id), run.id, store.secret)
+    except ResultDamaged as error:
+        raise ResultDamaged(
+            f"how run {run.name} was started cannot be believed: {error.message}",
+            hint=hint
+            or "say where its workflow is: flow resume RUN --file FILE[:WORKFLOW], engine.resume(run, workflow)",
+        ) from error
+
+
+def sealed_origin(run: StoredRun, store: Store) -> str:
+    """Where a run's workflow was, "" unless that is what this store's owner started it with."""
+    try:
+        return asked_of(run, store).origin
+    except ResultDamaged:
+        return ""
+
+
 def with_parameters(
     target: WorkflowDefinition[Any, Any] | Bound[Any] | Workflow, run: StoredRun, store: Store
 ) -> Bound[Any]:
@@ -115,13 +148,17 @@ def with_parameters(
     """
     if not isinstance(target, WorkflowDefinition):
         return as_bound(target, (), {})
-    sealed = store.params(run.id)
-    if not sealed:
+    if not inspect.signature(target.fn).parameters:
+        return Bound[Any].of_definition(target, (), {}, valid=True)
+    found = asked_of(
+        run, store, hint=f"give its parameters: engine.resume({run.name!r}, {target.name}.bind(...))"
+    ).params
+    if found is None:
         raise UsageError(
             f"the parameters of run {run.name} could not be stored",
             hint=f"give them again: engine.resume({run.name!r}, {target.name}.bind(...))",
         )
-    params: Any = unpack(unseal(sealed, store.secret), load_for)
+    params: Any = unpack(found, load_for)
     return Bound[Any].of_definition(target, (), params, valid=True)
 
 
@@ -252,7 +289,7 @@ def _value(store: Store, row: StoredAttempt) -> tuple[StoredValue | None, str]:
     if row.result is None:
         return None, "it could not be stored"
     try:
-        unseal(store.read(row.result), store.secret)
+        unseal(store.read(row.result), store.secret, bound_to(row.result))
     except StoreError as error:
         return None, error.message
     return StoredValue(store, row.result, row.size), ""

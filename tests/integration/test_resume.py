@@ -16,6 +16,7 @@ import pytest
 
 from flowlane import (
     Engine,
+    ResultDamaged,
     RunLocked,
     RunState,
     StoreError,
@@ -33,7 +34,7 @@ from flowlane.description import Description
 from flowlane.resume import new_run, new_session, plan_resume
 from flowlane.runtime import keeper as keeping
 from flowlane.runtime.ports import ABANDONED, Capabilities, Report
-from flowlane.storage.blob import pack, seal
+from flowlane.storage.blob import bound_to, pack, seal
 from flowlane.storage.fingerprint import fingerprint
 from flowlane.storage.port import AttemptRow
 from flowlane_plugins.stores.sqlite import SqliteStore
@@ -265,6 +266,52 @@ async def test_a_damaged_result_is_never_read_but_made_again(tmp_path: Path, pat
     assert began(tmp_path)["fetch-a"] == 2  # and parse has to read this one
 
 
+async def test_results_that_changed_their_places_are_made_again(tmp_path: Path, path: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "bad-cc").touch()
+    async with Engine(store=path) as engine:
+        await engine.start(spell, tmp_path).wait()
+    (tmp_path / "bad-cc").unlink()
+    with sqlite3.connect(path) as db:
+        rows = db.execute("SELECT id, result FROM attempts WHERE result IS NOT NULL").fetchall()
+        (one, first), (two, second) = [row for row in rows if row[1][64:] in (b'["a","a"]', b'["b","b"]')]
+        db.executemany("UPDATE attempts SET result = ? WHERE id = ?", [(second, one), (first, two)])
+    db.close()
+    async with Engine(store=path) as engine:
+        assert (await engine.resume("last")).value == "aabbcc"
+    assert (began(tmp_path)["parse-aa"], began(tmp_path)["parse-bb"]) == (2, 2)
+
+
+async def test_parameters_of_another_run_are_not_taken(tmp_path: Path, path: Path) -> None:
+    import sqlite3
+
+    other = tmp_path / "other"
+    other.mkdir()
+    async with Engine(store=path) as engine:
+        first = await engine.start(spell, tmp_path)
+        second = await engine.start(spell, other)
+    with sqlite3.connect(path) as db:
+        query = "UPDATE runs SET params = (SELECT params FROM runs WHERE id = ?) WHERE id = ?"
+        db.execute(query, (first.id, second.id))
+    db.close()
+    async with Engine(store=path) as engine:
+        with pytest.raises(ResultDamaged):
+            engine.resume(second.id, spell)
+        assert (await engine.resume(second.id, spell.bind(other))).value == "aabbcc"
+
+
+async def test_what_a_fork_has_from_a_fork_holds_in_its_place(tmp_path: Path, path: Path) -> None:
+    async with Engine(store=path) as engine:
+        first = await engine.start(spell, tmp_path)
+        second = await engine.resume(first.id, fork=True, restart=["join"])
+        third = await engine.resume(second.id, fork=True, restart=["parse"])
+        assert (await engine.resume(third.id, restart=["join"])).value == "aabbcc"
+    assert began(tmp_path) == {
+        "fetch-a": 1, "fetch-b": 1, "fetch-c": 1, "parse-aa": 2, "parse-bb": 1, "parse-cc": 1, "join": 4
+    }  # fmt: skip
+
+
 @task.io
 async def take(value: Any) -> str:
     return repr(value)
@@ -419,7 +466,8 @@ async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_p
     owners.open()
     refused: list[bool] = []
     taken: list[AttemptRow] = []
-    row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, seal(pack("one"), owners.secret), None)
+    result = seal(pack("one"), owners.secret, bound_to(("0" * 12, 1, 0, 1)))
+    row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, result, None)
     async with Engine(store=Between(path)) as engine:
         program = engine.compile(waiting.bind(tmp_path))
         now = Description.of(program, fingerprint)

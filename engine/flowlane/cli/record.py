@@ -10,8 +10,11 @@ import os
 import re
 from typing import TYPE_CHECKING, Final
 
+from flowlane.errors import StoreError
 from flowlane.runtime.events import outputs
 from flowlane.runtime.registry import make_sink
+from flowlane.storage.port import RUN_ID
+from flowlane.storage.private import check_own
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -21,7 +24,6 @@ if TYPE_CHECKING:
 __all__ = ["EventLog", "file_name", "remove_events"]
 
 _UNSAFE: Final = re.compile(r"[^A-Za-z0-9_.#\[\]=,@+-]|^\.")
-_RUN_ID: Final = re.compile(r"[0-9a-f]{12}")  # nothing else is made by us, and nothing else is removed
 _NAME_MAX: Final = 120  # characters; file systems have 255 bytes
 
 
@@ -39,12 +41,17 @@ def _escaped(match: re.Match[str]) -> str:
 
 
 def remove_events(state_dir: str, run_ids: Iterable[str]) -> None:
-    """Remove what runs told. What cannot be removed stays."""
+    """Remove what runs told. What cannot be removed stays, and so does all where the folder is a link, or somebody else's."""
     import shutil
 
+    runs = os.path.join(state_dir, "runs")
+    try:
+        check_own(runs)
+    except (StoreError, OSError):
+        return
     for run_id in run_ids:
-        if _RUN_ID.fullmatch(run_id):
-            shutil.rmtree(os.path.join(state_dir, "runs", run_id), ignore_errors=True)
+        if RUN_ID.fullmatch(run_id):
+            shutil.rmtree(os.path.join(runs, run_id), ignore_errors=True)
 
 
 class EventLog:

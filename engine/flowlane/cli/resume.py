@@ -62,7 +62,7 @@ def command(
     from flowlane.cli.state import existing_store, made_state_dir
     from flowlane.cli.target import find_workflows, one_of
     from flowlane.origin import find_again, origin_at
-    from flowlane.resume import with_parameters
+    from flowlane.resume import asked_of, with_parameters
     from flowlane.runtime.registry import Registry
 
     run_routes = options.parse_routes(routes)
@@ -75,7 +75,8 @@ def command(
             found = one_of(file, find_workflows(file))
             target, origin = found.target, origin_at(found.module, found.name)
         else:
-            target, origin = find_again(stored), stored.origin
+            origin = asked_of(stored, store).origin
+            target = find_again(stored, origin)
         bound = with_parameters(target, stored, store)
         program = compile_bound(bound, registry=registry, settings=settings, routes=run_routes)
         return execute(

@@ -75,14 +75,14 @@ def command(run: str, task: str | None, everything: bool, as_json: bool) -> int:
 def _params(store: Store, past: Past) -> Mapping[str, Any] | str:
     """The run's parameters with stand-ins in them, or why they cannot be shown. A secret is its name: more is not stored."""
     from flowlane.errors import StoreError
-    from flowlane.storage.blob import unseal
+    from flowlane.storage.asked import unseal_asked
     from flowlane.storage.glimpse import glimpse
 
-    sealed = store.params(past.run.id)
-    if not sealed:
-        return "they could not be stored"
     try:
-        found: Any = glimpse(unseal(sealed, store.secret))
+        params = unseal_asked(store.params(past.run.id), past.run.id, store.secret).params
+        if params is None:
+            return "they could not be stored"
+        found: Any = glimpse(params)
     except StoreError as error:
         return error.message
     except ValueError as error:
@@ -98,7 +98,7 @@ def _sessions(store: Store, past: Past) -> list[StoredSession]:
 def _result(store: Store, ref: ResultRef | None, size: int) -> dict[str, Any] | None:
     """A result as fields: bytes, codec, type, and text where it is plain and small; or what is wrong with it."""
     from flowlane.errors import StoreError
-    from flowlane.storage.blob import unseal
+    from flowlane.storage.blob import bound_to, unseal
     from flowlane.storage.glimpse import StandIn, glimpse, kind_of, shown
 
     if ref is None:
@@ -107,7 +107,7 @@ def _result(store: Store, ref: ResultRef | None, size: int) -> dict[str, Any] | 
     if size > _READ_MAX:
         return fields
     try:
-        payload = unseal(store.read(ref), store.secret)
+        payload = unseal(store.read(ref), store.secret, bound_to(ref))
         fields["codec"] = payload.codec.name.lower()
         value = glimpse(payload)
     except StoreError as error:

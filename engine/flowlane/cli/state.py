@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from flowlane.cli.terminal import inert
 from flowlane.errors import UsageError
 from flowlane.loader import shown_path
+from flowlane.storage.private import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -34,13 +35,13 @@ def store_path(settings: Settings) -> str:
 
 def prepare_state_dir(path: str) -> None:
     """Make `path` with its ``.gitignore`` and ``runs`` unless they are there. Raises OSError."""
-    os.makedirs(path, mode=0o700, exist_ok=True)
+    private_folder(path)
     ignore = os.path.join(path, ".gitignore")
     if not os.path.exists(ignore):
         with open(ignore, "w", encoding="ascii") as file:
             file.write("*\n")
     runs = os.path.join(path, "runs")
-    os.makedirs(runs, mode=0o700, exist_ok=True)
+    private_folder(runs)
     if not os.access(runs, os.W_OK | os.X_OK):
         raise PermissionError(13, "permission denied", runs)
 

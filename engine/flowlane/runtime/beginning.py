@@ -60,9 +60,9 @@ class StoredValue(RemoteValue):
 
     def packed(self) -> Payload:
         """The result as it is in the store."""
-        from flowlane.storage.blob import unseal
+        from flowlane.storage.blob import bound_to, unseal
 
-        return unseal(self._store.read(self._ref), self._store.secret)
+        return unseal(self._store.read(self._ref), self._store.secret, bound_to(self._ref))
 
     def __repr__(self) -> str:
         return f"<a stored result, {self.nbytes:,} bytes>"

@@ -19,7 +19,7 @@ from flowlane.errors import FlowError
 from flowlane.loader import load_for
 from flowlane.runtime.encode import encode
 from flowlane.runtime.keeper import CacheKey
-from flowlane.storage.blob import unpack, unseal
+from flowlane.storage.blob import bound_to, unpack, unseal
 from flowlane.storage.cachekey import cache_key
 from flowlane.storage.digest import Unhashable, digest
 from flowlane.storage.fingerprint import Fingerprint, fingerprint
@@ -171,7 +171,7 @@ def _answer(
         entry = store.cached(key.key, time.time_ns())
         if entry is None:
             return CacheAnswer(key, note=note)
-        payload = unseal(store.read(entry.result), store.secret)
+        payload = unseal(store.read(entry.result), store.secret, bound_to(entry.result))
         return CacheAnswer(key, entry.result, unpack(payload, load_for), note)
     except FlowError as error:  # damaged, swept, or it does not load here: it is made anew
         return CacheAnswer(key, note=f"was not taken from the cache: {error.message}")

@@ -17,7 +17,7 @@ from flowlane.core.states import DONE, REASONS, RULES, STATES, Reason, RunState,
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import measures
 from flowlane.runtime.ports import NEVER
-from flowlane.storage.blob import Payload, seal
+from flowlane.storage.blob import Payload, bound_to, seal
 from flowlane.storage.port import AttemptRow, CacheRow
 
 if TYPE_CHECKING:
@@ -178,6 +178,7 @@ class Keeper:
         """Make rows of transitions; bytes of results among them. 3 µs a task: it shares the GIL with the loop."""
         ready, started, opened, offset = self._ready, self._started, self._open, self._offset
         add, report_of, secret = self._rows.append, reports.get, self.store.secret
+        run, session = self.lease
         total = 0
         for element, attempt, code, t in transitions:
             target = _TARGETS[code]
@@ -200,11 +201,11 @@ class Keeper:
                 if type(value) is Payload:
                     total += value.nbytes  # also of one that came too late to count: it was admitted
                     if target in _DONE:
-                        result = seal(value, secret)
+                        result = seal(value, secret, bound_to((run, session, element, attempt)))
                 elif type(value) is ToCache:
                     total += value.payload.nbytes
                     if target in _DONE:
-                        result = seal(value.payload, secret)
+                        result = seal(value.payload, secret, bound_to((run, session, element, attempt)))
                         self._cached.append(_cache_row(value.key, t + offset, element, attempt))
                 elif type(value) is Found:
                     origin = value.origin

@@ -16,9 +16,13 @@ store's secret is foreign.
            12   4   number of parts
            16   8   bytes of the whole blob
            24   8   name of the key (a hash of it): tells what is foreign from what is damaged
-           32  32   MAC: keyed BLAKE2b of everything before and after it
+           32  32   MAC: keyed BLAKE2b of everything before it, what it is bound to, and everything after it
            64   8   length of each part but the last
            then     the parts: [files] stream [buffer …]   each but the first begins at a multiple of 64
+
+A blob is *bound* to its place: the row that it was written with, or the run whose parameters it has. That is not in it, and
+goes into the MAC, so a blob that was moved to another place is as damaged as one with a flipped bit. So the same value in two
+places is two blobs.
 
 Numbers are little-endian. *Files* are modules loaded by path that must be there before the pickle is loaded, as JSON; the
 *stream* is JSON text or one pickle. Nothing is copied to join parts.
@@ -42,10 +46,23 @@ from flowlane.storage.payload import Bytes, Codec, Files, Payload, pack, pickled
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowlane.storage.port import Blob
+    from flowlane.storage.port import Blob, ResultRef
 
 # The steps between value and payload are had from here as well: callers need both, and one door is enough.
-__all__ = ["Bytes", "Codec", "Files", "Payload", "digest_of", "pack", "pickled", "seal", "unpack", "unseal"]
+__all__ = [
+    "Bytes",
+    "Codec",
+    "Files",
+    "Payload",
+    "bound_to",
+    "bound_to_run",
+    "digest_of",
+    "pack",
+    "pickled",
+    "seal",
+    "unpack",
+    "unseal",
+]
 
 MAGIC: Final = b"\x89FLO\r\n\x1a\n"
 VERSION: Final = 1
@@ -68,8 +85,21 @@ def _keyed(key: bytes) -> tuple[hashlib.blake2b, bytes]:
     return hashlib.blake2b(key=key, digest_size=32, person=b"flowlane blob"), name
 
 
-def seal(payload: Payload, key: bytes) -> Blob:
+def bound_to(ref: ResultRef) -> bytes:
+    """What a result is bound to: the row that it was written with, which rows that adopt it and the cache refer to."""
+    run, session, element, attempt = ref
+    return f"result {run} {session} {element} {attempt}".encode("utf-8", "surrogatepass")
+
+
+def bound_to_run(run: str) -> bytes:
+    """What the parameters of a run are bound to."""
+    return b"params " + run.encode("utf-8", "surrogatepass")
+
+
+def seal(payload: Payload, key: bytes, bound: bytes) -> Blob:
     """The pieces of a blob: its header, then those of the payload, not copied. `key` has at least 32 bytes.
+
+    `bound` tells its place (`bound_to`), and has to be told again to unseal it.
 
     Takes 1.5 µs and 1 ms a MB, for which it lets go of the GIL: made for the thread that writes.
     """
@@ -85,7 +115,7 @@ def seal(payload: Payload, key: bytes) -> Blob:
     mac, name = _keyed(key)
     mac = mac.copy()
     head = _HEAD.pack(MAGIC, VERSION, codec, _HAS_FILES if files else 0, count, total, name)
-    mac.update(head)
+    mac.update(head + bound)  # the head tells how much follows: nothing can pass from one to the other
     for piece in pieces:
         mac.update(piece)
     pieces[0] = head + mac.digest() + table
@@ -111,14 +141,15 @@ def _laid_out(stream: Sequence[Bytes], buffers: Sequence[Bytes], files: Files) -
 
 
 def digest_of(blob: Blob) -> bytes:
-    """32 bytes that name the content of a blob that `seal` made: its MAC. The same value, pickled alike under the same key, has
-    the same name; to find another of that name takes the key.
+    """32 bytes that name the content of a blob that `seal` made: its MAC. The same value, pickled alike under the same key for
+    the same place, has the same name; to find another of that name takes the key.
     """
     return bytes(blob[0][_MAC])
 
 
-def unseal(data: Bytes, key: bytes) -> Payload:
-    """The payload of a blob, as views of `data`. Raises ResultDamaged and nothing else unless it is what `seal` made with `key`.
+def unseal(data: Bytes, key: bytes, bound: bytes) -> Payload:
+    """The payload of a blob, as views of `data`. Raises ResultDamaged and nothing else unless `seal` made it with `key` for the
+    place that `bound` tells.
 
     Nothing is decoded, and no length used, before the MAC holds. Takes 2 µs and 1 ms a MB, for which it lets go of the GIL.
     """
@@ -151,7 +182,7 @@ def unseal(data: Bytes, key: bytes) -> Payload:
             " moved here, move its secret too; else run the task again",
         )
     mac = mac.copy()
-    mac.update(view[: _HEAD.size])
+    mac.update(bytes(view[: _HEAD.size]) + bound)
     mac.update(view[_BODY:])
     if not compare_digest(mac.digest(), view[_MAC]):
         raise ResultDamaged("it is damaged: its bytes are not those that were written", hint=_RUN_AGAIN)

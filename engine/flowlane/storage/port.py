@@ -22,6 +22,7 @@ Times are integer nanoseconds since the Unix epoch, 0 where it did not come to t
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "INLINE_MAX",
+    "RUN_ID",
     "AttemptRow",
     "Blob",
     "CacheEntry",
@@ -50,6 +52,9 @@ __all__ = [
 #: Bytes of a result that are kept beside its row; a larger one is a file of its own, where the store has files.
 INLINE_MAX: Final = 64 * 1024
 
+#: What an id of a run looks like. Ids become file names, so nothing else is taken for one, or removed as a run's.
+RUN_ID: Final = re.compile(r"[0-9a-f]{4,32}")
+
 #: A sealed value, as the pieces that have to be written one after the other: an array's data is not copied to join them.
 Blob: TypeAlias = "Sequence[bytes | bytearray | memoryview]"
 
@@ -65,10 +70,11 @@ class Owner(NamedTuple):
 class NewRun:
     """A run that begins.
 
-    id, name  12 hex digits, and the memorable name
+    id, name  what `RUN_ID` fits (ours have 12 digits), and the memorable name
     workflow  its name
-    origin    how the workflow is found again: JSON text of ours, or "" where it cannot be
-    params    its parameters, sealed
+    origin    where the workflow is: JSON text of ours, or "" where it cannot be found again. For people: who executes what it
+              names takes the one that is sealed with the parameters
+    params    what it was asked to do, sealed: see ``storage.asked``
     created   when
     parent    the run that it was forked from, or None
     """
@@ -308,7 +314,7 @@ class Store(Protocol):
         ...
 
     def params(self, run_id: str) -> bytes:
-        """The run's parameters, sealed."""
+        """What the run was asked to do, sealed, as it was begun with."""
         ...
 
     def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import difflib
-import re
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flowlane.errors import UnknownRun
+from flowlane.storage.port import RUN_ID
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["RUN_ID", "Named", "choose", "unknown"]
-
-#: What an id looks like. Ids become file names, so a store takes no others.
-RUN_ID: Final = re.compile(r"[0-9a-f]{4,32}")
+__all__ = ["Named", "choose", "unknown"]
 
 _PREFIX_MIN: Final = 4  # digits; fewer are more likely a slip than an id
 _SHOWN: Final = 5  # runs told when several fit

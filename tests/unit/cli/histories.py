@@ -9,7 +9,8 @@ from typing import Any
 
 from flowlane.core.states import REASONS, STATES, Reason, RunState, TaskState
 from flowlane.description import Code, Description
-from flowlane.storage.blob import pack, seal
+from flowlane.storage.asked import Asked, seal_asked
+from flowlane.storage.blob import bound_to, pack, seal
 from flowlane.storage.port import AttemptRow, Lease, NewRun, NewSession, Owner
 from flowlane_plugins.stores.sqlite import SqliteStore
 
@@ -71,7 +72,7 @@ def begin(
 ) -> Lease:
     """A run of this process that has begun."""
     at = time.time_ns() if started is None else started
-    sealed = b"".join(seal(pack(params or {}), store.secret))
+    sealed = seal_asked(Asked("", pack(params or {})), f"{number:012x}", store.secret)
     run = NewRun(f"{number:012x}", name or f"run-{number}", workflow, "", sealed, at)
     session = NewSession(DEAD, description(names, upstreams).packed(), len(names), at, "flowlane 0.1.0, CPython 3.11.7")
     return store.begin(run, session)
@@ -86,14 +87,15 @@ def row(
     at: int | None = None,
     took: float = 1.0,
     value: Any = None,
+    lease: Lease | None = None,
     secret: bytes = b"",
     detail: str | None = None,
 ) -> AttemptRow:
-    """An attempt that ended at `at` (now unless told)."""
+    """An attempt that ended at `at` (now unless told). With a `secret`, its result is `value`, sealed for `lease`."""
     ended = time.time_ns() if at is None else at
     started = ended - int(took * 1e9)
     over = state not in (TaskState.RUNNING, TaskState.READY, TaskState.PENDING)
-    result = seal(pack(value), secret) if secret else ()
+    result = seal(pack(value), secret, bound_to((*lease, element, attempt))) if lease is not None else ()
     return AttemptRow(
         element,
         attempt,

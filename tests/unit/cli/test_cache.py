@@ -99,7 +99,7 @@ def test_what_is_removed_is_made_anew_and_runs_keep_their_results(flow: Flow, ra
 def test_expired_entries_are_removed_alone(flow: Flow, store: SqliteStore) -> None:
     lease = begin(store, 1, ["a", "b", "c"])
     now = time.time_ns()
-    rows = [row(n, TaskState.SUCCEEDED, Reason.RETURNED, value=n, secret=store.secret) for n in range(3)]
+    rows = [row(n, TaskState.SUCCEEDED, Reason.RETURNED, value=n, lease=lease, secret=store.secret) for n in range(3)]
     cached = [
         CacheRow(bytes([n]) * 32, name, "{}", now, expires, n, 1)
         for n, (name, expires) in enumerate([("a", 0), ("b", now - 1), ("c", now + 10**12)])
@@ -155,7 +155,7 @@ def test_hostile_names_are_inert(flow: Flow, store: SqliteStore) -> None:
     lease = begin(store, 1, [evil], name="plain")
     store.write(
         lease,
-        [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, secret=store.secret)],
+        [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, lease=lease, secret=store.secret)],
         [
             CacheRow(
                 b"k" * 32, evil, json.dumps({"version": evil, "code": {evil: evil}, "inputs": {evil: evil}}), 1, 0, 0, 1
@@ -171,7 +171,7 @@ def test_hostile_names_are_inert(flow: Flow, store: SqliteStore) -> None:
 
 def test_damaged_parts_of_a_key_explain_nothing_and_break_nothing(flow: Flow, write: Write, store: SqliteStore) -> None:
     lease = begin(store, 1, ["double"])
-    rows = [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, secret=store.secret)]
+    rows = [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, lease=lease, secret=store.secret)]
     store.write(lease, rows, [CacheRow(b"k" * 32, "double", "nonsense", time.time_ns(), 0, 0, 1)])
     end(store, lease)
     write("sums.py", CACHED)

@@ -154,7 +154,7 @@ def test_looking_back_imports_none_of_the_heavy_libraries(
     store: SqliteStore, environ: dict[str, str], argv: list[str]
 ) -> None:
     lease = begin(store, 1)
-    store.write(lease, [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, secret=store.secret)])
+    store.write(lease, [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, lease=lease, secret=store.secret)])
     end(store, lease)
     code = (
         f"import sys; from flowlane.cli.main import main; main({argv!r});"

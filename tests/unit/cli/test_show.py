@@ -244,8 +244,8 @@ def test_a_value_of_the_users_is_shown_without_its_code(flow: Flow, store: Sqlit
     store.write(
         lease,
         [
-            row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=value, secret=store.secret),
-            row(1, TaskState.SUCCEEDED, Reason.RETURNED, value=b"x" * 2_000_000, secret=store.secret),
+            row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=value, lease=lease, secret=store.secret),
+            row(1, TaskState.SUCCEEDED, Reason.RETURNED, value=b"x" * 2_000_000, lease=lease, secret=store.secret),
         ],
     )
     end(store, lease)
@@ -258,7 +258,7 @@ def test_a_value_of_the_users_is_shown_without_its_code(flow: Flow, store: Sqlit
 
 def test_a_result_that_was_tampered_with_is_told_and_not_decoded(flow: Flow, store: SqliteStore) -> None:
     lease = begin(store, 1, ["a"])
-    store.write(lease, [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, secret=b"x" * 32)])
+    store.write(lease, [row(0, TaskState.SUCCEEDED, Reason.RETURNED, value=1, lease=lease, secret=b"x" * 32)])
     end(store, lease)
     out = flow("show", "last", "a").out
     assert "result " in out

@@ -6,11 +6,12 @@ import io
 import json
 import os
 import sqlite3
+import stat
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flowlane.cli.state import existing_store, made_state_dir, open_store
+from flowlane.cli.state import existing_store, made_state_dir, open_store, prepare_state_dir
 from flowlane.cli.terminal import Messages
 from flowlane.errors import UsageError
 from flowlane.settings import load_settings
@@ -170,3 +171,26 @@ def test_what_a_removed_run_told_goes_with_it(write: Write, flow: Flow, tmp_path
     assert flow("store", "gc", "--keep", "1").code == 0
     assert len(list(told.iterdir())) == 2
     assert (told / "mine").is_dir()
+
+
+def test_what_runs_told_is_not_removed_where_their_folder_is_a_link(write: Write, flow: Flow, tmp_path: Path) -> None:
+    write("one.py", ONE)
+    assert flow("run", "one.py", "--quiet").code == 0
+    theirs = tmp_path / "theirs"
+    runs = tmp_path / ".flow" / "runs"
+    (told,) = runs.iterdir()
+    runs.rename(theirs)
+    runs.symlink_to(theirs)
+    assert flow("store", "gc", "--keep", "0").code == 0
+    assert (theirs / told.name / "events.jsonl").exists()
+
+
+@pytest.mark.parametrize("umask", [0, 0o277])
+def test_the_state_directory_is_private_whatever_the_umask(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        prepare_state_dir(str(tmp_path / "made"))
+    finally:
+        os.umask(before)
+    modes = [stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("made", "made/runs")]
+    assert modes == [0o700, 0o700]

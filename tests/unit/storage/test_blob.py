@@ -30,7 +30,8 @@ from hypothesis import strategies as st
 from flowlane.errors import FlowError, ResultDamaged, StoreError, TransportError
 from flowlane.loader import load_file
 from flowlane.storage import payload as payloads
-from flowlane.storage.blob import Codec, Payload, digest_of, pack, pickled, seal, unpack, unseal
+from flowlane.storage.asked import Asked, seal_asked, unseal_asked
+from flowlane.storage.blob import Codec, Payload, bound_to, bound_to_run, digest_of, pack, pickled, seal, unpack, unseal
 from flowlane_plugins.executors import pickling
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
 KEY = bytes(range(32))
 FOREIGN = bytes(range(1, 33))
+PLACE = bound_to(("0123456789ab", 1, 2, 3))
 MAC = slice(32, 64)
 
 
@@ -95,11 +97,11 @@ def explode() -> None:
 
 
 def sealed(value: Any, key: bytes = KEY) -> bytes:
-    return b"".join(seal(pack(value), key))
+    return b"".join(seal(pack(value), key, PLACE))
 
 
 def there_and_back(value: Any) -> Any:
-    return unpack(unseal(sealed(value), KEY))
+    return unpack(unseal(sealed(value), KEY, PLACE))
 
 
 def same(a: Any, b: Any) -> bool:
@@ -294,10 +296,10 @@ def test_large_buffers_are_parts_of_their_own_and_not_copied() -> None:
         True,
         True,
     ]
-    blob = seal(payload, KEY)
+    blob = seal(payload, KEY, PLACE)
     assert any(piece is payload.buffers[0] for piece in blob)
     data = b"".join(blob)
-    opened = unseal(data, KEY)
+    opened = unseal(data, KEY, PLACE)
     for view, original in zip(opened.buffers, payload.buffers, strict=True):
         assert isinstance(view, memoryview) and view.obj is data and view == original
         offset = np.frombuffer(view, "u1").ctypes.data - np.frombuffer(data, "u1").ctypes.data
@@ -307,12 +309,12 @@ def test_large_buffers_are_parts_of_their_own_and_not_copied() -> None:
 def test_arrays_lie_in_memory_that_may_be_written_to_and_in_copies_of_other() -> None:
     data = sealed(np.arange(10_000.0))
     given_away = bytearray(data)
-    in_place = unpack(unseal(given_away, KEY))
+    in_place = unpack(unseal(given_away, KEY, PLACE))
     in_place[0] = 7.0
     assert given_away != data
-    copied = unpack(unseal(data, KEY))
+    copied = unpack(unseal(data, KEY, PLACE))
     copied[0] = 7.0
-    assert unpack(unseal(data, KEY))[0] == 0.0
+    assert unpack(unseal(data, KEY, PLACE))[0] == 0.0
 
 
 def test_a_detached_payload_does_not_see_what_happens_to_its_value() -> None:
@@ -451,7 +453,7 @@ def test_a_workers_pickle_is_taken_over_as_it_is() -> None:
     pieces, buffers = pickling.pickled_apart(value)
     stream = b"".join(pieces)
     payload = pickled(memoryview(stream), buffers)
-    back = unpack(unseal(b"".join(seal(payload, KEY)), KEY))
+    back = unpack(unseal(b"".join(seal(payload, KEY, PLACE)), KEY, PLACE))
     assert (back["a"] == value["a"]).all() and (back["c"] == value["c"]).all() and back["b"] == value["b"]
     back["a"][0] = 5.0
     assert value["a"][0] == 0.0
@@ -461,7 +463,7 @@ def test_empty_buffers_and_many_of_them() -> None:
     value = [pickle.PickleBuffer(bytes([i % 256]) * (i % 3)) for i in range(1000)]
     buffers: list[pickle.PickleBuffer] = []
     stream = pickle.dumps(value, 5, buffer_callback=buffers.append)
-    payload = unseal(b"".join(seal(pickled(stream, [b.raw() for b in buffers]), KEY)), KEY)
+    payload = unseal(b"".join(seal(pickled(stream, [b.raw() for b in buffers]), KEY, PLACE)), KEY, PLACE)
     assert [bytes(b) for b in unpack(payload)] == [bytes(v) for v in value]
 
 
@@ -474,8 +476,8 @@ def test_a_file_given_to_flow_run_is_named_and_loaded_before(tmp_path: pathlib.P
     try:
         payload = pack([module.Row(3)])
         assert payload.files == (("_flow_blob_etl", str(path)),)
-        data = b"".join(seal(payload, KEY))
-        payload = unseal(data, KEY)
+        data = b"".join(seal(payload, KEY, PLACE))
+        payload = unseal(data, KEY, PLACE)
         assert payload.files == (("_flow_blob_etl", str(path)),)
         del sys.modules["_flow_blob_etl"]
         with pytest.raises(TransportError) as caught:
@@ -496,7 +498,7 @@ def test_a_file_given_to_flow_run_is_named_and_loaded_before(tmp_path: pathlib.P
 def test_paths_that_are_no_text_travel_too() -> None:
     files = (("_flow_\udcffä", "/tmp/\udce4\udcff.py"), ("_flow_b", '/"\\\n'))
     payload = pickled(pickle.dumps((1,), 5), (), files)
-    back = unseal(b"".join(seal(payload, KEY)), KEY)
+    back = unseal(b"".join(seal(payload, KEY, PLACE)), KEY, PLACE)
     assert back.files == files
     assert unpack(back) == (1,)
 
@@ -569,7 +571,7 @@ def test_what_is_gone_is_named_with_the_fix(
             path.write_text(later)
         importlib.invalidate_caches()
         with pytest.raises(TransportError) as caught:
-            unpack(unseal(data, KEY))
+            unpack(unseal(data, KEY, PLACE))
         assert caught.value.message.startswith(message)
         assert hint in (caught.value.hint or "")
     finally:
@@ -594,7 +596,7 @@ def test_a_pickle_that_is_none_is_said() -> None:
 
 def refused(data: Any, key: bytes = KEY) -> str:
     with pytest.raises(ResultDamaged) as caught:
-        unseal(data, key)
+        unseal(data, key, PLACE)
     assert isinstance(caught.value, StoreError) and caught.value.exit_code == 74 and caught.value.hint
     return caught.value.message
 
@@ -604,7 +606,8 @@ def test_the_layout_is_what_is_documented() -> None:
     assert data[:8] == b"\x89FLO\r\n\x1a\n" and data[8:12] == b"\x01\x01\0\0"
     assert struct.unpack("<IQ", data[12:24]) == (1, len(data))
     assert data[64:] == b'{"a":1}'
-    data = b"".join(seal(Payload(Codec.PICKLE, (b"abc", b"de"), (b"x" * 70, b"yz"), (("_flow_m", "/m.py"),)), KEY))
+    payload = Payload(Codec.PICKLE, (b"abc", b"de"), (b"x" * 70, b"yz"), (("_flow_m", "/m.py"),))
+    data = b"".join(seal(payload, KEY, PLACE))
     assert data[9:12] == b"\x02\x01\0" and struct.unpack("<I", data[12:16]) == (4,)
     lengths = struct.unpack("<3Q", data[64:88])
     assert lengths == (len(b'[["_flow_m", "/m.py"]]'), 5, 70)
@@ -669,32 +672,85 @@ def payloads_mac(data: bytes) -> bytes:
     """The MAC of a header without its MAC, and what follows, spelled out."""
     import hashlib
 
-    return hashlib.blake2b(data, key=KEY, digest_size=32, person=b"flowlane blob").digest()
+    return hashlib.blake2b(data[:32] + PLACE + data[32:], key=KEY, digest_size=32, person=b"flowlane blob").digest()
 
 
 def test_a_key_is_long_and_may_be_very_long() -> None:
     for key in (b"", b"short", bytes(31)):
         with pytest.raises(ValueError, match="at least 32 bytes"):
-            seal(pack(1), key)
+            seal(pack(1), key, PLACE)
         with pytest.raises(ValueError, match="at least 32 bytes"):
-            unseal(sealed(1), key)
+            unseal(sealed(1), key, PLACE)
     long = bytes(range(200))
-    data = b"".join(seal(pack(1), long))
-    assert unpack(unseal(data, long)) == 1
+    data = b"".join(seal(pack(1), long, PLACE))
+    assert unpack(unseal(data, long, PLACE)) == 1
     assert "owner" in refused(data, long[:64])
     assert "owner" in refused(data, long + b"\0")
 
 
-def test_the_digest_names_the_content() -> None:
-    one, other = seal(pack((1, 2)), KEY), seal(pack((1, 3)), KEY)
-    assert digest_of(one) == digest_of(seal(pack((1, 2)), KEY)) == b"".join(one)[MAC]
-    assert len({digest_of(one), digest_of(other), digest_of(seal(pack((1, 2)), FOREIGN))}) == 3
+@pytest.mark.parametrize(
+    "other",
+    [
+        bound_to(("0123456789ac", 1, 2, 3)),
+        bound_to(("0123456789ab", 2, 2, 3)),
+        bound_to(("0123456789ab", 1, 3, 3)),
+        bound_to(("0123456789ab", 1, 2, 4)),
+        bound_to(("0123456789ab", 1, 23, 0)),
+        bound_to(("0123456789ab 1", 2, 3, 0)),
+        bound_to_run("0123456789ab"),
+        b"",
+    ],
+)
+@pytest.mark.parametrize("value", [1, {"a": [1, "x"]}, bytes(100_000)])
+def test_what_was_sealed_for_one_place_is_damaged_in_another(value: Any, other: bytes) -> None:
+    data = sealed(value)
+    with pytest.raises(ResultDamaged, match="it is damaged: its bytes are not those that were written"):
+        unseal(data, KEY, other)
+    assert unpack(unseal(data, KEY, PLACE)) == value
+    assert PLACE not in data
+
+
+def test_nothing_passes_from_the_place_into_the_content() -> None:
+    data = sealed("x")
+    head, mac, body = data[:32], data[32:64], data[64:]
+    longer = bytearray(head)
+    longer[16:24] = struct.pack("<Q", len(data) + 1)
+    for moved, place in ((bytes(longer) + mac + PLACE[-1:] + body, PLACE[:-1]), (head + mac + body, PLACE + body[:1])):
+        with pytest.raises(ResultDamaged):
+            unseal(moved, KEY, place)
+
+
+@pytest.mark.parametrize("origin", ["", '{"path": "/a/é.py"}', "\ud800"])
+@pytest.mark.parametrize("params", [None, {}, {"n": 1}, {"x": (1, 2)}, {"a": np.arange(100_000.0), "b": np.arange(5)}])
+def test_what_a_run_was_asked_comes_back_and_belongs_to_it(origin: str, params: dict[str, Any] | None) -> None:
+    data = seal_asked(Asked(origin, None if params is None else pack(params)), "0123456789ab", KEY)
+    back = unseal_asked(data, "0123456789ab", KEY)
+    assert back.origin == origin
+    assert (back.params is None) == (params is None)
+    if params is not None:
+        assert back.params is not None
+        assert repr(unpack(back.params)) == repr(params)
+    for run, key in (("0123456789ac", KEY), ("0123456789ab", FOREIGN)):
+        with pytest.raises(ResultDamaged):
+            unseal_asked(data, run, key)
+
+
+def test_a_blob_that_asks_nothing_is_refused() -> None:
+    with pytest.raises(ResultDamaged, match="does not say where its workflow is"):
+        unseal_asked(b"".join(seal(pack({"n": 1}), KEY, bound_to_run("0" * 12))), "0" * 12, KEY)
+
+
+def test_the_digest_names_the_content_and_its_place() -> None:
+    one, other = seal(pack((1, 2)), KEY, PLACE), seal(pack((1, 3)), KEY, PLACE)
+    assert digest_of(one) == digest_of(seal(pack((1, 2)), KEY, PLACE)) == b"".join(one)[MAC]
+    foreign, elsewhere = seal(pack((1, 2)), FOREIGN, PLACE), seal(pack((1, 2)), KEY, bound_to_run("0123456789ab"))
+    assert len({digest_of(each) for each in (one, other, foreign, elsewhere)}) == 4
 
 
 def test_all_kinds_of_bytes_are_taken() -> None:
     data = sealed(Pair(1, "x"))
     for kind in (bytes, bytearray, memoryview):
-        assert unpack(unseal(kind(data), KEY)) == Pair(1, "x")
+        assert unpack(unseal(kind(data), KEY, PLACE)) == Pair(1, "x")
         assert "cut short" in refused(kind(data[:-1]))
         assert "begins with other" in refused(kind(b"x" * 100))
         assert "empty" in refused(kind(b""))
@@ -708,7 +764,7 @@ def victims() -> list[bytes]:
     """Small blobs of every shape; whatever of them is unpickled is heard."""
     files = (("_flow_m", "/m.py"),)
     shaped = Payload(Codec.PICKLE, (pickle.dumps(Canary(), 5),), (b"abc", b"d" * 65), files)
-    return [sealed(1), sealed({"a": [1, "x"]}), sealed(Canary()), b"".join(seal(shaped, KEY))]
+    return [sealed(1), sealed({"a": [1, "x"]}), sealed(Canary()), b"".join(seal(shaped, KEY, PLACE))]
 
 
 @pytest.fixture(autouse=True)
@@ -720,7 +776,7 @@ def silence() -> Any:
 
 def test_every_byte_counts(victims: list[bytes]) -> None:
     for data in victims:
-        unseal(data, KEY)
+        unseal(data, KEY, PLACE)
         for at in range(len(data)):
             for change in (0x01, 0x80, 0xFF, data[at]):  # the last makes it 0
                 if change:
@@ -735,7 +791,7 @@ def test_no_byte_may_be_any_other() -> None:
         for other in range(256):
             if other != data[at]:
                 try:
-                    unseal(data[:at] + bytes([other]) + data[at + 1 :], KEY)
+                    unseal(data[:at] + bytes([other]) + data[at + 1 :], KEY, PLACE)
                 except ResultDamaged:
                     continue
                 raise AssertionError(f"byte {at} may be {other}")
@@ -783,7 +839,7 @@ def test_ten_thousand_mutations_are_all_refused(victims: list[bytes]) -> None:
             untouched += 1
             continue
         try:
-            unseal(data, KEY)
+            unseal(data, KEY, PLACE)
         except ResultDamaged:
             continue
         raise AssertionError(f"believed: {data!r}")
@@ -796,6 +852,6 @@ def test_noise_is_refused(noise: bytes, headed: bool) -> None:
 
 
 def test_the_canary_does_sing_when_it_is_believed(victims: list[bytes]) -> None:
-    unpack(unseal(victims[2], KEY))
+    unpack(unseal(victims[2], KEY, PLACE))
     assert Canary.sung == 1
     Canary.sung = 0

@@ -18,9 +18,10 @@ import pytest
 from flowlane.core.states import RunState, TaskState
 from flowlane.errors import ResultDamaged, RunLocked, StoreError, UnknownRun
 from flowlane.storage.port import CacheRow, Lease, Owner
-from flowlane.storage.upkeep import Upkeep
+from flowlane.storage.upkeep import Swept, Upkeep
 from flowlane.testing.stores import attempt, new_run, new_session
-from flowlane_plugins.stores.sqlite import SqliteStore, key, locks, place, schema
+from flowlane_plugins.stores.sqlite import SqliteStore, database, key, locks, place, schema
+from flowlane_plugins.stores.sqlite.database import Database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -112,6 +113,32 @@ def test_rows_that_do_not_fit_are_refused_and_nothing_is_written(store: SqliteSt
     with pytest.raises(StoreError, match="does not fit"):
         store.write(lease, [attempt(0), attempt(1)._replace(ended=1 << 63)])
     assert list(store.attempts(lease.run)) == []
+
+
+def test_an_interrupt_that_comes_when_a_transaction_has_just_begun_leaves_none(
+    store: SqliteStore, open_store: Callable[[], SqliteStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patiently = Database._patiently
+
+    def interrupted(self: Database, call: Callable[[], Any]) -> Any:
+        patiently(self, call)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "_patiently", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.begin(new_run(), new_session())
+    finished(store)
+    monkeypatch.setattr(database, "PATIENCE", 0.1)
+    finished(open_store())  # nor is another one kept out
+
+
+def test_a_statement_that_is_refused_is_no_damage(store: SqliteStore) -> None:
+    with pytest.raises(StoreError) as refused, store._database.writing() as db:
+        db.execute("BEGIN")
+    assert "cannot do what it was asked (cannot start a transaction" in refused.value.message
+    assert "damaged" not in str(refused.value)
+    finished(store)
 
 
 # ── versions ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -563,7 +590,7 @@ def test_what_nobody_refers_to_is_swept_once_it_is_old(store: SqliteStore, path:
     (kept,) = result_files(path)
     results = path.parent / "results"
     young, old = results / "ab" / ("0" * 62), results / "cd" / ("0" * 62)
-    orphan, copy = results / "tmp" / "1.x", path.parent / "flow.db.v1.bak.123"
+    orphan, copy = results / "tmp" / f"1.{'0' * 16}", path.parent / "flow.db.v1.bak.123"
     lock, fresh = path.parent / "locks" / "0123456789ab", path.parent / "locks" / "0123456789cd"
     for file in (young, old, orphan, copy, lock, fresh):
         file.parent.mkdir(exist_ok=True)
@@ -582,6 +609,109 @@ def test_what_nobody_refers_to_is_swept_once_it_is_old(store: SqliteStore, path:
         True,
     ]
     assert len(store.read((lease.run, 1, 0, 1))) == 70_000
+
+
+def test_the_broom_takes_nothing_that_is_not_ours(store: SqliteStore, path: Path) -> None:
+    folder = path.parent
+    names = [
+        *("locks/notes.txt", "locks/0123456789ab.txt", "locks/0123456789AB", "locks/abc", "locks/abcd.12345678.x"),
+        *("results/tmp/1.x", "results/tmp/notes", "results/tmp/1.0123456789ABCDEF", f"results/ab/{'0' * 61}"),
+        *(f"results/AB/{'0' * 62}", f"results/ab/{'A' * 62}", f"results/ab/{'00 ' * 31}", f"results/abc/{'0' * 61}"),
+        *("flow.db.v1.bak.notes", "flow.db.v1.bak", "flow.db.vx.bak.1", "other.db.v1.bak.1", "xflow.db.v1.bak.1"),
+    ]
+    target = folder / "target"
+    links = ["locks/0123456789cd", f"results/tmp/2.{'0' * 16}", f"results/cd/{'0' * 62}", "flow.db.v1.bak.12"]
+    for name in (*names, "target"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(b"theirs")
+    for name in links:
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).symlink_to(target)
+        os.utime(folder / name, (HOUR_AGO, HOUR_AGO), follow_symlinks=False)
+    os.mkfifo(folder / "locks" / "0123456789ef")
+    for name in (*names, "target", "locks/0123456789ef"):
+        age(folder / name)
+    assert store.gc() == Swept(0, 0, 0, 0)
+    assert [name for name in (*names, *links, "locks/0123456789ef") if not os.path.lexists(folder / name)] == []
+    assert target.read_bytes() == b"theirs"
+
+
+@pytest.mark.parametrize("name", ["locks", "results", "results/tmp"])
+def test_a_folder_that_is_a_link_is_refused_and_not_swept(
+    store: SqliteStore, path: Path, tmp_path: Path, name: str
+) -> None:
+    theirs = tmp_path / "theirs"
+    (theirs / "tmp").mkdir(parents=True)
+    files = [theirs / "0123456789ab", theirs / f"1.{'0' * 16}", theirs / "tmp" / f"1.{'0' * 16}"]
+    for file in files:
+        file.write_bytes(b"theirs")
+        age(file)
+    (path.parent / "results" / "tmp").rmdir()
+    if name != "results/tmp":
+        (path.parent / name).rmdir()
+    (path.parent / name).symlink_to(theirs)
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        store.gc()
+    store.close()
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        store.open()
+    if name != "locks":
+        with pytest.raises(StoreError, match="is a symbolic link"):
+            store.repair()
+    assert all(file.read_bytes() == b"theirs" for file in files)
+    (path.parent / name).unlink()
+    store.open()
+
+
+def test_a_result_is_neither_written_nor_removed_through_a_link(store: SqliteStore, path: Path, tmp_path: Path) -> None:
+    lease = finished(store, bytes(70_000))
+    (file,) = result_files(path)
+    theirs = tmp_path / "theirs"
+    file.parent.rename(theirs)
+    file.parent.symlink_to(theirs)
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        finished(store, bytes(70_000))
+    with pytest.raises(StoreError, match="is a symbolic link"):
+        store.remove([lease.run])
+    assert (theirs / file.name).exists()
+
+
+def test_a_folder_of_another_user_is_refused(store: SqliteStore, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.close()
+    lstat = os.lstat
+
+    def foreign(name: Any, **options: Any) -> Any:
+        found = list(lstat(name, **options))
+        found[stat.ST_UID] = os.geteuid() + 1
+        return os.stat_result(found)
+
+    monkeypatch.setattr(os, "lstat", foreign)
+    with pytest.raises(StoreError, match=r"locks belongs to another user \(uid "):
+        store.open()
+
+
+def test_a_folder_that_is_a_file_is_refused(store: SqliteStore, path: Path) -> None:
+    store.close()
+    (path.parent / "locks").rmdir()
+    (path.parent / "locks").touch()
+    with pytest.raises(StoreError, match="locks is not a folder"):
+        store.open()
+
+
+def test_a_lock_that_is_no_plain_file_is_nobody_s_and_is_not_waited_for(store: SqliteStore, path: Path) -> None:
+    lease = finished(store, b"1")
+    lock, target = path.parent / "locks" / lease.run, path.parent / "target"
+    os.mkfifo(lock)
+    assert store.owner(lease.run) is None
+    lock.unlink()
+    lock.mkdir()
+    assert store.owner(lease.run) is None
+    lock.rmdir()
+    target.write_text("1 here\n")
+    lock.symlink_to(target)
+    assert store.owner(lease.run) is None
+    store.close_run(store.reopen(lease.run, new_session()), RunState.SUCCEEDED, T, None)
+    assert target.read_text() == "1 here\n"
 
 
 def test_the_files_of_removed_runs_and_expired_entries_go(store: SqliteStore, path: Path) -> None:

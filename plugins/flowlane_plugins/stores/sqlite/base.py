@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from flowlane.errors import StoreError
-from flowlane_plugins.stores.names import RUN_ID
+from flowlane.storage.port import RUN_ID
 from flowlane_plugins.stores.sqlite.database import Database
 from flowlane_plugins.stores.sqlite.files import ResultFiles
 

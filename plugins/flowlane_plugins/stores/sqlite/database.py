@@ -21,8 +21,9 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from flowlane.errors import StoreError
+from flowlane.storage.private import private_folder
 from flowlane_plugins.stores.sqlite.faults import RAISED, is_busy, telling, translate
-from flowlane_plugins.stores.sqlite.place import check_file_system, check_writable, private_file, private_folder
+from flowlane_plugins.stores.sqlite.place import check_file_system, check_writable, private_file
 from flowlane_plugins.stores.sqlite.schema import examine, migrate
 
 if TYPE_CHECKING:
@@ -123,8 +124,8 @@ class Database:
         with self._lock:
             try:
                 db = self._ready()
-                self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
-                try:
+                try:  # begins in here: an interrupt may come when it has just begun
+                    self._patiently(lambda: db.execute("BEGIN IMMEDIATE"))
                     yield db
                     db.execute("COMMIT")
                 except BaseException:

@@ -26,6 +26,10 @@ RAISED: Final = (sqlite3.Error, OSError, MemoryError, UnicodeError)
 
 _ROOM: Final = "make room, then resume the run: what is committed is safe"
 _WORDS: Final[dict[int, tuple[str, str | None]]] = {
+    sqlite3.SQLITE_ERROR: (
+        "cannot do what it was asked",
+        "`flow store check` tells whether something is wrong with it",
+    ),
     sqlite3.SQLITE_PERM: ("may not be opened", "check who owns it and its permissions"),
     sqlite3.SQLITE_BUSY: ("is kept locked by another process", "is one stopped, or is somebody's shell open on it?"),
     sqlite3.SQLITE_LOCKED: ("is kept locked by another process", None),

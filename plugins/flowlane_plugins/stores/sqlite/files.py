@@ -1,4 +1,5 @@
 """Large results: one file each, ``results/ab/cdef…``, named by the digest of what is in it, and never changed.
+The same value in two rows is two files, because a result is sealed for its row.
 
 A file is whole before it has its name, and has its name before the row that refers to it is committed. So a crash can leave
 a file without a row, which `sweep` removes, but no row without its file. Content is read into memory, not mapped: a disk
@@ -9,11 +10,13 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
+import stat
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Final
 
-from flowlane_plugins.stores.sqlite.place import private_folder
+from flowlane.storage.private import check_own, own_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,13 +26,20 @@ if TYPE_CHECKING:
 __all__ = ["ResultFiles"]
 
 _DIGEST: Final = 32  # bytes
+_FOLDER: Final = re.compile(r"[0-9a-f]{2}")
+_FILE: Final = re.compile(r"[0-9a-f]{62}")
+_UNNAMED: Final = re.compile(r"[0-9]+\.[0-9a-f]{16}")
 _PIECES: Final = 512  # written by one call; the system takes 1024
 _TEMPORARY: Final = "tmp"
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_PLAIN: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)  # follow no link, wait for no pipe
 
 
 class ResultFiles:
-    """The files below `folder`; `power` says whether they must outlive a power cut. Any thread. Methods raise OSError."""
+    """The files below `folder`; `power` says whether they must outlive a power cut. Any thread.
+
+    Methods raise OSError, and StoreError where a folder is a link or not this user's.
+    """
 
     def __init__(self, folder: str, *, power: bool) -> None:
         self._folder = folder
@@ -37,8 +47,8 @@ class ResultFiles:
 
     def open(self) -> None:
         """Make the folder."""
-        private_folder(os.path.join(self._folder, _TEMPORARY))
-        os.chmod(self._folder, 0o700)
+        own_folder(self._folder)
+        own_folder(os.path.join(self._folder, _TEMPORARY))
 
     def path(self, digest: bytes) -> str:
         """Where the file of `digest` is."""
@@ -53,7 +63,7 @@ class ResultFiles:
             hashing.update(view)
         digest = hashing.digest()
         path = self.path(digest)
-        private_folder(os.path.dirname(path))
+        own_folder(os.path.dirname(path))
         temporary = os.path.join(self._folder, _TEMPORARY, f"{os.getpid()}.{secrets.token_hex(8)}")
         fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CLOEXEC, 0o600)
         try:
@@ -84,13 +94,13 @@ class ResultFiles:
 
     def read(self, digest: bytes) -> bytes:
         """Its content."""
-        with open(self.path(digest), "rb", buffering=0) as file:
+        with open(self.path(digest), "rb", buffering=0, opener=_opened) as file:
             return file.read()
 
     def is_whole(self, digest: bytes) -> bool:
         """Whether its content has that digest."""
         hashing = blake2b(digest_size=_DIGEST)
-        with open(self.path(digest), "rb", buffering=0) as file:
+        with open(self.path(digest), "rb", buffering=0, opener=_opened) as file:
             while some := file.read(1 << 20):
                 hashing.update(some)
         return hashing.digest() == digest
@@ -99,26 +109,31 @@ class ResultFiles:
         """Remove the file; how many bytes that freed."""
         path = self.path(digest)
         try:
-            size = os.stat(path).st_size
+            check_own(os.path.dirname(path))
+            found = os.lstat(path)
+            if not stat.S_ISREG(found.st_mode):
+                return 0
             os.unlink(path)
         except FileNotFoundError:
             return 0
-        return size
+        return found.st_size
 
     def __iter__(self) -> Iterator[tuple[bytes, os.stat_result]]:
         """All files, by digest. What is there and is none of ours is passed over."""
         for folder in _entries(self._folder):
-            if len(folder.name) == 2 and folder.is_dir(follow_symlinks=False):
+            if _FOLDER.fullmatch(folder.name) and folder.is_dir(follow_symlinks=False):
                 for entry in _entries(folder.path):
-                    with contextlib.suppress(ValueError, FileNotFoundError):
-                        digest = bytes.fromhex(folder.name + entry.name)
-                        if len(digest) == _DIGEST:
-                            yield digest, entry.stat(follow_symlinks=False)
+                    if _FILE.fullmatch(entry.name) and entry.is_file(follow_symlinks=False):
+                        with contextlib.suppress(FileNotFoundError):
+                            yield bytes.fromhex(folder.name + entry.name), entry.stat(follow_symlinks=False)
 
     def sweep(self, older_than: float) -> int:
         """Remove files that were never given their name, older than this (seconds since the epoch); how many."""
         count = 0
+        _entries(self._folder)  # that is ours as well
         for entry in _entries(os.path.join(self._folder, _TEMPORARY)):
+            if not _UNNAMED.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
             with contextlib.suppress(FileNotFoundError):
                 if entry.stat(follow_symlinks=False).st_mtime < older_than:
                     os.unlink(entry.path)
@@ -128,10 +143,15 @@ class ResultFiles:
 
 def _entries(folder: str) -> list[os.DirEntry[str]]:
     try:
+        check_own(folder)
         with os.scandir(folder) as entries:
             return list(entries)
     except (FileNotFoundError, NotADirectoryError):
         return []
+
+
+def _opened(path: str, flags: int) -> int:
+    return os.open(path, flags | _PLAIN)
 
 
 def _write_all(fd: int, views: list[memoryview]) -> None:

@@ -16,7 +16,7 @@ import stat
 from typing import TYPE_CHECKING, Final
 
 from flowlane.errors import StoreError
-from flowlane_plugins.stores.sqlite.place import private_folder
+from flowlane.storage.private import private_folder
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

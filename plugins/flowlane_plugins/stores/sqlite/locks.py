@@ -16,20 +16,29 @@ another process since then looks like an owner, and the run has to be taken over
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import re
 import secrets
+import stat
 from typing import Final
 
-from flowlane.storage.port import Owner
+from flowlane.storage.port import RUN_ID, Owner
+from flowlane.storage.private import check_own
 
 try:
     import fcntl
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["RunLock", "holder", "sweep"]
+__all__ = ["NAME", "RunLock", "holder", "sweep"]
+
+#: What the files are called: a run's id, behind it a random part while it is new. No other file is one of ours.
+NAME: Final = re.compile(rf"{RUN_ID.pattern}(?:\.[0-9a-f]{{8}})?")
 
 _CLOEXEC: Final = getattr(os, "O_CLOEXEC", 0)
+_LOOK: Final = os.O_RDONLY | _CLOEXEC | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
+_NO_FILE: Final = (errno.ENOENT, errno.ELOOP, errno.EMLINK, errno.ENXIO)  # not there, a link, a socket
 _WORDS_MAX: Final = 1024  # bytes of a lock file that are read
 
 _held: set[int] = set()  # descriptors that a forked child must close
@@ -79,12 +88,19 @@ class RunLock:
 
 
 def holder(path: str) -> Owner | None:
-    """The living process that has the lock at `path`, or None. Raises OSError when that cannot be told."""
+    """The living process that has the lock at `path`, or None. Raises OSError when that cannot be told.
+
+    What is no plain file is no lock, and is not waited for.
+    """
     try:
-        fd = os.open(path, os.O_RDONLY | _CLOEXEC)
-    except FileNotFoundError:
-        return None
+        fd = os.open(path, _LOOK)
+    except OSError as error:
+        if error.errno in _NO_FILE:
+            return None
+        raise
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return None
         words = os.read(fd, _WORDS_MAX).decode("utf-8", "replace").split(None, 1)
         owner = Owner(int(words[0]), words[1].strip()) if len(words) == 2 and words[0].isdigit() else Owner(0, "?")
         if fcntl is None:
@@ -99,11 +115,17 @@ def holder(path: str) -> Owner | None:
 
 
 def sweep(folder: str, older_than: float) -> int:
-    """Remove files in `folder` that nobody has locked and that are older than this (seconds since the epoch); how many."""
+    """Remove locks in `folder` that nobody has and that are older than this (seconds since the epoch); how many.
+
+    What is no lock of ours stays. Raises StoreError when the folder is a link, or not this user's.
+    """
+    check_own(folder)
     count = 0
     with os.scandir(folder) as entries:
         for entry in entries:
             with contextlib.suppress(OSError):
+                if not NAME.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                    continue
                 if entry.stat(follow_symlinks=False).st_mtime < older_than and holder(entry.path) is None:
                     os.unlink(entry.path)
                     count += 1

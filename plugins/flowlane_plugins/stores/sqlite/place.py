@@ -1,6 +1,6 @@
-"""Folders and files that belong to their user alone, and where a store must not be.
+"""Files that belong to their user alone, and where a store must not be. Folders: see ``flowlane.storage.private``.
 
-What we make is 0700 and 0600 whatever the umask; what was there before keeps its permissions: somebody chose them.
+What we make is 0600 whatever the umask; what was there before keeps its permissions: somebody chose them.
 
 SQLite's log needs memory shared by all who have the database open, and locks that hold for all of them. File systems on a
 network give neither, and corrupt databases quietly, so a store there is refused (https://www.sqlite.org/wal.html and
@@ -14,24 +14,13 @@ from typing import Final
 
 from flowlane.errors import StoreError
 
-__all__ = ["check_file_system", "check_writable", "file_system_of", "private_file", "private_folder"]
+__all__ = ["check_file_system", "check_writable", "file_system_of", "private_file"]
 
 _REMOTE: Final = frozenset(
     "9p afs beegfs ceph cifs coda davfs fuse.ceph fuse.curlftpfs fuse.davfs2 fuse.glusterfs fuse.rclone fuse.s3fs"
     " fuse.sshfs glusterfs gpfs lustre ncpfs nfs nfs4 smb3 smbfs".split()
 )
 _MOUNTS: Final = "/proc/mounts"
-
-
-def private_folder(path: str) -> None:
-    """Make folder `path`, and those above it, unless it is there. Raises OSError."""
-    try:
-        os.makedirs(path, mode=0o700)
-    except FileExistsError:
-        if not os.path.isdir(path):
-            raise
-    else:
-        os.chmod(path, 0o700)
 
 
 def private_file(path: str) -> None:

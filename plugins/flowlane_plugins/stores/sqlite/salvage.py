@@ -66,7 +66,7 @@ class Salvage(Checking):
     def _refuse_owned(self) -> None:
         with contextlib.suppress(FileNotFoundError), os.scandir(self._locks) as entries:
             for entry in entries:
-                owner = locks.holder(entry.path)
+                owner = locks.holder(entry.path) if locks.NAME.fullmatch(entry.name) else None
                 if owner is not None:
                     raise StoreError(
                         f"run {entry.name} is under way in process {owner.pid}: {self._path} cannot be repaired now",

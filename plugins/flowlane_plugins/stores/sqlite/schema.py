@@ -16,8 +16,8 @@ the version that was; and before an existing database is touched, a copy of it i
 from __future__ import annotations
 
 import contextlib
-import glob
 import os
+import re
 import sqlite3
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
@@ -42,6 +42,8 @@ __all__ = [
 ]
 
 APPLICATION_ID: Final = 0x666C6F77  # "flow", in the file's header at byte 68
+
+_UNFINISHED: Final = r"\.v[0-9]+\.bak\.[0-9]+(?:-journal)?"  # behind the database's name: a copy being made
 
 _ATTEMPT_BITS: Final = 16
 _ELEMENT_BITS: Final = 24  # 16.7 million tasks; 23 bits are left for sessions, one a minute for 16 years
@@ -209,10 +211,14 @@ def migrate(db: sqlite3.Connection, path: str) -> str | None:
 
 def sweep_copies(path: str, older_than: float) -> None:
     """Remove copies that were never finished, older than this (seconds since the epoch). Raises OSError."""
-    for name in glob.glob(f"{glob.escape(path)}.v*.bak.*"):
-        with contextlib.suppress(FileNotFoundError):
-            if os.stat(name).st_mtime < older_than:
-                os.unlink(name)
+    ours = re.compile(re.escape(os.path.basename(path)) + _UNFINISHED)
+    with os.scandir(os.path.dirname(path)) as entries:
+        for entry in entries:
+            if not ours.fullmatch(entry.name) or not entry.is_file(follow_symlinks=False):
+                continue
+            with contextlib.suppress(FileNotFoundError):
+                if entry.stat(follow_symlinks=False).st_mtime < older_than:
+                    os.unlink(entry.path)
 
 
 def _back_up(db: sqlite3.Connection, path: str, version: int) -> str:

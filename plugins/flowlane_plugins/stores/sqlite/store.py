@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from flowlane.core.states import RunState
 from flowlane.errors import RunLocked, StoreError
-from flowlane.storage.port import Lease, Owner
-from flowlane_plugins.stores.names import RUN_ID
+from flowlane.storage.port import RUN_ID, Lease, Owner
+from flowlane.storage.private import own_folder
 from flowlane_plugins.stores.sqlite import reading
 from flowlane_plugins.stores.sqlite import rows as hot
 from flowlane_plugins.stores.sqlite.faults import telling
 from flowlane_plugins.stores.sqlite.key import KEY_BYTES, load_key
 from flowlane_plugins.stores.sqlite.locks import RunLock, holder
-from flowlane_plugins.stores.sqlite.place import private_folder
 from flowlane_plugins.stores.sqlite.reading import Reading
 from flowlane_plugins.stores.sqlite.salvage import Salvage
 from flowlane_plugins.stores.sqlite.schema import crc, row_id
@@ -86,7 +85,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
         self._database.open()
         try:
             with telling(self._path):
-                private_folder(self._locks)
+                own_folder(self._locks)
                 self._files.open()
             self.secret  # noqa: B018 - one that cannot be had is told now, not with the first result
         except BaseException:
