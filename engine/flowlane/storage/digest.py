@@ -328,8 +328,7 @@ def scope_of(module: Any) -> dict[str, Any]:
 
 def is_user_module(name: str) -> bool:
     """Whether the module called `name` is the user's own: not of the standard library, installed, or ours."""
-    root = name.partition(".")[0]
-    if root in sys.stdlib_module_names or root in ("flowlane", "flowlane_plugins"):
+    if name.partition(".")[0] in sys.stdlib_module_names:
         return False
     scope = scope_of(sys.modules.get(name))
     file: Any = scope.get("__file__")
@@ -426,7 +425,7 @@ _KNOWN_KINDS: Final = ("__dataclass_fields__", "__pydantic_fields__", "__attrs_a
 _POINTER: Final = 8
 #: Where instances keep things, past metaclasses.
 _of_layout: Final[list[Callable[[type], int]]] = [
-    vars(type)[name].__get__ for name in ("__basicsize__", "__itemsize__", "__dictoffset__", "__weakrefoffset__")
+    vars(type)[name].__get__ for name in ("__basicsize__", "__dictoffset__", "__weakrefoffset__")
 ]
 
 
@@ -459,10 +458,10 @@ class _Layout:
         if cls is object:
             return "is nothing but its identity"
         # as object.__reduce_ex__ tells it: whatever is larger than what Python put there has state of C's
-        basic, item, scope, weak = (_of_layout[i](cls) for i in range(4))
+        basic, scope, weak = (read(cls) for read in _of_layout)
         size = base.__basicsize__ + _POINTER * len(self.members)
         size += _POINTER * (scope > 0 or (base.__itemsize__ > 0 and scope != 0)) + _POINTER * (weak > 0)
-        if basic > size or item != base.__itemsize__:
+        if basic > size:
             return "has state that Python cannot see"
         if any(name in dict_of(each) for name in _KNOWN_KINDS for each in mro):
             return ""

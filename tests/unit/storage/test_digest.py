@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import array
+import ast
 import collections
 import datetime as dt
 import decimal
@@ -367,6 +368,8 @@ EQUAL: list[tuple[Any, Any]] = [
     (math.nan, -math.nan),
     ([math.nan], [float("nan")]),
     ({3, 1, 2}, {2, 3, 1}),
+    (set([0, 8]), set([8, 0])),  # which are iterated in the order of coming
+    (frozenset([(), 0, 8]), frozenset([8, 0, ()])),
     ({"a", "b", "c"}, {"c", "b", "a"}),
     (Plain(a=1, b=2), Plain(b=2, a=1)),
     (types.SimpleNamespace(a=1, b=2), types.SimpleNamespace(b=2, a=1)),
@@ -484,6 +487,17 @@ class Newargs:
         return ()
 
 
+class TupleNewargs(tuple[Any, ...]):
+    __slots__ = ()
+
+    def __getnewargs__(self) -> Any:
+        return ()
+
+
+class WithLock:
+    lock = threading.Lock()
+
+
 class HiddenInC(sqlite3.Connection): ...
 
 
@@ -511,6 +525,8 @@ REFUSED: list[tuple[Any, str, str, str]] = [
     (Reduced(), "", "test_digest.Reduced", r"Reduced\.__reduce__\); give its class a __flow_digest__"),
     (Getstate(), "", "test_digest.Getstate", "__getstate__"),
     (Newargs(), "", "test_digest.Newargs", "__getnewargs__"),
+    (TupleNewargs((1,)), "", "test_digest.TupleNewargs", "__getnewargs__"),
+    (ast.parse("a"), "", "ast.Module", "__reduce"),
     (sys, "", "module", "is a module"),
     ({"cfg": Plain(session=threading.Lock())}, "['cfg'].session", "_thread.lock", "cannot see"),
     ([1, (2, [object()])], "[1][1][0]", "object", "identity"),
@@ -593,6 +609,10 @@ def test_where_a_circle_closes_counts() -> None:
     d[0] = d
     c.append(d)
     assert digest(a) != digest(c)
+    # an inner list that was seen before is not taken for one that refers to the whole
+    whole: list[Any] = [a]
+    whole.append([whole, 1])
+    assert digest([a, b]) != digest(whole)
     # what was met inside of a circle is not taken for the same thing outside of it
     assert digest([a, b]) != digest([a, d])
     assert digest([b, a]) == digest([b, a])
@@ -688,6 +708,14 @@ def test_tasks_count_as_their_functions() -> None:
     from flowlane import RetryPolicy
 
     assert digest(RetryPolicy(attempts=2)) != digest(RetryPolicy(attempts=3))
+
+
+def test_a_class_may_hold_what_cannot_be_told() -> None:
+    """Its instances and itself are what they were: only a function is refused for that."""
+    assert digest(WithLock()) == digest(WithLock())
+    assert digest(WithLock) != digest(Plain)
+    with pytest.raises(Unhashable, match=r"uses WithLock\.lock"):
+        digest(lambda: WithLock)
 
 
 def test_abstract_and_generic_classes() -> None:

@@ -1014,6 +1014,8 @@ def test_code_that_was_typed_in() -> None:
     one, two = in_process(program.format(1), "0"), in_process(program.format(2), "0")
     assert one.startswith("['f', 'g', 'python']")
     assert one != two
+    piped = subprocess.run([sys.executable, "-"], input=program.format(1), check=True, capture_output=True, text=True)
+    assert piped.stdout == one
     made = [NamedTuple("P", [("a", int), (name, int)]) for name in "bc"]
     assert fingerprint(made[0]).digest != fingerprint(made[1]).digest
 
