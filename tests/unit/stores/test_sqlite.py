@@ -354,7 +354,8 @@ def test_a_run_of_another_machine_that_never_ended_has_to_be_taken_over(store: S
     with pytest.raises(RunLocked, match="begun by process 77 on far") as caught:
         store.reopen(lease.run, new_session())
     assert (caught.value.pid, caught.value.host, caught.value.exit_code) == (77, "far", 75)
-    store.close_run(store.reopen(lease.run, new_session(), take_over=True), RunState.SUCCEEDED, T, None)
+    store.seize(lease.run, T)
+    store.close_run(store.reopen(lease.run, new_session()), RunState.SUCCEEDED, T, None)
     store.reopen(lease.run, new_session(owner=Owner(5, "elsewhere")))  # it has ended: anybody may
 
 
@@ -363,7 +364,8 @@ def test_a_stale_owner_does_not_remove_the_lock_of_who_took_over(
 ) -> None:
     store, other = open_store(), open_store()
     lease = store.begin(new_run(), new_session())
-    other.reopen(lease.run, new_session(owner=Owner(5, "here")), take_over=True)
+    other.seize(lease.run, T)
+    other.reopen(lease.run, new_session(owner=Owner(5, "here")))
     store.close()
     assert other.owner(lease.run) == Owner(5, "here")
 
@@ -496,8 +498,7 @@ def test_a_repair_keeps_what_is_good_and_the_damaged_database(store: SqliteStore
     large = secrets.token_bytes(70_000)
     lease = finished(store, b"one", large, b"three", cached=[CacheRow(bytes(32), "t", "{}", T, 0, 0, 1)])
     other = finished(store, b"other")
-    again = store.reopen(other.run, new_session())
-    store.adopt(again, [(4, (other.run, 1, 0, 1))])
+    again = store.reopen(other.run, new_session(adopted=[(4, (other.run, 1, 0, 1))]))
     store.close_run(again, RunState.SUCCEEDED, T, None)
     execute(path, "UPDATE attempts SET state = 5 WHERE result = CAST('three' AS BLOB)")
     with pytest.raises(StoreError, match="flow store repair"):
@@ -749,8 +750,7 @@ def test_statements_of_an_adopted_graph_stay_small(store: SqliteStore) -> None:
     lease = store.begin(new_run(params=b"p" * 10), new_session(graph=b"g" * 100_000))
     store.write(lease, [attempt(n, 1, TaskState.SUCCEEDED, b"x") for n in range(100)])
     store.close_run(lease, RunState.SUCCEEDED, T, None)
-    child = store.begin(new_run(parent=lease.run), new_session())
-    store.adopt(child, [(0, (lease.run, 1, 5, 1))])
+    child = store.begin(new_run(parent=lease.run), new_session(adopted=[(0, (lease.run, 1, 5, 1))]))
     store.remove([lease.run])
     assert store.check() == []
     with contextlib.closing(sqlite3.connect(store.path)) as db:
