@@ -224,6 +224,9 @@ class Engine:
 
         The workflow's body runs here, in the caller's thread. Give either a definition and its parameters, or one that is
         bound (or a Workflow) and the run's options. Any thread, while the engine is open.
+
+        With a store the run is recorded here, before anything begins: that waits for the disk, and for another process that
+        is writing to the same store (30 seconds at most). Raises StoreError when it cannot be done.
         """
         options: dict[str, Any] = {}
         if isinstance(target, (Bound, Workflow)):
