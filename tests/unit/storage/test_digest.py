@@ -368,7 +368,7 @@ EQUAL: list[tuple[Any, Any]] = [
     (math.nan, -math.nan),
     ([math.nan], [float("nan")]),
     ({3, 1, 2}, {2, 3, 1}),
-    (set([0, 8]), set([8, 0])),  # which are iterated in the order of coming
+    ({0, 8}, {8, 0}),  # which are iterated in the order of coming
     (frozenset([(), 0, 8]), frozenset([8, 0, ()])),
     ({"a", "b", "c"}, {"c", "b", "a"}),
     (Plain(a=1, b=2), Plain(b=2, a=1)),
