@@ -81,8 +81,9 @@ class Archive:
     def begin(self, run: LiveRun, program: Program, origin: str) -> None:
         """Record that `run` starts. Raises StoreError."""
         store = self.store
-        session = new_session(Description.of(program, Codes().of))
-        self._keep(run, store.begin(new_run(run.id, run.name, program, origin, store), session))
+        codes = Codes()
+        session = new_session(Description.of(program, codes.of))
+        self._keep(run, codes, store.begin(new_run(run.id, run.name, program, origin, store), session))
 
     def go_on(
         self,
@@ -102,7 +103,8 @@ class Archive:
         store = self.store
         if not (fork or take_over) and (owner := store.owner(stored.id)) is not None:
             raise locked(stored, owner)
-        now = Description.of(program, Codes().of)
+        codes = Codes()
+        now = Description.of(program, codes.of)
         then = Description.read(store.session(stored.id, stored.session).graph)
         plan = plan_resume(program, now, then, stored, store, **how)
         if take_over and not fork:  # now that nothing stands in the way: its owner may be in the best of health
@@ -115,7 +117,7 @@ class Archive:
         else:
             run = LiveRun(program.workflow, keep_history=keep_history, id=stored.id, name=stored.name)
             lease = store.reopen(stored.id, session, after=stored.session)
-        self._keep(run, lease)
+        self._keep(run, codes, lease)
         return run, plan.beginning
 
     def give_up(self, run: LiveRun) -> None:
@@ -126,7 +128,7 @@ class Archive:
                     run.keeper.lease, RunState.INTERRUPTED, time.time_ns(), "the engine could not start it"
                 )
 
-    def _keep(self, run: LiveRun, lease: Lease) -> None:
+    def _keep(self, run: LiveRun, codes: Codes, lease: Lease) -> None:
         def soon(action: Callable[[Runner], object]) -> None:
             def act() -> None:
                 if run.runner is not None:
@@ -144,5 +146,6 @@ class Archive:
             on_fault=lambda error: soon(lambda runner: runner.stop_for(error)),
             on_request=asked,
             on_caught_up=lambda: soon(lambda runner: runner.caught_up()),
+            codes=codes,
             listener=run.record if run.steps is not None else None,
         )

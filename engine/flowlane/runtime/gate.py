@@ -21,7 +21,6 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.errors import FlowError
-from flowlane.runtime.cache import Codes
 from flowlane.runtime.keeper import NOT_BEGUN, Found, ToCache, Unstored
 from flowlane.runtime.ports import INTERRUPTED, NEVER, RemoteValue, Report
 from flowlane.storage.blob import pack
@@ -81,7 +80,7 @@ class Gate:
         self._recorder = recorder
         self._keeper = keeper
         self._lookups = lookups
-        self._codes = Codes()
+        self._codes = keeper.codes
         self._once, self._caches, self._passing = run.program.once, run.program.caches, run.program.passing
         self._keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
         self._held: dict[int, _Held] = {}

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.messages import Transition
     from flowlane.errors import StoreError
+    from flowlane.runtime.cache import Codes
     from flowlane.runtime.ports import Report, RunInfo, RunOutcome
     from flowlane.runtime.recorder import Ending
     from flowlane.storage.port import Blob, Lease, ResultRef, Store
@@ -83,6 +84,7 @@ NOT_BEGUN: Final = _NotBegun()
 class Keeper:
     """Writes the session that `lease` is for. `on_fault`, `on_request` and `on_caught_up` are called on the recorder's thread.
 
+    codes     fingerprints of the run's functions, taken before any task could change what they refer to
     listener  called with (transitions, reports) once they are committed; the reports' values are gone by then
     """
 
@@ -94,6 +96,7 @@ class Keeper:
         on_fault: Callable[[StoreError], object],
         on_request: Callable[[str], object],
         on_caught_up: Callable[[], object],
+        codes: Codes,
         listener: Callable[[list[Transition], dict[tuple[int, int], Report]], None] | None = None,
     ) -> None:
         self.store = store
@@ -101,6 +104,7 @@ class Keeper:
         self.on_fault = on_fault
         self.on_caught_up = on_caught_up
         self.listener = listener
+        self.codes = codes
         self.waiting = False  # the loop waits to be told that there is room; set by the loop, cleared by the recorder
         self.ending: Ending | None = None  # once the end is stored, or cannot be
         self._on_request = on_request
