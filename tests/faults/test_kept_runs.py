@@ -190,14 +190,14 @@ def test_a_stopped_owner_is_named_then_taken_over_and_writes_nothing_when_it_wak
     try:
         assert wait(place.flow("resume", "last")) == 75
         assert str(owner.pid) in one_line(place.err())
-        assert wait(place.flow("resume")) == 2, "what is owned is not what `flow resume` goes on with by itself"
+        assert wait(place.flow("resume")) == 75, "what is owned is not gone on with, also when it is the only one"
         gate(place).touch()
         finished(place.flow("resume", "last", "--take-over"), place)
         before = content(place)
         assert starts(place) == {"first": 1, "wait": 2, "last": 1}
     finally:
         owner.send_signal(signal.SIGCONT)
-    assert wait(owner) == 74
+    assert wait(owner) == 75
     assert "taken over" in place.err(owners_life)
     assert "Traceback" not in place.err(owners_life)
     assert content(place) == before, "stale writes"
@@ -296,7 +296,7 @@ def goes_on(place: Folder, count: int) -> None:
     """After the store had no more room: the run is resumed, and repeats nothing that was committed."""
     runs = stored(place.database)
     committed = runs[0].committed if runs else frozenset()
-    assert 0 < len(committed) < count
+    assert len(committed) < count
     since = place.journal.stat().st_size
     process = place.flow("resume")
     assert wait(process) == 0, place.err()
