@@ -15,7 +15,8 @@ from flowlane.description import Description
 from flowlane.errors import StoreError
 from flowlane.handle import LiveRun
 from flowlane.resume import locked, new_run, new_session, plan_resume
-from flowlane.runtime.cache import Codes, Lookups
+from flowlane.runtime.cache import Lookups
+from flowlane.runtime.codes import Codes
 from flowlane.runtime.keeper import Keeper
 from flowlane.runtime.recorder import Recorder
 

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from flowlane.errors import FlowError
 from flowlane.loader import load_for
 from flowlane.misses import Entries, parts_of
-from flowlane.runtime.cache import Codes, key_of
+from flowlane.runtime.cache import key_of
+from flowlane.runtime.codes import Codes
 from flowlane.runtime.values import fill_arguments
 from flowlane.storage.blob import bound_to, unpack, unseal
 from flowlane.storage.digest import Unhashable

@@ -22,33 +22,19 @@ from flowlane.runtime.keeper import CacheKey
 from flowlane.storage.blob import bound_to, unpack, unseal
 from flowlane.storage.cachekey import cache_key
 from flowlane.storage.digest import Unhashable, digest
-from flowlane.storage.fingerprint import Fingerprint, fingerprint
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.program import CacheRule
+    from flowlane.runtime.codes import Codes
     from flowlane.runtime.ports import Target
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["CacheAnswer", "Codes", "Lookups", "key_of"]
+__all__ = ["CacheAnswer", "Lookups", "key_of"]
 
 
 _AT_ONCE: Final = 0.02  # seconds: closing happens on the event loop
-
-
-class Codes:
-    """Fingerprints of functions, each made once. For one run: between runs a notebook may define a helper anew."""
-
-    def __init__(self) -> None:
-        self._known: dict[int, tuple[Any, Fingerprint]] = {}
-
-    def of(self, fn: Any) -> Fingerprint:
-        """The fingerprint of `fn`. Any thread: at worst it is made twice."""
-        known = self._known.get(id(fn))
-        if known is None:
-            known = self._known[id(fn)] = (fn, fingerprint(fn))  # the function is kept, so that its id stays its own
-        return known[1]
 
 
 class CacheAnswer(NamedTuple):

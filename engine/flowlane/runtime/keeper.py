@@ -25,12 +25,11 @@ if TYPE_CHECKING:
 
     from flowlane.core.messages import Transition
     from flowlane.errors import StoreError
-    from flowlane.runtime.cache import Codes
+    from flowlane.runtime.codes import Codes
     from flowlane.runtime.ports import Report, RunInfo, RunOutcome
-    from flowlane.runtime.recorder import Ending
     from flowlane.storage.port import Blob, Lease, ResultRef, Store
 
-__all__ = ["BYTES_WAITING", "NOT_BEGUN", "ROWS_WAITING", "CacheKey", "Found", "Keeper", "ToCache", "Unstored"]
+__all__ = ["BYTES_WAITING", "NOT_BEGUN", "ROWS_WAITING", "CacheKey", "Ending", "Found", "Keeper", "ToCache", "Unstored"]
 
 #: Rows and bytes of results that may wait to be written before nothing new is begun: 0.1 to 0.5 s of a disk's time.
 ROWS_WAITING: Final = 50_000
@@ -71,6 +70,13 @@ class Unstored(NamedTuple):
     """In place of a result that cannot be stored: why."""
 
     reason: str
+
+
+class Ending(NamedTuple):
+    """How a run ended as it is stored and told, and what the store would not do, or None."""
+
+    outcome: RunOutcome
+    fault: StoreError | None
 
 
 class _NotBegun:

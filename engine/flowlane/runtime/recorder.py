@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowlane.core.states import RunState
 from flowlane.errors import EngineClosed, StoreError
 from flowlane.runtime.journal import CHUNK_ROWS, LINGER
+from flowlane.runtime.keeper import Ending
 from flowlane.runtime.ports import RunOutcome
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Report, RunInfo
 
-__all__ = ["Ending", "Recorder"]
+__all__ = ["Recorder"]
 
 #: Seconds between two looks for what other processes ask of runs: soon enough for a person.
 ASKED_EVERY: Final = 0.5
@@ -44,13 +45,6 @@ _NOW: Final = 0  # for _wake_at: any append rings
 _NOT: Final = 1 << 62  # no append rings
 
 Reports = dict[tuple[int, int], "Report"]
-
-
-class Ending(NamedTuple):
-    """How a run ended as it is stored and told, and what the store would not do, or None."""
-
-    outcome: RunOutcome
-    fault: StoreError | None
 
 
 class _Stream:

@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from flowlane.program import CacheRule
-from flowlane.runtime.cache import Codes, key_of
+from flowlane.runtime.cache import key_of
+from flowlane.runtime.codes import Codes
 from flowlane.storage.digest import Unhashable
 
 MISSING: Any = object()
