@@ -468,7 +468,8 @@ async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_p
     taken: list[AttemptRow] = []
     result = seal(pack("one"), owners.secret, bound_to(("0" * 12, 1, 0, 1)))
     row = AttemptRow(0, 1, STATES.index(TaskState.SUCCEEDED), 2, 1, 1, 1, result, None)
-    async with Engine(store=Between(path)) as engine:
+    between = Between(path)
+    async with Engine(store=between) as engine:
         program = engine.compile(waiting.bind(tmp_path))
         now = Description.of(program, fingerprint)
         lease = owners.begin(new_run("0" * 12, "brisk-otter", program, "", owners), new_session(now))
@@ -478,6 +479,7 @@ async def test_a_run_that_is_taken_over_has_all_that_its_owner_could_write(tmp_p
         assert result.value == ["one", "two"]
     assert (len(taken), refused) == (1, [True])
     assert began(tmp_path) == {"two": 1}, "what was taken is kept, what came too late was refused"
+    between.close()
     owners.close()
 
 
