@@ -135,6 +135,10 @@ _LEAVES: Final[dict[int, _Leaf]] = {
     id(bytes): lambda value: sealed(b"b", value),
     id(bytearray): lambda value: sealed(b"y", value),
 }
+if sys.version_info >= (3, 13):  # what every type parameter without a default refers to
+    from typing import NoDefault
+
+    _LEAVES[id(type(NoDefault))] = lambda value: b"!\1D"  # noqa: ARG005
 
 # ── the walk ──────────────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -29,6 +29,7 @@ _HARMLESS: Final = {
     "decimal": frozenset(("Decimal",)),
     "fractions": frozenset(("Fraction",)),
     "pathlib": frozenset(("Path", "PosixPath", "PurePosixPath", "PurePath")),
+    "pathlib._local": frozenset(("Path", "PosixPath", "PurePosixPath", "PurePath")),  # where 3.13 has them
     "uuid": frozenset(("UUID",)),
     "flowlane.secret": frozenset(("Secret",)),
 }
