@@ -13,7 +13,7 @@ from flowlane.errors import ResultDamaged
 from flowlane.storage.blob import Codec, Payload, bound_to_run, seal, unseal
 
 if TYPE_CHECKING:
-    from flowlane.storage.payload import Bytes
+    from flowlane.outofband import Bytes
 
 __all__ = ["Asked", "seal_asked", "unseal_asked"]
 

@@ -41,7 +41,8 @@ from hmac import compare_digest
 from typing import TYPE_CHECKING, Final
 
 from flowlane.errors import ResultDamaged
-from flowlane.storage.payload import Bytes, Codec, Files, Payload, pack, pickled, unpack
+from flowlane.outofband import Bytes
+from flowlane.storage.payload import Codec, Files, Payload, pack, pickled, unpack
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -21,13 +21,12 @@ from json.encoder import encode_basestring
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from flowlane.errors import Failure, FlowError, TransportError
+from flowlane.outofband import PROTOCOL, Bytes, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-__all__ = ["Bytes", "Codec", "Files", "Payload", "pack", "pickled", "unpack"]
-
-Bytes: TypeAlias = "bytes | bytearray | memoryview"
+__all__ = ["Codec", "Files", "Payload", "pack", "pickled", "unpack"]
 
 #: Modules that were loaded by path and that a pickle refers to: (module name, path).
 Files: TypeAlias = "tuple[tuple[str, str], ...]"
@@ -84,10 +83,6 @@ def _settle(piece: Bytes) -> Bytes:
 
 # ── a value to a payload ──────────────────────────────────────────────────────────────────────────────────────────
 
-PROTOCOL: Final = 5
-# Bytes from which a buffer stays out of band. Below, a copy is cheaper than a part of its own and its padding.
-_APART_MIN: Final = 1 << 16
-
 # What is still JSON: what somebody may want to read. It is written here, on the event loop, for about 0.3 µs an item, which
 # pickle does in a tenth of that.
 _ITEMS: Final = 16  # of one container
@@ -107,7 +102,7 @@ def pack(value: Any) -> Payload:
     text = _json(value)
     if text is not None:
         return Payload(_JSON, (text,))
-    sink = _Sink()
+    sink = Sink()
     try:
         pickle.dump(value, sink, PROTOCOL, buffer_callback=sink.stays)
     except KeyboardInterrupt:
@@ -131,25 +126,6 @@ def pickled(stream: Bytes, buffers: Sequence[Bytes] = (), files: Files = ()) -> 
     if _mentioned(pieces, _MARKS):
         _refuse_by_value(pieces)
     return Payload(_PICKLE, pieces, buffers, files)
-
-
-class _Sink:
-    """What a pickler writes to and offers buffers to. It writes long bytes as they are, apart from its own frames."""
-
-    __slots__ = ("buffers", "pieces", "write")
-
-    def __init__(self) -> None:
-        self.pieces: list[Bytes] = []
-        self.buffers: list[memoryview] = []
-        self.write = self.pieces.append
-
-    def stays(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether `buffer` stays in the pickle."""
-        raw = buffer.raw()
-        if raw.nbytes < _APART_MIN:
-            return True
-        self.buffers.append(raw)
-        return False
 
 
 def _json(value: Any) -> bytes | None:

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import functools
 import pickle
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import TransportError
 from flowlane.loader import user_frame
+from flowlane.outofband import PROTOCOL, Bytes, Sink
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +21,6 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Target
 
 __all__ = [
-    "APART_MIN",
     "INLINE_MAX",
     "Bytes",
     "Stopped",
@@ -38,11 +38,7 @@ __all__ = [
     "written",
 ]
 
-Bytes: TypeAlias = "bytes | bytearray | memoryview"
-
-PROTOCOL: Final = 5
 INLINE_MAX: Final = 1 << 16  # bytes of a message that travels as it is
-APART_MIN: Final = 1 << 16  # bytes from which a buffer is worth a place of its own
 _MAIN: Final = b"__main__"
 _CACHED: Final[Any] = type(functools.lru_cache(lambda: None))
 # A piece longer than this is no frame of opcodes (pickle closes those at 64 KiB) but one of the user's own long texts.
@@ -97,31 +93,12 @@ def _cached_again(fn: Callable[..., Any], parameters: dict[str, Any]) -> Callabl
     return cached
 
 
-class _Sink:
-    """What a pickler writes to, and offers buffers to: keeps them, and of long texts the user's own objects, not copies."""
-
-    __slots__ = ("buffers", "pieces", "write")
-
-    def __init__(self) -> None:
-        self.pieces: list[Bytes] = []
-        self.buffers: list[memoryview] = []
-        self.write = self.pieces.append
-
-    def stays(self, buffer: pickle.PickleBuffer) -> bool:
-        """Whether `buffer` stays in the pickle."""
-        raw = buffer.raw()
-        if raw.nbytes < APART_MIN:
-            return True
-        self.buffers.append(raw)
-        return False
-
-
 def pickled_apart(value: Any) -> tuple[list[Bytes], list[memoryview]]:
     """`value` as one pickle in pieces, and its large buffers, which are not copied: both show the value's own memory.
 
     Raises whatever pickling it raises.
     """
-    sink = _Sink()
+    sink = Sink()
     try:
         pickle.dump(value, sink, PROTOCOL, buffer_callback=sink.stays)
     except (RecursionError, KeyboardInterrupt):
@@ -140,7 +117,7 @@ def pickled_apart(value: Any) -> tuple[list[Bytes], list[memoryview]]:
 def _apart_by_value(value: Any) -> tuple[list[Bytes], list[memoryview]]:
     import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
 
-    sink = _Sink()
+    sink = Sink()
     pickler: Any = cloudpickle.Pickler
     pickler(sink, protocol=PROTOCOL, buffer_callback=sink.stays).dump(value)
     return sink.pieces, sink.buffers
