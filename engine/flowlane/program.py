@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flowlane.core.plan import Plan
     from flowlane.runtime.ports import Target
 
-__all__ = ["Arguments", "CacheRule", "Program", "Ref"]
+__all__ = ["Arguments", "CacheRule", "Combine", "Item", "LimitSpec", "MapCall", "Program", "Ref", "Test"]
 
 
 class Ref:
@@ -24,6 +24,15 @@ class Ref:
 
     def __repr__(self) -> str:
         return f"Ref({self.node})"
+
+
+class Item:
+    """Stands, as the first positional argument in the Arguments of a mapped node, for the item of an element."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "Item()"
 
 
 class Arguments:
@@ -57,6 +66,45 @@ class CacheRule(NamedTuple):
     ttl: int
 
 
+#: How several sources make the items of a map: each item is one of the only source, or a tuple with one of each.
+Combine: TypeAlias = Literal["each", "zip", "product"]
+
+
+class MapCall(NamedTuple):
+    """What a mapped node takes its items from.
+
+    sources  a template each: a Ref, or a list, mapping or iterator as it was given. Of a chained map (``MapSpec.over``) Refs
+             to the maps it is chained to, whose values are never looked at as a whole
+    combine  see Combine
+    star     an item is a tuple of positional arguments
+    filters  the value of an element is its item, where its task returns something true; else it is skipped
+    batch    items in one job: a number, 0 for one each, -1 to measure and choose
+    """
+
+    sources: tuple[Any, ...]
+    combine: Combine = "each"
+    star: bool = False
+    filters: bool = False
+    batch: int = 0
+
+
+class Test(Protocol):
+    """A condition on the value of a node."""
+
+    def passes(self, value: Any, before: Sequence[bool]) -> bool:
+        """Whether it holds; `before` tells of the tests of the same node with lower numbers. May raise what the value does."""
+        ...
+
+
+class LimitSpec(NamedTuple):
+    """A limit by name: `slots` None for no limit of concurrency, `rate` (count, period in ns, burst) or None."""
+
+    name: str
+    slots: int | None
+    rate: tuple[int, int, int] | None
+    shared: bool
+
+
 @dataclass(frozen=True, slots=True)
 class Program:
     """Everything a run needs. Tuples are indexed by node unless said otherwise.
@@ -68,6 +116,12 @@ class Program:
     once       nodes that must not begin a second time
     passing    nodes whose results are not stored
     caches     node → how its result is cached, for those that are
+
+    maps         node → what a mapped node takes its items from
+    choices      node → the conditions that others make of its value; the k-th is bit k
+    limits       not by node: the limits that ``plan.requirements`` index
+    definitions  node → the workflow that it becomes: a WorkflowDefinition whose parameters are the node's arguments
+    max_depth    node → how deep work may go on returning more work, where it is not 100
     """
 
     workflow: str
@@ -83,3 +137,8 @@ class Program:
     once: frozenset[int] = frozenset()
     passing: frozenset[int] = frozenset()
     caches: Mapping[int, CacheRule] = field(default_factory=dict[int, CacheRule])
+    maps: Mapping[int, MapCall] = field(default_factory=dict[int, MapCall])
+    choices: Mapping[int, tuple[Test, ...]] = field(default_factory=dict[int, tuple[Test, ...]])
+    limits: tuple[LimitSpec, ...] = ()
+    definitions: Mapping[int, Any] = field(default_factory=dict[int, Any])
+    max_depth: Mapping[int, int] = field(default_factory=dict[int, int])

@@ -8,12 +8,15 @@ upward rank of list scheduling (Topcuoglu, Hariri, Wu 2002).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Final
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
-__all__ = ["NO_RETRY", "NotAcyclic", "Plan", "Policy"]
+    from flowlane.core.rules import TriggerRule
+
+__all__ = ["NO_RETRY", "SLOT", "Guard", "MapSpec", "NotAcyclic", "Plan", "Policy", "Requirement"]
 
 
 class NotAcyclic(ValueError):
@@ -68,6 +71,61 @@ class Policy:
 NO_RETRY: Final = Policy()
 
 
+class Guard(NamedTuple):
+    """A condition: the node runs only if `node` succeeded with bit `bit` set in what was chosen there."""
+
+    node: int
+    bit: int
+
+
+class Requirement(NamedTuple):
+    """What an attempt holds while it is out: so many slots of its lane, and of limits (by index) so much."""
+
+    slots: int = 1
+    limits: tuple[tuple[int, int], ...] = ()
+
+
+#: What an attempt holds as a rule.
+SLOT: Final = Requirement()
+
+
+@dataclass(frozen=True, slots=True)
+class MapSpec:
+    """A node that becomes elements at run time: one for each item of a source of its own, or of the maps it is chained to.
+
+    over         the map nodes that it takes its items from, element by element: one *chain* of maps, whose element i goes on
+                 as soon as it is there. Empty: the first of a chain
+    window       indices that may be under way in the chain at a time; 0 for `WINDOW`. Counts where it is the first of it
+    enough       so many successes end the map; 0: it ends when all its elements have
+    cancel_rest  with `enough`: the elements that are left are cancelled; else they run out, and nobody waits for them
+    grafts       each element is a graph of its own, made when its turn comes
+    fan_in       a reduction of the one map or list it reads: elements merge so many items each, level by level, until one is
+                 left; 0: it is no reduction
+    """
+
+    over: tuple[int, ...] = ()
+    window: int = 0
+    enough: int = 0
+    cancel_rest: bool = True
+    grafts: bool = False
+    fan_in: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.window, self.enough) < 0 or self.fan_in < 0 or self.fan_in == 1:
+            raise ValueError(f"window, enough and fan_in must be 0 or more, and fan_in not 1: {self}")
+
+
+#: Indices of a chain of maps that may be under way at a time, unless it says. Enough for 64 slots of asyncio and a process pool
+#: that likes 64 jobs a worker in hand, at 1 ms of their work; what is ready beyond that only costs memory.
+WINDOW: Final = 1_000
+
+_NONE: Final[Mapping[int, Any]] = MappingProxyType({})
+
+
+def _none() -> Mapping[int, Any]:
+    return _NONE  # one for all, which nobody can change
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A DAG ready to be scheduled. Build it with `build`; every field is indexed by node unless it says otherwise.
@@ -82,6 +140,21 @@ class Plan:
     policies    not by node: the distinct policies
     pinned      not by node: nodes whose value is part of the run's result, so never released
     fail_fast   the first failure stops the run
+
+    What only some graphs have is sparse, by node:
+
+    rules        trigger rules other than "all_success"
+    guards       conditions, see Guard
+    maps         nodes that become elements
+    grafts       nodes that become a graph of their own when their turn comes
+    teardowns    nodes that tidy up → the nodes after whose end, however they end, they run; the other upstreams are the set-up
+    scopes       not by node: groups of nodes in which the first failure cancels the rest
+    may_fail     nodes whose failure does not fail the run
+    requirement  index into `requirements`, 0 where it is not said
+    priority     higher ones start first, whatever their rank
+    max_failures failures that end the run as fail_fast does; 0: none
+    deadline     ns after its start at which the run is cancelled; 0: none
+    retry_budget retries that all tasks of the run have together; 0: as many as they like
     """
 
     dependants: tuple[tuple[int, ...], ...]
@@ -94,6 +167,19 @@ class Plan:
     policies: tuple[Policy, ...] = (NO_RETRY,)
     pinned: frozenset[int] = field(default_factory=frozenset[int])
     fail_fast: bool = False
+    rules: Mapping[int, TriggerRule] = field(default_factory=_none)
+    guards: Mapping[int, tuple[Guard, ...]] = field(default_factory=_none)
+    maps: Mapping[int, MapSpec] = field(default_factory=_none)
+    grafts: frozenset[int] = frozenset()
+    teardowns: Mapping[int, tuple[int, ...]] = field(default_factory=_none)
+    scopes: tuple[tuple[int, ...], ...] = ()
+    may_fail: frozenset[int] = frozenset()
+    requirement: Mapping[int, int] = field(default_factory=_none)
+    requirements: tuple[Requirement, ...] = (SLOT,)
+    priority: Mapping[int, int] = field(default_factory=_none)
+    max_failures: int = 0
+    deadline: int = 0
+    retry_budget: int = 0
 
     @property
     def size(self) -> int:
@@ -111,12 +197,13 @@ class Plan:
         weight: Sequence[int] | None = None,
         pinned: Iterable[int] = (),
         fail_fast: bool = False,
+        **sparse: Any,
     ) -> Plan:
         """Compile edges (``upstreams[v]`` = what v waits for) into a plan.
 
         `inputs` defaults to no data edges, `lane` and `policy` to index 0, `weight` (for ranks: any unit of time, such as
-        learned durations) to 1 each. Raises NotAcyclic, and ValueError for an index out of range. O(nodes + edges),
-        iterative.
+        learned durations) to 1 each. `sparse` are the fields of that kind, as they are.
+        Raises NotAcyclic, and ValueError for an index out of range. O(nodes + edges), iterative.
         """
         size = len(upstreams)
         empty: tuple[int, ...] = ()
@@ -158,6 +245,7 @@ class Plan:
             policies=tuple(policies),
             pinned=frozenset(pinned),
             fail_fast=fail_fast,
+            **sparse,
         )
         if min(plan.lane, default=0) < 0:
             raise ValueError(f"lane {min(plan.lane)} is not an index")
@@ -173,7 +261,36 @@ class Plan:
                     raise ValueError(
                         f"node {node} reads {sorted(set(reads) - set(ups[node]))}, which it does not wait for"
                     )
+        if sparse:
+            plan.check_sparse()
         return plan
+
+    def check_sparse(self) -> None:
+        """Raise ValueError unless the sparse fields name nodes of this plan, and agree with its edges."""
+        size = self.size
+        for name in ("rules", "guards", "maps", "teardowns", "requirement", "priority"):
+            for node in getattr(self, name):
+                if not 0 <= node < size:
+                    raise ValueError(f"{name} has {node}, which is not a node (0..{size - 1})")
+        for node, guards in self.guards.items():
+            for guard in guards:
+                if guard.node not in self.upstreams[node]:
+                    raise ValueError(f"node {node} is guarded by {guard.node}, which it does not wait for")
+        for node, spec in self.maps.items():
+            for up in spec.over:
+                if up not in self.maps or up not in self.upstreams[node]:
+                    raise ValueError(f"node {node} is chained to {up}, which is no map that it waits for")
+            if spec.fan_in and spec.over and len(self.upstreams[node]) != 1:
+                raise ValueError(f"node {node} reduces one map, and waits for {self.upstreams[node]}")
+            if node in self.grafts:
+                raise ValueError(f"node {node} is both a map and a graft")
+        for node, block in self.teardowns.items():
+            if missing := set(block) - set(self.upstreams[node]):
+                raise ValueError(f"node {node} tidies up after {sorted(missing)}, which it does not wait for")
+        if self.requirement and not 0 <= min(self.requirement.values()) <= max(self.requirement.values()) < len(
+            self.requirements
+        ):
+            raise ValueError(f"requirement must index the {len(self.requirements)} requirements")
 
     def longest_path(self, weight: Sequence[int]) -> list[int]:
         """The nodes of a longest path from a source to a sink under `weight` (the critical path); [] when empty."""
