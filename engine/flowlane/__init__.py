@@ -25,10 +25,12 @@ if TYPE_CHECKING:
     from flowlane.api import Engine, RunHandle, RunResult, arun, run
     from flowlane.core.states import RunState, TaskState
     from flowlane.declare.cache import Cache
+    from flowlane.declare.choice import either, flatten, otherwise, switch, when
     from flowlane.declare.limits import Limit
     from flowlane.declare.mapping import product, zipped
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
+    from flowlane.declare.teardown import teardown
     from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
     from flowlane.errors import (
         ArgumentError,
@@ -104,9 +106,15 @@ __all__ = [
     "__version__",
     "arun",
     "current_task",
+    "either",
+    "flatten",
+    "otherwise",
     "product",
     "run",
+    "switch",
     "task",
+    "teardown",
+    "when",
     "workflow",
     "zipped",
 ]
@@ -115,10 +123,12 @@ _HOMES = {
     "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
     "flowlane.core.states": ("RunState", "TaskState"),
     "flowlane.declare.cache": ("Cache",),
+    "flowlane.declare.choice": ("either", "flatten", "otherwise", "switch", "when"),
     "flowlane.declare.limits": ("Limit",),
     "flowlane.declare.mapping": ("product", "zipped"),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
+    "flowlane.declare.teardown": ("teardown",),
     "flowlane.secret": ("Secret",),
     "flowlane.runtime.context": ("TaskContext", "current_task"),
     "flowlane.declare.workflow": ("Bound", "Workflow", "WorkflowDefinition", "workflow"),
