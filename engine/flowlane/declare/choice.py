@@ -126,9 +126,10 @@ class Switch(Generic[T]):
                 hint="put the default last: it is for what none of the cases is for",
             )
         for value in values:
-            if type(value) is Handle:
+            if kind_of(value) is Handle:
+                handle = cast("Handle", value)
                 raise DefinitionError(
-                    f"case(...) is given the result of task {home_of(value).name_of(ref_of(value).node)!r}",
+                    f"case(...) is given the result of task {home_of(handle).name_of(ref_of(handle).node)!r}",
                     where=caller(),
                     hint="cases are plain values; to compare two results, let a task do it, and when(...)",
                 )

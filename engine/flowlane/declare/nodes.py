@@ -12,6 +12,7 @@ come later. Nothing here is for use from several threads at a time.
 from __future__ import annotations
 
 from array import array
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
 
 from flowlane.declare.bounds import NO_BOUNDS
@@ -24,7 +25,7 @@ from flowlane.errors import DefinitionError, HandleError, NameTaken, UnknownName
 from flowlane.program import Arguments, Ref
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from types import FrameType
 
     from flowlane.declare.options import Settings
@@ -50,6 +51,7 @@ class Workflow:
     name        the workflow's name
     on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
     where       ``file:line`` of its making
+    bodies      the bodies under @workflow that are being run, innermost last
     bounds      what bounds a run of it as a whole
     params      the validated parameters, for a graph that a body under @workflow made; else empty
     """
@@ -67,6 +69,7 @@ class Workflow:
         "_site_of",
         "_sites",
         "_sparse",
+        "bodies",
         "bounds",
         "is_open",
         "name",
@@ -80,6 +83,7 @@ class Workflow:
         self.name = check_name(name, "a workflow", self.where)
         self.on_failure: OnFailure = check_on_failure(on_failure, name, self.where)
         self.bounds = NO_BOUNDS
+        self.bodies: list[Any] = []
         self.params: Mapping[str, Any] = {}
         self.is_open = True
         self._result: Any = _SINKS
@@ -291,7 +295,7 @@ class Workflow:
         else:
             name = label
             if name in self._labels or name in self._counts:
-                raise self._taken(name, task)
+                raise self._taken(name, task.name)
             self._labels[name] = node
         # nothing was refused: from here on the node exists
         if waits_for:
@@ -369,27 +373,30 @@ class Workflow:
             hint="what comes before or after is a handle (what a call of a task returned) or a task's name",
         )
 
-    def _resolve(self, end: int | str, numbers: Mapping[str, int], site: int) -> int:
+    def _resolve(self, end: int | str, numbers: Mapping[str, int], site: int, name: str | None = None) -> int:
         if isinstance(end, int):
             return end
         node = numbers.get(end)
         if node is None:
             close = did_you_mean(end, numbers)
             raise UnknownName(
-                f"workflow {self.name!r} has no task named {end!r}",
+                f"workflow {(name or self.name)!r} has no task named {end!r}",
                 where=self._sites.text(site),
                 hint=f"did you mean {close!r}?" if close else None,
             )
         return node
 
-    def _taken(self, name: str, task: Task[Any, Any, Any]) -> NameTaken:
+    def _taken(self, name: str, called: str) -> NameTaken:
         first = self._labels.get(name)
-        if first is None:
-            first = self._names.index(name)
+        if first is None or first >= len(self._names):
+            inside = f"{name}/"
+            taken = (node for node, other in enumerate(self._names) if other == name or other.startswith(inside))
+            first = next(taken, None)
+        made = "" if first is None else f", made at {self.site_of(first)}"
         return NameTaken(
-            f"workflow {self.name!r} already has a task named {name!r}, made at {self.site_of(first)}",
+            f"workflow {self.name!r} already has a task named {name!r}{made}",
             where=caller(),
-            hint=f"give this call of {task.name!r} another name, or none: it is then numbered",
+            hint=f"give this call of {called!r} another name, or none: it is then numbered",
         )
 
     def _foreign(self, handle: Handle) -> HandleError:
@@ -453,10 +460,47 @@ class Workflow:
         self._arguments[node] = arguments
         self._inputs[node] = tuple(dict.fromkeys((*sources, *self._inputs[node])))
 
-    def end_body(self, value: Any) -> None:
-        """The body returned `value`: nothing more is recorded."""
+    @contextmanager
+    def part(self, name: str, label: str | None) -> Generator[None]:
+        """What is recorded inside is a part: names begin with `label`, or else with `name`, numbered as a task's is.
+
+        Within it names count by themselves, and edges by name find only tasks of the part.
+        """
+        start, orders = len(self._names), len(self._orders)
+        if label is not None:
+            if label in self._labels or label in self._counts:
+                raise self._taken(label, name)
+            self._labels[label] = start
+            called = label
+        else:
+            count = self._counts.get(name, 0) + 1
+            if count == 1 and name in self._labels:
+                count = 2
+            self._counts[name] = count
+            called = name if count == 1 else f"{name}#{count}"
+        outer = self._labels, self._counts
+        self._labels, self._counts = {}, {}
+        try:
+            yield
+        finally:
+            self._labels, self._counts = outer
+        inside = self._names[start:]
+        if any(isinstance(end, str) for order in self._orders[orders:] for end in order[:2]):
+            numbers = {each: start + index for index, each in enumerate(inside)}
+            self._orders[orders:] = [
+                (self._resolve(before, numbers, site, name), self._resolve(after, numbers, site, name), site)
+                for before, after, site in self._orders[orders:]
+            ]
+        self._names[start:] = [f"{called}/{each}" for each in inside]
+
+    def check_result(self, value: Any) -> None:
+        """Raise HandleError for a body that returns a call without a node."""
         if issubclass(kind_of(value), Call):
             raise self._bound_result(value)
+
+    def end_body(self, value: Any) -> None:
+        """The body returned `value`: nothing more is recorded."""
+        self.check_result(value)
         template = Template(self._accept, f"the result of workflow {self.name!r}")
         self._result = template.of(value)
 

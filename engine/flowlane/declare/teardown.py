@@ -58,8 +58,8 @@ class Block:
 def teardown(call: Call[Any]) -> Block:
     """A block at whose end `call` is made, whether its tasks succeeded, failed, were skipped or cancelled.
 
-    `call` is ``some_task.bind(...)``; what it reads must have succeeded, else there is nothing to tidy up. It is made also when the run
-    is cancelled or another task ended it.
+    `call` is ``some_task.bind(...)``; what it reads must have succeeded, else there is nothing to tidy up. It is made also
+    when the run is cancelled, or ended by a failure elsewhere.
     """
     if not isinstance(call, Call):  # pyright: ignore[reportUnnecessaryIsInstance] - people pass the call's result
         given: Any = call
