@@ -22,7 +22,7 @@ from flowlane.declare.options import check_name
 from flowlane.declare.sparse import Sparse
 from flowlane.declare.task import Call, Task, raise_misfit
 from flowlane.errors import DefinitionError, HandleError, NameTaken, UnknownName
-from flowlane.program import Arguments, Ref
+from flowlane.program import Arguments, Ref, Work
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -329,13 +329,13 @@ class Workflow:
             elif kind in PLAIN:
                 filled.append(value)
             else:
-                if issubclass(kind, (Call, Task)):
+                if issubclass(kind, (Work, Task)):
                     raise self._no_value(task, value)
                 filled.append(template.of(value))
         named = kwargs
         for key, value in kwargs.items():
             if type(value) not in PLAIN:
-                if issubclass(kind_of(value), (Call, Task)):
+                if issubclass(kind_of(value), (Work, Task)):
                     raise self._no_value(task, value)
                 new = template.of(value)
                 if new is not value:
@@ -412,7 +412,7 @@ class Workflow:
             "call the task in this one",
         )
 
-    def _no_value(self, task: Task[Any, Any, Any], given: Call[Any] | Task[Any, Any, Any]) -> HandleError:
+    def _no_value(self, task: Task[Any, Any, Any], given: Work[Any] | Task[Any, Any, Any]) -> HandleError:
         if isinstance(given, Task):
             return HandleError(
                 f"task {task.name!r} is given the task {given.name!r} itself, not its result",
@@ -421,11 +421,12 @@ class Workflow:
             )
         return self._bound_argument(task, given)
 
-    def _bound_argument(self, task: Task[Any, Any, Any], call: Call[Any]) -> HandleError:
+    def _bound_argument(self, task: Task[Any, Any, Any], work: Work[Any]) -> HandleError:
+        called = _called(work)
         return HandleError(
-            f"task {task.name!r} is given {call.task.name}.bind(...), which is a call but no node yet",
+            f"task {task.name!r} is given {called}.bind(...), which is a call but no node yet",
             where=caller(),
-            hint=f"in a body write {call.task.name}(...); in a program pass what Workflow.add returns",
+            hint=f"in a body write {called}(...); in a program pass what Workflow.add returns",
         )
 
     def _no_call(self, value: object) -> DefinitionError:
@@ -495,7 +496,7 @@ class Workflow:
 
     def check_result(self, value: Any) -> None:
         """Raise HandleError for a body that returns a call without a node."""
-        if issubclass(kind_of(value), Call):
+        if issubclass(kind_of(value), Work):
             raise self._bound_result(value)
 
     def end_body(self, value: Any) -> None:
@@ -516,12 +517,18 @@ class Workflow:
         twin._result = template
         return twin
 
-    def _bound_result(self, call: Call[Any]) -> HandleError:
+    def _bound_result(self, work: Work[Any]) -> HandleError:
+        called = _called(work)
         return HandleError(
-            f"workflow {self.name!r} returns {call.task.name}.bind(...), which is a call but no node",
+            f"workflow {self.name!r} returns {called}.bind(...), which is a call but no node",
             where=self.where,
-            hint=f"return {call.task.name}(...)",
+            hint=f"return {called}(...)",
         )
+
+
+def _called(work: Work[Any]) -> str:
+    """The name of what work is a call of."""
+    return work.task.name if isinstance(work, Call) else str(getattr(work, "name", "workflow"))
 
 
 def refs_in(value: Any) -> list[int]:

@@ -17,6 +17,7 @@ from flowlane.declare.options import check_name
 from flowlane.declare.shape import Shape, signature_of
 from flowlane.declare.task import BODY, NOT_GIVEN, Call, Task
 from flowlane.errors import ArgumentError, DefinitionError, Failure, FlowError, UsageError
+from flowlane.program import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -64,7 +65,7 @@ RUN_OPTIONS: Final = (
 )
 
 
-class Bound(Generic[R_co]):
+class Bound(Work[R_co]):
     """A workflow with everything it needs to run: ``run(etl.bind(urls=[...]), check=False)``. May be run many times."""
 
     __slots__ = ("_args", "_has_result", "_kwargs", "_result", "_valid", "definition")
