@@ -282,8 +282,7 @@ def test_a_teardown_waits_for_its_block_and_reads_its_setup() -> None:
     def body() -> Any:
         db = anything()
         with teardown(read.bind(db)):
-            a = parse(fetch("a", db))
-        return a
+            return parse(fetch("a", db))
 
     program = of(body)
     assert program.names == ("anything", "fetch", "parse", "read")
@@ -341,7 +340,12 @@ def good_enough(x: int) -> bool:
 
 
 def test_a_round_is_step_test_and_what_looks_at_both() -> None:
-    program = of(lambda: [improve.repeat_until(good_enough, 1, limit=10), improve.options(name="tune").repeat_until(good_enough, 1, limit=5)])
+    program = of(
+        lambda: [
+            improve.repeat_until(good_enough, 1, limit=10),
+            improve.options(name="tune").repeat_until(good_enough, 1, limit=5),
+        ]
+    )
     assert program.names == (
         *("repeat/improve", "repeat/good_enough", "repeat/go_on"),
         *("tune/improve", "tune/good_enough", "tune/go_on"),

@@ -138,7 +138,7 @@ def test_what_it_returns_is_a_value() -> None:
     def returns_a_call() -> Any:
         return one.bind("a")
 
-    assert "returns one.bind(...)" in fault(lambda: returns_a_call(), HandleError).message
+    assert "returns one.bind(...)" in fault(lambda: [returns_a_call()], HandleError).message
     assert "given one.bind(...)" in fault(lambda: total(one.bind("a")), HandleError).message
 
 
@@ -164,7 +164,11 @@ def test_retries_make_it_one_node() -> None:
 
 
 def test_it_may_have_a_rule_and_an_order() -> None:
-    program = of(lambda: one.options(after=[anything()], trigger="all_done", may_fail=True, name="x", on_failure="fail_fast")("a"))
+    program = of(
+        lambda: one.options(after=[anything()], trigger="all_done", may_fail=True, name="x", on_failure="fail_fast")(
+            "a"
+        )
+    )
     assert program.names == ("anything", "x")
     assert program.plan.rules == {1: TriggerRule("all_done")}
     assert program.plan.may_fail == {1}
