@@ -220,7 +220,7 @@ class Task(Generic[P, R_co, F_co]):
         return cast("T", record_reduce(cast("Any", self), items, fan_in, frame_at(1)))
 
     def repeat_until(
-        self: Callable[Concatenate[T, ...], T],
+        self: Task[Concatenate[T, P2], T, Callable[Concatenate[T, ...], Any]],
         until: Callable[[T], object],
         start: T,
         /,
