@@ -182,6 +182,7 @@ class Program:
     max_depth    node → how deep work may go on returning more work, where it is not 100
     memory       node → bytes that an attempt may take; they also count against the limit "memory", in MB
     retry_when   not by node: index of ``plan.policies`` → what is asked about an error of ``retry_on`` before it is retried
+    part         not by node: the options that named a part of the workflow, if it is one ("only", "start_at", "until")
     raw_missing  nodes that are given `MISSING` for a value that is missing, where others are given None
     """
 
@@ -208,3 +209,4 @@ class Program:
         default_factory=dict[int, "Callable[[BaseException], bool]"]
     )
     raw_missing: frozenset[int] = frozenset()
+    part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
