@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from itertools import product
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .model import (
     Arg,
@@ -52,12 +52,22 @@ class Outcome:
     items: dict[Any, Outcome] | None = None
 
 
+class Waits(NamedTuple):
+    """What must have happened before something begins: by its rule, by its conditions, by the block it tidies up after."""
+
+    rule: str
+    at_least: int
+    upstreams: list[str]
+    ended: list[str]
+
+
 @dataclass
 class Ending:
     """What a run comes to.
 
     states    the final state of every task, element and container, by full name
     calls     the arguments of each attempt, by full name: what was called, in order
+    waits     what each task or container waits for, by full name
     loose     names whose attempts may have been stopped at any point: their calls are not certain
     verdict   of the run
     value     what it returns, if it succeeded
@@ -65,6 +75,7 @@ class Ending:
 
     states: dict[str, str] = field(default_factory=dict[str, str])
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
+    waits: dict[str, Waits] = field(default_factory=dict[str, "Waits"])
     loose: set[str] = field(default_factory=set[str])
     verdict: str = ""
     value: Any = None
@@ -222,20 +233,18 @@ class Interpreter:
         return chosen if chosen in allowed else min(allowed)
 
     def happens(self, placed: Placed) -> Outcome:
-        says = self.conditions(placed)
-        if not says:
-            statement = placed.statement
-            counts = [self.outcome(up) for up in self.upstreams(placed)]
-            if isinstance(statement, Stop):
-                counts = [self.outcome(statement.reads)]
-                for inside in statement.block:
-                    self.outcome(inside)
-            rule, at_least = "all_success", 0
-            if isinstance(statement, Call):
-                rule, at_least = statement.rule, statement.at_least
-            elif isinstance(statement, Either):
-                rule = "none_failed_min_one_success"
-            says = outcomes(rule, tally(counts), at_least)
+        statement = placed.statement
+        rule, at_least, above = "all_success", 0, self.upstreams(placed)
+        ended = [subject.name for subject, _ in placed.guards]
+        if isinstance(statement, Call):
+            rule, at_least = statement.rule, statement.at_least
+        elif isinstance(statement, Either):
+            rule = "none_failed_min_one_success"
+        elif isinstance(statement, Stop):
+            above = [statement.reads]
+            ended += [inside.name for inside in statement.block]
+        self.ending.waits[placed.name] = Waits(rule, at_least, [up.name for up in above], ended)
+        says = self.conditions(placed) or outcomes(rule, tally([self.outcome(up) for up in above]), at_least)
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
 
