@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -172,7 +173,7 @@ def test_airflow_complex() -> None:
     edges: set[tuple[str, str]] = set()
 
     def chain(*names: str) -> None:
-        edges.update(zip(names, names[1:], strict=False))
+        edges.update(pairwise(names))
 
     things = ["group", "entry", "template", "field", "tag"]
     chain(*(f"create_{thing}" for thing in things))
