@@ -189,7 +189,8 @@ class World:
                     made_of = made_of.options(**options_of(statement, env), name=statement.name)
                     if isinstance(over, Combined):
                         combine = zipped if over.how == "zip" else product
-                        mapped = made_of.starmap(combine(*map(source, over.sources)), *args(fixed))
+                        kept = dict(zip("cd", args(fixed), strict=False))
+                        mapped = made_of.starmap(combine(*map(source, over.sources)), **kept)
                     elif statement.filters:
                         mapped = made_of.filter(source(over), *args(fixed))
                     else:
@@ -263,23 +264,33 @@ EARLY = ["one_success", "one_failed", "one_done", "always"]
 
 
 class _Author:
-    """Writes a body: knows what was declared above, and never uses a name twice."""
+    """Writes a body: knows what was declared above, and never uses a name twice.
+
+    Hypothesis draws which statements there are and what they read, a seed the details of each, by its number: so examples shrink,
+    and are made in milliseconds.
+    """
 
     def __init__(self, draw: st.DrawFn, limits: Sequence[tuple[str, int]], most: int) -> None:
         self.draw = draw
         self.limits = limits
         self.left = most
         self.number = 0
+        self.seed = draw(st.integers(0, 2**16))
+        self.dice = Random(self.seed)
 
     def name(self, letter: str) -> str:
         self.number += 1
+        self.dice = Random(f"{self.seed}/{self.number}")
         return f"{letter}{self.number}"
 
     def one(self, items: Sequence[Any]) -> Any:
         return self.draw(st.sampled_from(items))
 
+    def detail(self, items: Sequence[Any]) -> Any:
+        return self.dice.choice(items)
+
     def chance(self, percent: int) -> bool:
-        return self.draw(st.integers(0, 99)) < percent
+        return self.dice.randrange(100) < percent
 
     def body(self, depth: int) -> Body:
         name = self.name("w")
@@ -292,7 +303,7 @@ class _Author:
     def statements(self, depth: int, known: dict[str, str], fewest: int = 0) -> tuple[Statement, ...]:
         """A few statements; `known` is what may be read, by name: a number, numbers, a map, or a filter's list."""
         found: list[Statement] = []
-        for _ in range(self.draw(st.integers(fewest, 4 if depth > 1 else 3))):
+        for _ in range(self.draw(st.integers(fewest, max(fewest, 3)))):
             if self.left <= 0:
                 break
             self.left -= 1
@@ -302,14 +313,14 @@ class _Author:
     def statement(self, depth: int, known: dict[str, str]) -> list[Statement]:
         kinds = ["call", "call", "call", "map", "map", "join", "reduce"]
         if depth:
-            kinds += ["sub", "mapped", "when", "switch", "setup"]
+            kinds += ["sub", "mapped", "when", "when", "switch", "setup"]
         match self.one(kinds):
             case "map":
                 return [self.map(known)]
             case "join":
                 return self.join(known)
             case "reduce" if maps := [name for name, kind in known.items() if kind == "map"]:
-                reduce = Reduce(self.name("r"), Ref(self.one(maps)), self.draw(st.integers(2, 3)), self.holds())
+                reduce = Reduce(self.name("r"), Ref(self.one(maps)), self.detail([2, 3]), self.holds())
                 known[reduce.name] = "number"
                 return [reduce]
             case "sub":
@@ -329,17 +340,18 @@ class _Author:
                 return [self.call(known)]
 
     def call(self, known: dict[str, str], *, plain: bool = False) -> Call:
-        rule = "all_success" if plain else self.one([*READING, self.one(EARLY)])
-        reads = () if rule in EARLY else tuple(self.source(known) for _ in range(self.draw(st.integers(0, 3))))
+        name = self.name("t")
+        rule = "all_success" if plain else self.detail([*READING, self.detail(EARLY)])
+        reads = () if rule in EARLY else tuple(self.source(known) for _ in range(self.dice.randint(0, 3)))
         args: tuple[Arg, ...] = (reads,) if len(reads) > 1 and self.chance(30) else reads
         call = Call(
-            self.name("t"),
+            name,
             args,
             after=self.after(known, 40 if rule != "all_success" else 15),
-            makes=self.one(["number", "number", "numbers"]),
+            makes=self.detail(["number", "number", "numbers"]),
             rule=rule,
             may_fail=self.chance(10),
-            retries=self.one([0, 0, 1, 2]),
+            retries=self.detail([0, 0, 1, 2]),
             limits=self.holds(),
             becomes=None if plain or not self.chance(12) else self.work(),
         )
@@ -350,27 +362,30 @@ class _Author:
         return self.name("l") if self.chance(60) else self.body(0)
 
     def map(self, known: dict[str, str]) -> Map:
+        name = self.name("m")
         over: Source | Combined = self.over(known)
-        if self.chance(15):
-            width = self.draw(st.integers(0, 2))
-            columns = tuple(self.numbers(width) for _ in range(2))
-            over = Combined(self.one(["zip", "product"]), columns)
+        if self.chance(20):
+            how, width = self.detail(["zip", "product"]), self.dice.randint(0, 2)
+            columns: tuple[Source, ...] = tuple(self.numbers(width) for _ in range(2))
+            if how == "product" and self.chance(50):
+                columns = (self.over(known), *columns[1:])
+            over = Combined(how, columns)
         elif self.chance(10):
-            over = Lit(tuple((f"k{key}", key) for key in range(self.draw(st.integers(0, 3)))), keyed=True)
+            over = Lit(tuple((f"k{key}", key) for key in range(self.dice.randint(0, 3))), keyed=True)
         filters = self.chance(15) and not isinstance(over, Combined) and not getattr(over, "keyed", False)
         if filters and isinstance(over, Ref) and known[over.name] in ("map", "mapped"):
             filters = False
         chosen = Map(
-            self.name("m"),
+            name,
             over,
             fixed=() if filters or self.chance(60) else (self.source(known),),
             after=self.after(known, 10),
-            makes=self.one(["number", "number", "numbers"]),
+            makes=self.detail(["number", "number", "numbers"]),
             filters=filters,
             in_flight=self.window(),
-            enough=0 if filters or not self.chance(10) else self.draw(st.integers(1, 3)),
+            enough=0 if filters or not self.chance(10) else self.dice.randint(1, 3),
             may_fail=self.chance(10),
-            retries=self.one([0, 0, 1]),
+            retries=self.detail([0, 0, 1]),
             limits=self.holds(),
             becomes=None if filters or not self.chance(10) else self.work(),
         )
@@ -385,10 +400,10 @@ class _Author:
     def join(self, known: dict[str, str]) -> list[Statement]:
         """n of a few tasks of its own; what is cancelled then is read by nobody else."""
         cancels = self.chance(50)
-        racers = [Call(self.name("t"), limits=self.holds()) for _ in range(self.draw(st.integers(1, 3)))]
+        racers = [Call(self.name("t"), limits=self.holds()) for _ in range(self.dice.randint(1, 3))]
         others = [] if cancels else [name for name in known if self.chance(20)]
         after = (*(racer.name for racer in racers), *others)
-        at_least = self.draw(st.integers(1, len(after)))
+        at_least = self.dice.randint(1, len(after))
         join = Call(self.name("j"), after=after, at_least=at_least, cancel_rest=cancels)
         known[join.name] = "number"
         return [*racers, join]
@@ -403,7 +418,7 @@ class _Author:
             known.update(inside)
         found: list[Statement] = [When(subject, *arms)]
         if how == "switch" and known[subject] == "number":
-            values = self.draw(st.permutations(range(6)))
+            values = self.dice.sample(range(6), 6)
             found = [Switch(subject, ((tuple(values[:2]), arms[0]), (tuple(values[2:4]), arms[1])), None)]
             if self.chance(50):
                 found = [Switch(subject, ((tuple(values[:3]), arms[0]),), arms[1])]
@@ -416,23 +431,23 @@ class _Author:
     def source(self, known: dict[str, str]) -> Source:
         if known and self.chance(70):
             return Ref(self.one(list(known)))
-        return Param() if self.chance(50) else Lit(self.draw(st.integers(0, 5)))
+        return Param() if self.chance(50) else Lit(self.dice.randrange(6))
 
     def over(self, known: dict[str, str]) -> Source:
         lists = [name for name, kind in known.items() if kind in ("numbers", "map", "mapped", "list")]
-        return Ref(self.one(lists)) if lists and self.chance(65) else self.numbers(self.draw(st.integers(0, 3)))
+        return Ref(self.one(lists)) if lists and self.chance(65) else self.numbers(self.dice.randint(0, 3))
 
     def numbers(self, width: int) -> Lit:
-        return Lit(tuple(self.draw(st.lists(st.integers(0, 5), min_size=width, max_size=width))))
+        return Lit(tuple(self.dice.randrange(6) for _ in range(width)))
 
     def after(self, known: dict[str, str], percent: int) -> tuple[str, ...]:
         return tuple(name for name in known if self.chance(percent))[:3]
 
     def window(self) -> int:
-        return self.one([0, 0, 1, 2])
+        return self.detail([0, 0, 1, 2])
 
     def holds(self) -> tuple[tuple[str, int], ...]:
-        return tuple((name, self.draw(st.integers(1, slots))) for name, slots in self.limits if self.chance(25))
+        return tuple((name, self.dice.randint(1, slots)) for name, slots in self.limits if self.chance(25))
 
 
 @st.composite
@@ -441,7 +456,7 @@ def models(draw: st.DrawFn, most: int = 10, depth: int = 2) -> Model:
     limits = tuple(zip(("api", "disk"), draw(st.lists(st.integers(1, 3), max_size=2)), strict=False))
     author = _Author(draw, limits, most)
     known: dict[str, str] = {}
-    statements = author.statements(depth, known, fewest=1)
+    statements = author.statements(depth, known, fewest=draw(st.integers(1, most // 2 + 1)))
     returns = tuple(name for name in known if author.chance(50))
     if len(returns) == 1:
         returns = ()
