@@ -60,8 +60,9 @@ class World:
     most   the most that was held at a time, by limit, and by "" the most attempts that were out
     """
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Model, *, fail_fast: bool = False) -> None:
         self.model = model
+        self._fail_fast = fail_fast
         self.books: list[Noted] = []
         self.most: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
@@ -159,7 +160,9 @@ class World:
                 values = [env[name] for name in body.returns]
                 return values[0] if len(values) == 1 else values
 
-            self._definitions[body.name] = flowlane.workflow(name=body.name)(declare)
+            outermost = body is self.model.body
+            on_failure: Any = "fail_fast" if outermost and self._fail_fast else "continue"
+            self._definitions[body.name] = flowlane.workflow(name=body.name, on_failure=on_failure)(declare)
         return self._definitions[body.name]
 
     def _declare(self, statements: Sequence[Statement], env: dict[str, Any], param: Any) -> None:

@@ -116,14 +116,18 @@ class Stop:
     block: tuple[Placed, ...]
 
 
-def evaluate(model: Model, choose: Callable[[str, set[str]], str] | None = None) -> Ending:
-    """What `model` comes to. `choose` is told a name and the states it may have ended in, where there are several."""
-    return Interpreter(model, choose or (lambda name, allowed: min(allowed))).run()
+def evaluate(model: Model, choose: Callable[[str, set[str]], str] | None = None, doomed: str = "") -> Ending:
+    """What `model` comes to. `choose` is told a name and the states it may have ended in, where there are several.
+
+    `doomed` is the name of a plain task that somebody cancels at some moment, perhaps too late.
+    """
+    return Interpreter(model, choose or (lambda name, allowed: min(allowed)), doomed).run()
 
 
 class Interpreter:
-    def __init__(self, model: Model, choose: Callable[[str, set[str]], str]) -> None:
+    def __init__(self, model: Model, choose: Callable[[str, set[str]], str], doomed: str) -> None:
         self.model = model
+        self.doomed = doomed
         self.ending = Ending()
         self.fate = Fates(model)
         self._choose = choose
@@ -218,7 +222,7 @@ class Interpreter:
     def outcome(self, placed: Placed) -> Outcome:
         if placed not in self._known:
             outcome = self.happens(placed)
-            if placed.exposed:
+            if placed.exposed or placed.name == self.doomed:
                 self.ending.loose.add(placed.name)
                 if self.pick(placed.name, {outcome.state, "cancelled"}) == "cancelled":
                     outcome = Outcome("cancelled")

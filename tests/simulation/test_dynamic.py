@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from flowlane import Engine, RunResult, run
+from flowlane import Engine, RunHandle, RunResult, run
 
 from .dynamic import World, models
 from .model import Body, Call, Either, Map, Model, Reduce, Setup, Statement, Sub, Switch, When, settled
@@ -19,7 +19,7 @@ from .reference import Ending, Waits, evaluate
 from .trigger_rules import RUN, Counts, decide
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 TERMINAL = {"succeeded", "failed", "skipped", "upstream_failed", "cancelled"}
 
@@ -90,28 +90,63 @@ def test_many_cancelled_runs_keep_their_promises(model: Model, ticks: int) -> No
     check_cancelled(model, ticks)
 
 
+@quick
+@given(models(), st.integers(0, 30), st.integers(0, 100))
+def test_cancelling_one_task_cancels_no_other(model: Model, ticks: int, which: int) -> None:
+    plain = [s.name for s in model.body.statements if isinstance(s, Call) and s.becomes is None]
+    if not plain:
+        return
+    doomed = plain[which % len(plain)]
+    world = World(model)
+    result = asyncio.run(stopped(world, ticks, lambda handle: handle.cancel_tasks(doomed)))
+    actual = states_of(result, model)
+    expected = evaluate(model, lambda name, allowed: actual.get(name, min(allowed)), doomed)
+    assert actual == known(expected.states, model)
+    assert str(result.state) == expected.verdict
+    check_books(world, actual, expected, model.slots)
+    check_teardowns(world, actual)
+
+
+@quick
+@given(models())
+def test_a_run_that_fails_fast_keeps_its_promises(model: Model) -> None:
+    world = World(model, fail_fast=True)
+    result = run(world.main.bind(model.param), check=False, limits=world.limits, slots={"asyncio": model.slots})
+    actual = states_of(result, model)
+    expected = evaluate(model, lambda name, allowed: actual.get(name, min(allowed)))
+    assert str(result.state) == expected.verdict
+    if expected.verdict == "succeeded":
+        assert actual == known(expected.states, model)
+    assert set(actual.values()) <= TERMINAL
+    check_books(world, actual, expected, model.slots)
+    check_teardowns(world, actual)
+
+
+async def stopped(world: World, ticks: int, stop: Callable[[RunHandle[Any]], object]) -> RunResult[Any]:
+    """Run it, and after so many turns of the loop do `stop` to it."""
+    async with Engine(limits=world.limits, slots={"asyncio": world.model.slots}) as engine:
+        handle = engine.start(world.main.bind(world.model.param))
+        for _ in range(ticks):
+            await asyncio.sleep(0)
+        stop(handle)
+        return await handle.wait()
+
+
 def check_cancelled(model: Model, ticks: int) -> None:
     world = World(model)
-
-    async def stopped() -> RunResult[Any]:
-        async with Engine(limits=world.limits, slots={"asyncio": model.slots}) as engine:
-            handle = engine.start(world.main.bind(model.param))
-            for _ in range(ticks):
-                await asyncio.sleep(0)
-            handle.cancel()
-            return await handle.wait()
-
-    result = asyncio.run(stopped())
+    result = asyncio.run(stopped(world, ticks, lambda handle: handle.cancel()))
     actual = states_of(result, model)
     assert set(actual.values()) <= TERMINAL
     expected = evaluate(model, lambda name, allowed: actual.get(name, min(allowed)))
-    if "cancelled" not in actual.values():  # it had ended before
-        assert str(result.state) == expected.verdict
-    else:
-        assert str(result.state) in {"cancelled", "failed"}
+    assert str(result.state) in {"cancelled", expected.verdict}  # it may have ended before
     check_books(world, actual, expected, model.slots)
+    check_teardowns(world, actual)
+
+
+def check_teardowns(world: World, actual: dict[str, str]) -> None:
+    """What was set up is torn down, whatever came between."""
     for name, state in actual.items():
-        if (setup := setup_of(name, model)) is not None and actual[setup] == "succeeded":
+        if (setup := setup_of(name, world.model)) is not None and actual[setup] == "succeeded":
             assert state in {"succeeded", "failed", "skipped"}, f"{name} did not tidy up after {setup}"
             assert name in world.calls
 
