@@ -80,8 +80,7 @@ class Slots:
         Returns whether they were taken, and the tokens of other runs to wake. Raises ValueError when `need` is more
         than the capacity has ever been. It may be more than the capacity is now: then all there is will do.
         """
-        if not 1 <= need <= self._peak:
-            raise ValueError(f"{type(self).__name__.lower()} {self.name!r} has {self._peak} slots, not {need} at once")
+        self._must_fit(need)
         capacity = self.slots + self.extra
         have = self._granted.pop(token, 0) if self._granted else 0
         short = need - have
@@ -212,6 +211,10 @@ class Slots:
                 self._granted[first] = have - kept
         self._debt += less
         return ()
+
+    def _must_fit(self, need: int) -> None:
+        if not 1 <= need <= self._peak:
+            raise ValueError(f"{type(self).__name__.lower()} {self.name!r} has {self._peak} slots, not {need} at once")
 
     def _repay(self, count: int) -> int:
         """Swallow of `count` slots what is owed; returns the rest."""
