@@ -1,8 +1,8 @@
 """A naive interpreter of dynamic workflows: one task after another, depth first, by plain recursion. The tests' own truth.
 
 It shares nothing with the engine: it asks for the outcome of a statement, and for that first for those of the statements it
-waits for. There is no time in it. Where the order of news decides (a failure and a skip race for a task; a task may have ended
-before a join cancels it) it knows the set of what may be, and asks `choose` which one it was; a run that ended otherwise differs.
+waits for. There is no time in it. Where the order of news decides (a task may have ended before a join cancels it) it knows the
+set of what may be, and asks `choose` which one it was; a run that ended otherwise differs.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .model import (
     made,
     settled,
 )
-from .trigger_rules import FAIL, RUN, SKIP, Counts, outcomes
+from .trigger_rules import FAIL, RUN, SKIP, Counts, decide
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -248,7 +248,7 @@ class Interpreter:
             above = [statement.reads]
             ended += [inside.name for inside in statement.block]
         self.ending.waits[placed.name] = Waits(rule, at_least, [up.name for up in above], ended)
-        says = self.conditions(placed) or outcomes(rule, tally([self.outcome(up) for up in above]), at_least)
+        says = self.conditions(placed) or {decide(rule, tally([self.outcome(up) for up in above]), at_least)}
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
 

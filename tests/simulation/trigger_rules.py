@@ -36,14 +36,16 @@ def decide(rule: str, counts: Counts, at_least: int = 0) -> str:
             return RUN
         if ok + left >= at_least:
             return WAIT
-        return FAIL if failed else SKIP
+        if failed:
+            return FAIL
+        return SKIP if ended else WAIT
     match rule:
         case "all_success":
             if failed:
                 return FAIL
-            if skipped:
-                return SKIP
-            return RUN if ok == counts.all else WAIT
+            if left:
+                return WAIT
+            return SKIP if skipped else RUN
         case "all_failed":
             if failed == counts.all:
                 return RUN
@@ -90,26 +92,3 @@ def decide(rule: str, counts: Counts, at_least: int = 0) -> str:
             return FAIL if failed else SKIP
         case _:
             raise ValueError(rule)
-
-
-def outcomes(rule: str, counts: Counts, at_least: int = 0) -> set[str]:
-    """All that a rule may end up saying about upstreams that have all ended, by the order in which they did."""
-    assert counts.left == 0
-    found: set[str] = set()
-    open_orders = {(0, 0, 0)}
-    while open_orders:  # breadth first over how many of each kind have ended so far
-        following: set[tuple[int, int, int]] = set()
-        for ok, failed, skipped in open_orders:
-            left = counts.all - ok - failed - skipped
-            says = decide(rule, Counts(ok, failed, skipped, left), at_least)
-            if says != WAIT:
-                found.add(says)
-                continue
-            if ok < counts.ok:
-                following.add((ok + 1, failed, skipped))
-            if failed < counts.failed:
-                following.add((ok, failed + 1, skipped))
-            if skipped < counts.skipped:
-                following.add((ok, failed, skipped + 1))
-        open_orders = following
-    return found
