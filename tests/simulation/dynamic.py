@@ -278,6 +278,10 @@ class _Author:
         self.limits = limits
         self.left = most
         self.number = 0
+        self.needs: dict[str, set[str]] = {}
+        self.subjects: list[
+            str
+        ] = []  # of the conditions that we are in: a graph has one edge for this and for an order
         self.seed = draw(st.integers(0, 2**16))
         self.dice = Random(self.seed)
 
@@ -285,6 +289,22 @@ class _Author:
         self.number += 1
         self.dice = Random(f"{self.seed}/{self.number}")
         return f"{letter}{self.number}"
+
+    def add(self, known: dict[str, str], name: str, kind: str, *reads: Arg | str) -> None:
+        """From now on `name` may be read; `reads` is what it waits for."""
+        known[name] = kind
+        direct = {
+            one.name for arg in reads for one in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(one, Ref)
+        }
+        direct |= {*self.subjects, *(arg for arg in reads if isinstance(arg, str))}
+        self.needs[name] = direct.union(*(self.needs.get(one, set()) for one in direct))
+
+    def apart(self, known: dict[str, str], over: Source) -> dict[str, str]:
+        """Of `known` what a map over `over` may read beside it: nothing that waits for all of a map that it goes on with."""
+        if not isinstance(over, Ref):
+            return known
+        chain = {over.name, *(one for one in self.needs[over.name] if one[0] in "ms")}
+        return {name: kind for name, kind in known.items() if not ({name} | self.needs[name]) & chain}
 
     def one(self, items: Sequence[Any]) -> Any:
         return self.draw(st.sampled_from(items))
@@ -323,16 +343,17 @@ class _Author:
             case "join":
                 return self.join(known)
             case "reduce" if maps := [name for name, kind in known.items() if kind == "map"]:
-                reduce = Reduce(self.name("r"), Ref(self.one(maps)), self.detail([2, 3]), self.holds())
-                known[reduce.name] = "number"
+                over = Ref(self.one(maps))
+                reduce = Reduce(self.name("r"), over, self.detail([2, 3]), self.holds())
+                self.add(known, reduce.name, "number", over)
                 return [reduce]
             case "sub":
                 sub = Sub(self.body(depth - 1), self.source(known))
-                known[sub.name] = "sub"
+                self.add(known, sub.name, "sub", sub.arg)
                 return [sub]
             case "mapped":
-                mapped = Map(self.name("s"), self.over(known), body=self.body(depth - 1), in_flight=self.window())
-                known[mapped.name] = "mapped"
+                mapped = Map(self.name("s"), self.over(known, True), body=self.body(depth - 1), in_flight=self.window())
+                self.add(known, mapped.name, "mapped", mapped.over)
                 return [mapped]
             case "when" | "switch" as how if asked := [n for n, kind in known.items() if kind in ("number", "numbers")]:
                 return self.branch(depth, known, how, self.one(asked))
@@ -358,7 +379,7 @@ class _Author:
             limits=self.holds(),
             becomes=None if plain or not self.chance(12) else self.work(),
         )
-        known[call.name] = "sub" if call.becomes else call.makes
+        self.add(known, call.name, "sub" if call.becomes else call.makes, *args, *call.after)
         return call
 
     def work(self) -> Body | str:
@@ -366,7 +387,8 @@ class _Author:
 
     def map(self, known: dict[str, str]) -> Map:
         name = self.name("m")
-        over: Source | Combined = self.over(known)
+        over: Source | Combined = self.over(known, True)
+        beside = self.apart(known, over)
         if self.chance(20):
             how, width = self.detail(["zip", "product"]), self.dice.randint(0, 2)
             columns: tuple[Source, ...] = tuple(self.numbers(width) for _ in range(2))
@@ -381,8 +403,8 @@ class _Author:
         chosen = Map(
             name,
             over,
-            fixed=() if filters or self.chance(60) else (self.source(known),),
-            after=self.after(known, 10),
+            fixed=() if filters or self.chance(60) else (self.source(beside),),
+            after=self.after(beside, 10),
             makes=self.detail(["number", "number", "numbers"]),
             filters=filters,
             in_flight=self.window(),
@@ -393,7 +415,9 @@ class _Author:
             becomes=None if filters or not self.chance(10) else self.work(),
         )
         if not chosen.enough:  # what such a map holds depends on who is first
-            known[chosen.name] = "list" if filters else "map" if self.sums(chosen) else "mapped"
+            kind = "list" if filters else "map" if self.sums(chosen) else "mapped"
+            reads = over.sources if isinstance(over, Combined) else (over,)
+            self.add(known, chosen.name, kind, *reads, *chosen.fixed, *chosen.after)
         return chosen
 
     @staticmethod
@@ -404,21 +428,23 @@ class _Author:
         """n of a few tasks of its own; what is cancelled then is read by nobody else."""
         cancels = self.chance(50)
         racers = [Call(self.name("t"), limits=self.holds()) for _ in range(self.dice.randint(1, 3))]
-        others = [] if cancels else [name for name in known if self.chance(20)]
+        others = () if cancels else self.after(known, 20)
         after = (*(racer.name for racer in racers), *others)
         at_least = self.dice.randint(1, len(after))
         join = Call(self.name("j"), after=after, at_least=at_least, cancel_rest=cancels)
-        known[join.name] = "number"
+        self.add(known, join.name, "number", *others)
         return [*racers, join]
 
     def branch(self, depth: int, known: dict[str, str], how: str, subject: str) -> list[Statement]:
         arms: list[tuple[Statement, ...]] = []
+        self.subjects.append(subject)
         ends: list[str] = []
         for _ in range(2):
             inside = dict(known)
             arms.append(self.statements(depth - 1, inside))
             ends += [name for name in inside if name not in known and inside[name] in ("number", "sub")][-1:]
             known.update(inside)
+        self.subjects.pop()
         found: list[Statement] = [When(subject, *arms)]
         if how == "switch" and known[subject] == "number":
             values = self.dice.sample(range(6), 6)
@@ -427,7 +453,7 @@ class _Author:
                 found = [Switch(subject, ((tuple(values[:3]), arms[0]),), arms[1])]
         if len(ends) == 2 and self.chance(60):
             both = Either(self.name("e"), tuple(ends))
-            known[both.name] = "number"
+            self.add(known, both.name, "number", *ends)
             found.append(both)
         return found
 
@@ -436,15 +462,17 @@ class _Author:
             return Ref(self.one(list(known)))
         return Param() if self.chance(50) else Lit(self.dice.randrange(6))
 
-    def over(self, known: dict[str, str]) -> Source:
+    def over(self, known: dict[str, str], chained: bool = False) -> Source:
         lists = [name for name, kind in known.items() if kind in ("numbers", "map", "mapped", "list")]
+        if chained:  # no condition may wait for all of a map that is gone on with
+            lists = [name for name in lists if not {*self.subjects} - {*self.apart(known, Ref(name))}]
         return Ref(self.one(lists)) if lists and self.chance(65) else self.numbers(self.dice.randint(0, 3))
 
     def numbers(self, width: int) -> Lit:
         return Lit(tuple(self.dice.randrange(6) for _ in range(width)))
 
     def after(self, known: dict[str, str], percent: int) -> tuple[str, ...]:
-        return tuple(name for name in known if self.chance(percent))[:3]
+        return tuple(name for name in known if self.chance(percent) and name not in self.subjects)[:3]
 
     def window(self) -> int:
         return self.detail([0, 0, 1, 2])

@@ -342,7 +342,7 @@ class Interpreter:
             inner = f"{name}/{work}"
             end = self.attempts(inner, Call(work), [settled(value)])
             self.ending.states[inner] = end.state
-            return end
+            return Outcome("failed") if end.state == "failed" else Outcome(OK, end.value)
         return self.whole(name, work, value)
 
     def whole(self, name: str, body: Body, value: Any) -> Outcome:
@@ -350,7 +350,7 @@ class Interpreter:
         room = self.enter(f"{name}/", body, Lit(value))
         if self.failed(room):
             return Outcome("failed")
-        return self.returned(room)
+        return Outcome(OK, self.returned(room).value)  # None, where what it returns was skipped
 
     def elements(self, placed: Placed, statement: Map) -> Outcome:
         room = placed.room
@@ -388,8 +388,8 @@ class Interpreter:
         """What a map comes to, once its elements have."""
         states = {end.state for end in done.values()}
         state = next((bad for bad in ("failed", FAIL, "cancelled") if bad in states), OK)
-        if statement.enough and sum(end.state == OK for end in done.values()) >= statement.enough:
-            state = OK
+        if statement.enough and done:
+            state = OK if sum(end.state == OK for end in done.values()) >= statement.enough else "failed"
         have = {key: end.value for key, end in done.items() if end.state == OK}
         if statement.filters:
             return Outcome(state, [todo[key].value for key, liked in have.items() if liked], done)
