@@ -400,6 +400,8 @@ class _Author:
         filters = self.chance(15) and not isinstance(over, Combined) and not getattr(over, "keyed", False)
         if filters and isinstance(over, Ref) and known[over.name] in ("map", "mapped"):
             filters = False
+        whole = isinstance(over, Combined | Lit) or known.get(getattr(over, "name", "")) == "numbers"
+        enough = self.dice.randint(1, 3) if whole and not filters and self.chance(15) else 0
         chosen = Map(
             name,
             over,
@@ -408,11 +410,11 @@ class _Author:
             makes=self.detail(["number", "number", "numbers"]),
             filters=filters,
             in_flight=self.window(),
-            enough=0 if filters or not self.chance(10) else self.dice.randint(1, 3),
+            enough=enough,
             may_fail=self.chance(10),
             retries=self.detail([0, 0, 1]),
             limits=self.holds(),
-            becomes=None if filters or not self.chance(10) else self.work(),
+            becomes=None if filters or enough or not self.chance(10) else self.work(),
         )
         if not chosen.enough:  # what such a map holds depends on who is first
             kind = "list" if filters else "map" if self.sums(chosen) else "mapped"
