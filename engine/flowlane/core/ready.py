@@ -200,7 +200,7 @@ class ReadyQueues:
                 continue
             refused.add(index)
             self._asked.add(index)
-            due = limit.due(weight, at)
+            due = limit.due(self.token, weight, at)
             if due != NEVER and (self.due == NEVER or due < self.due):
                 self.due = due
             for other, held in requirement.limits[:position]:

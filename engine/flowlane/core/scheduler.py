@@ -502,6 +502,7 @@ class Scheduler:
         for element in event.unknown:
             self._settle(element, UNKNOWN, Reason.PROCESS_DIED)
         self._ripple()
+        self._released[:] = dict.fromkeys(self._released)  # who read it and who made it may both have told
 
     def _make_ready(self, element: int, attempt: int, code: int) -> None:
         at = self._at
@@ -676,8 +677,6 @@ class Scheduler:
         self._state[element] = target
         if state != RETRYING:  # there the latest attempt has its end already
             self.ended_ns[element] = t
-        if state == READY and not self._held[element] and self._queue_of[element] >= 0 and target != CACHED:
-            self._waiting.stale[self._queue_of[element]] += 1  # its entry in the queue stays until it comes up
         self._open -= 1
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
@@ -685,6 +684,16 @@ class Scheduler:
             if not uses[up] and states[up] in _DONE:
                 self._released.append(up)
         self._rippling.append(element)
+
+    def _drop(self, element: int, target: int, reason: Reason) -> None:
+        """End an element that is not out, whatever it waits for."""
+        if self._state[element] == READY and self._queue_of[element] >= 0:
+            self._waiting.stale[self._queue_of[element]] += 1  # its entry in the queue stays until it comes up
+        self._settle(element, target, reason)
+        if element in self._stages:
+            chain, stage = self._stages[element]
+            stage.reason = reason
+            self._close_gate(chain, stage)
 
     def _ripple(self) -> None:
         """Tell of all that has ended. Breadth first, so that the way told of a failure is a shortest one."""
@@ -774,9 +783,7 @@ class Scheduler:
     def _go(self, element: int) -> None:
         """All that a pending element waits for is there."""
         if self._stopping is not None and not self._is_spared(element):
-            self._settle(element, CANCELLED, self._stopping)
-            if element in self._stages:
-                self._close_gate(*self._stages[element])
+            self._drop(element, CANCELLED, self._stopping)
             return
         found = self._stages.get(element)
         if found is None:
@@ -1516,10 +1523,7 @@ class Scheduler:
                 self._ask(element, reason)
                 continue
             if code != EXPANDED:
-                self._settle(element, CANCELLED, reason)
-                if element in self._stages:
-                    self._stages[element][1].reason = reason
-                    self._close_gate(*self._stages[element])
+                self._drop(element, CANCELLED, reason)
                 continue
             if element in self._scopes:
                 self._scopes[element].reason = reason
@@ -1559,9 +1563,7 @@ class Scheduler:
                 if held[element] <= _LINKED and (reason is not Reason.DRAINED or self._queue_of[element] < 0):
                     self._ask(element, reason)
             elif state[element] in (PENDING, READY, RETRYING):
-                self._settle(element, CANCELLED, reason)
-                if element in self._stages:
-                    self._close_gate(*self._stages[element])
+                self._drop(element, CANCELLED, reason)
         self._dirty.update(dict.fromkeys([chain for chain, _ in self._stages.values()]))
         self._waiting.clear(lambda element: self._state[element] == READY)
         self._begun = True  # a run cancelled before it began still ends
@@ -1614,7 +1616,8 @@ class Scheduler:
                 elif _ASKED[held] is Reason.ATTEMPT_TIMEOUT:
                     self._held[element] = _ASK[Reason.TOTAL_TIMEOUT]  # asked already; but there is no next attempt
             elif state in (READY, RETRYING):
-                self._settle(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+                self._drop(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+                self._ripple()  # it may stop the run, before others run out of time
             elif state == EXPANDED and element in self._scopes:
                 self._cancel([element], Reason.NOT_NEEDED)
                 self._scopes[element].reason = Reason.TOTAL_TIMEOUT
@@ -1741,8 +1744,8 @@ class Scheduler:
         for index, limit in enumerate(waiting.limits):
             limit.check()
             assert taken[index] <= limit.in_use, (limit, taken[index])
-        for number, queue in enumerate(waiting.queues):
-            queued = [key & ((1 << ELEMENT_BITS) - 1) for key in queue]
+        for number, heap in enumerate(waiting.queues):
+            queued = [key & ((1 << ELEMENT_BITS) - 1) for key in heap]
             assert len(set(queued)) == len(queued), "queued twice"
             ready = sum(self._is_ready(v) for v in queued)
             expected = sum(self._queue_of[v] == number and self._is_ready(v) for v in range(len(state)))
