@@ -259,6 +259,37 @@ class Scheduler:
         assert block.plan is not None
         return block.plan, block.start
 
+    def is_map(self, element: int) -> bool:
+        """Whether it is a mapped node; `is_tree`: one that is reduced by tree."""
+        return element in self._stages or element in self._trees
+
+    def is_tree(self, element: int) -> bool:
+        return element in self._trees
+
+    def sibling(self, element: int, container: int) -> int:
+        """The element of the same index in another map of the chain."""
+        block = self._elements.block(element)
+        assert block.chain is not None
+        own = (element - block.start) % len(block.chain.stages)
+        return element - own + self._stages[container][1].position
+
+    def inputs(self, element: int) -> Sequence[int]:
+        """The elements whose values it reads; of an element of a map only those that it merges."""
+        return self._inputs[element]
+
+    def upstreams(self, element: int) -> Sequence[int]:
+        """The elements it waits for."""
+        block = self._elements.block(element)
+        if block.kind == GRAPH:
+            assert block.plan is not None
+            return [block.start + up for up in block.plan.upstreams[element - block.start]]
+        if block.kind == CHAIN:
+            assert block.chain is not None
+            position = (element - block.start) % len(block.chain.stages)
+            stage = block.chain.stages[position]
+            return [element - position + up for up in stage.over] or [stage.container]
+        return self._inputs[element]
+
     def policy(self, element: int) -> Policy:
         """How its attempts are limited and repeated."""
         return self._policies[self._policy_of[element]]
@@ -736,7 +767,7 @@ class Scheduler:
         """From now on a tally of its upstreams is kept, as if it had a rule: one of them was skipped, say."""
         self._rules[element] = ALL_SUCCESS
         self._tally[element] = [0, 0, 0, NOBODY]
-        for up in self._upstreams(element):
+        for up in self.upstreams(element):
             self._link(up)
 
     def _link(self, element: int) -> None:
@@ -762,7 +793,7 @@ class Scheduler:
             rule = self._rules[element]
             self._go(element)
             if rule.cancel_rest and left:
-                rest = [up for up in self._upstreams(element) if self._state[up] not in _ENDED]
+                rest = [up for up in self.upstreams(element) if self._state[up] not in _ENDED]
                 self._cancel(rest, Reason.NOT_NEEDED)
         elif says == Trigger.FAIL:
             self._bar(element, _BAD, cause)
@@ -1698,13 +1729,6 @@ class Scheduler:
         if found is not None:
             return found[1]
         return self._trees.get(container) or self._scopes.get(container)
-
-    def _upstreams(self, element: int) -> Iterable[int]:
-        block = self._elements.block(element)
-        if block.kind == GRAPH:
-            assert block.plan is not None
-            return [block.start + up for up in block.plan.upstreams[element - block.start]]
-        return self._inputs[element]
 
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds. O(elements + edges): for tests and for hunting bugs."""
