@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from flowlane.api import Engine, RunHandle, RunResult, arun, run
     from flowlane.core.states import RunState, TaskState
     from flowlane.declare.cache import Cache
+    from flowlane.declare.limits import Limit
+    from flowlane.declare.mapping import product, zipped
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
     from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
@@ -71,6 +73,7 @@ __all__ = [
     "Failure",
     "FlowError",
     "HandleError",
+    "Limit",
     "LoadError",
     "NameTaken",
     "ParameterError",
@@ -101,15 +104,19 @@ __all__ = [
     "__version__",
     "arun",
     "current_task",
+    "product",
     "run",
     "task",
     "workflow",
+    "zipped",
 ]
 
 _HOMES = {
     "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
     "flowlane.core.states": ("RunState", "TaskState"),
     "flowlane.declare.cache": ("Cache",),
+    "flowlane.declare.limits": ("Limit",),
+    "flowlane.declare.mapping": ("product", "zipped"),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
     "flowlane.secret": ("Secret",),

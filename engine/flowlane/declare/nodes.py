@@ -14,9 +14,11 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
 
+from flowlane.declare.bounds import NO_BOUNDS
 from flowlane.declare.callsite import Sites, caller, did_you_mean, frame_at
 from flowlane.declare.handle import PLAIN, Handle, Template, home_of, kind_of, make_handle, ref_of
 from flowlane.declare.options import check_name
+from flowlane.declare.sparse import Sparse
 from flowlane.declare.task import Call, Task, raise_misfit
 from flowlane.errors import DefinitionError, HandleError, NameTaken, UnknownName
 from flowlane.program import Arguments, Ref
@@ -48,6 +50,7 @@ class Workflow:
     name        the workflow's name
     on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
     where       ``file:line`` of its making
+    bounds      what bounds a run of it as a whole
     params      the validated parameters, for a graph that a body under @workflow made; else empty
     """
 
@@ -63,6 +66,8 @@ class Workflow:
         "_settings",
         "_site_of",
         "_sites",
+        "_sparse",
+        "bounds",
         "is_open",
         "name",
         "on_failure",
@@ -74,6 +79,7 @@ class Workflow:
         self.where = caller()
         self.name = check_name(name, "a workflow", self.where)
         self.on_failure: OnFailure = check_on_failure(on_failure, name, self.where)
+        self.bounds = NO_BOUNDS
         self.params: Mapping[str, Any] = {}
         self.is_open = True
         self._result: Any = _SINKS
@@ -89,6 +95,7 @@ class Workflow:
         self._labels: dict[str, int] = {}  # names that users gave
         self._counts: dict[str, int] = {}  # how often a task's own name was used
         self._sites = Sites()
+        self._sparse: Sparse | None = None
 
     # ── adding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,11 +204,17 @@ class Workflow:
 
     def edges(self) -> Sequence[tuple[int, ...]]:
         """For each node all nodes it waits for (one may be repeated). Raises UnknownName for a name that no task has."""
-        if not self._after and not self._orders:
+        if not self._after and not self._orders and self._sparse is None:
             return self._inputs
         edges = list(self._inputs)
         for node, befores in self._after.items():
             edges[node] += befores
+        if self._sparse is not None:
+            more_before: dict[int, list[int]] = {}
+            for up, node in self._sparse.edges():
+                more_before.setdefault(node, []).append(up)
+            for node, ups in more_before.items():
+                edges[node] += tuple(ups)
         if self._orders:
             extra: dict[int, list[int]] = {}
             numbers: dict[str, int] = {}
@@ -227,8 +240,11 @@ class Workflow:
         if self._result is not _SINKS:
             return self._result, refs_in(self._result)
         waited_for: set[int] = set()
-        for ups in edges:
-            waited_for.update(ups)
+        tearing = {each.node for each in self._sparse.teardowns} if self._sparse is not None else ()
+        for node, ups in enumerate(edges):
+            if node not in tearing:  # what tidies up reads nothing of what it waits for, and makes nothing
+                waited_for.update(ups)
+        waited_for.update(tearing)
         sinks = [node for node in range(len(edges)) if node not in waited_for]
         return {self._names[node]: Ref(node) for node in sinks}, sinks
 
@@ -415,6 +431,27 @@ class Workflow:
         return DefinitionError(f"workflow {self.name!r} cannot add {value!r}", where=caller(), hint=hint)
 
     # ── within the package ────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def sparse(self) -> Sparse:
+        """What only some graphs have, to add to."""
+        if self._sparse is None:
+            self._sparse = Sparse()
+        return self._sparse
+
+    @property
+    def found_sparse(self) -> Sparse | None:
+        """The same to look at: None where there is none of it."""
+        return self._sparse
+
+    def template(self, subject: str) -> Template:
+        """A search for handles of this graph; errors speak of `subject`."""
+        return Template(self._accept, subject)
+
+    def take_items(self, node: int, arguments: Arguments, sources: Sequence[int]) -> None:
+        """Make the node just recorded a mapped one: its arguments, and the nodes that its items come from."""
+        self._arguments[node] = arguments
+        self._inputs[node] = tuple(dict.fromkeys((*sources, *self._inputs[node])))
 
     def end_body(self, value: Any) -> None:
         """The body returned `value`: nothing more is recorded."""
