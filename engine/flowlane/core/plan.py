@@ -118,6 +118,7 @@ class MapSpec:
 #: that likes 64 jobs a worker in hand, at 1 ms of their work; what is ready beyond that only costs memory.
 WINDOW: Final = 1_000
 
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A DAG ready to be scheduled. Build it with `build`; every field is indexed by node unless it says otherwise.

@@ -185,7 +185,7 @@ class Scheduler:
         self._timer = NEVER
         self._asks: dict[tuple[int, Reason], list[int]] = {}  # (lane, reason) → whom this batch asks to stop
         self._overdue: dict[int, int] = {}  # element asked to stop for being late → the deadline it missed
-        self._has_total = False
+        self.has_total = False  #: whether any task has a total_timeout
         self._cause: dict[int, int] = {}
         self._begun = False
         self._stopping: Reason | None = None
@@ -248,6 +248,32 @@ class Scheduler:
                 yield from range(block.start + position, block.start + block.count, step)
             else:
                 yield from range(block.start, block.start + block.count)
+
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """All elements, in blocks."""
+        return self._elements.blocks
+
+    def stages(self, container: int) -> list[int]:
+        """The maps of a chain, in order of its stages."""
+        return [stage.container for stage in self._stages[container][0].stages]
+
+    def element_at(self, container: int, index: int) -> int:
+        """Element `index` of a map. Raises LookupError where there is none."""
+        chain, stage = self._stages[container]
+        for number in stage.blocks:
+            block = self._elements.blocks[number]
+            if block.first <= index < block.first + len(block.left):
+                return block.start + (index - block.first) * len(chain.stages) + stage.position
+        raise LookupError(index)
+
+    def merge_at(self, container: int, level: int, number: int) -> int:
+        """A merge of a reduction by tree. Raises LookupError where there is none."""
+        for each in self._trees[container].blocks:
+            block = self._elements.blocks[each]
+            if block.where == (level, number):
+                return block.start
+        raise LookupError(number)
 
     def root(self, container: int) -> int:
         """Of a reduction by tree that has succeeded: the element whose value is its own."""
@@ -388,7 +414,7 @@ class Scheduler:
                             self.ready_ns[below] = at
                             record((below, 1, _READY, at))
                             heappush(queues[queue_of[below]], rank[below] << ELEMENT_BITS | below)
-                            if self._has_total:
+                            if self.has_total:
                                 self._limit_total(below)
                     for up in inputs[element]:
                         uses[up] = left = uses[up] - 1
@@ -519,7 +545,7 @@ class Scheduler:
                 ready[element] = at
                 record((element, 1, _READY, at))
                 queues[queue_of[element]].append(rank[element] << ELEMENT_BITS | element)
-                if self._has_total:
+                if self.has_total:
                     self._limit_total(element)
         for queue in queues:
             heapify(queue)
@@ -554,7 +580,7 @@ class Scheduler:
             ):  # time and priority in one, quantised so that ranks still count: both only ever move forward
                 key += (at - self._priority.get(element, 0) * AGEING) // (AGEING // 10) << ELEMENT_BITS + 31
             heappush(self._waiting.queues[queue], key)
-        if self._has_total and attempt == 1:
+        if self.has_total and attempt == 1:
             self._limit_total(element)
 
     def _start(self, event: Started) -> None:
@@ -956,7 +982,7 @@ class Scheduler:
         if number is None:
             number = self._policy_numbers[policy] = len(self._policies)
             self._policies.append(policy)
-            self._has_total = self._has_total or policy.total_timeout > 0
+            self.has_total = self.has_total or policy.total_timeout > 0
         return number
 
     def _add_special(self, plan: Plan, start: int) -> None:

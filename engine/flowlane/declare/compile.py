@@ -134,6 +134,7 @@ def compile_workflow(
         retry_on=tuple([on for _, on, _ in policies]) or ((),),
         result=result,
         params=workflow.params,
+        routes=routes or {},
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
         passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
         caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},

@@ -13,27 +13,24 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.states import DONE
 from flowlane.errors import DefinitionError
-from flowlane.program import MISSING, Item, Ref
+from flowlane.program import MISSING, Item, Ref, key_text
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-    from flowlane.core.plan import Policy
     from flowlane.core.scheduler import Scheduler
-    from flowlane.program import Arguments, MapCall, Program
+    from flowlane.program import MapCall, Program, Test
     from flowlane.runtime.ports import Target
 
-__all__ = ["Growing", "Growth", "Part", "Pulled", "Roster"]
+__all__ = ["Growing", "Growth", "Part", "Roster"]
 
 T = TypeVar("T")
-
-_KEY_MAX: Final = 200  # characters of a key in a name
 
 
 class Part(NamedTuple):
@@ -92,11 +89,14 @@ class Roster:
         self._own = Part.of(program)
         self._parts: dict[int, Part] = {}  # by the number of their first element
         self._keys: dict[int, Sequence[Any]] = {}  # of maps whose elements have keys
+        self._numbers: dict[int, dict[str, int]] = {}  # names of graphs, made when somebody looks for one
         size = lambda: scheduler.size  # noqa: E731
         self.names: Sequence[str] = Growing(self._own.names, self.name, size)
         self.kinds: Sequence[str] = Growing(self._own.kinds, lambda e: self._told(e).kinds[self.node(e)], size)
         self.tasks: Sequence[str] = Growing(self._own.tasks, lambda e: self._told(e).tasks[self.node(e)], size)
-        self.executors: Sequence[str] = Growing(self._own.executors, lambda e: self._told(e).executors[self.node(e)], size)
+        self.executors: Sequence[str] = Growing(
+            self._own.executors, lambda e: self._told(e).executors[self.node(e)], size
+        )
         self.upstreams: Sequence[Sequence[int]] = Growing(program.plan.upstreams, scheduler.upstreams, size)
 
     def grafted(self, start: int, program: Program) -> None:
@@ -128,6 +128,69 @@ class Roster:
         declared = self.declared(element)
         return declared - self._scheduler.place(declared).number
 
+    def ranges(self) -> Iterator[tuple[int, range]]:
+        """All elements, by what they were declared as: (element of the node, elements of it)."""
+        for block in self._scheduler.blocks:
+            if block.kind == GRAPH:
+                yield from (
+                    (element, range(element, element + 1)) for element in range(block.start, block.start + block.count)
+                )
+            elif block.kind == CHAIN:
+                stages = self._scheduler.stages(block.owner)
+                for position, container in enumerate(stages):
+                    yield container, range(block.start + position, block.start + block.count, len(stages))
+            else:
+                yield block.owner, range(block.start, block.start + block.count)
+
+    def find(self, name: str) -> int:
+        """The element of that name. Raises KeyError."""
+        number = self._index(0, self._own).get(name)
+        if number is not None:
+            return number
+        base, bracket, key = name[:-1].rpartition("[")
+        if name.endswith("]") and bracket:
+            container = self.find(base)
+            keys = self._keys.get(container)
+            try:
+                if keys is not None:
+                    index = [str(each) for each in keys].index(key)
+                elif "." in key:
+                    level, _, group = key.partition(".")
+                    return self._scheduler.merge_at(container, int(level), int(group))
+                else:
+                    index = int(key)
+                return self._scheduler.element_at(container, index)
+            except (ValueError, LookupError):
+                raise KeyError(name) from None
+        start = 0
+        while (cut := name.find("/", start)) >= 0:  # names of inlined workflows hold slashes as well
+            start = cut + 1
+            try:
+                owner = self.find(name[:cut])
+                _, first = self._scheduler.plan_of(owner)
+                return first + self._index(first, self._parts[first])[name[start:]]
+            except KeyError:
+                continue
+        raise KeyError(name)
+
+    def _index(self, start: int, part: Part) -> dict[str, int]:
+        index = self._numbers.get(start)
+        if index is None:
+            index = self._numbers[start] = {name: number for number, name in enumerate(part.names)}
+        return index
+
+    def waited_for(self, element: int) -> Sequence[int]:
+        """What had to end before it could: of a map or a workflow its elements, else what it waited for."""
+        scheduler = self._scheduler
+        parts = list(scheduler.elements_of(element))
+        if parts:
+            return parts
+        ups = [up for up in scheduler.upstreams(element) if scheduler.place(up).kind == scheduler.place(element).kind]
+        while not ups and (owner := scheduler.place(element).owner) != NOBODY:
+            element = owner
+            ups = list(scheduler.upstreams(element))
+        return ups
+
     def _told(self, element: int) -> Part:
         start = self.start(element)
         return self._parts[start] if start else self._own
@@ -158,24 +221,25 @@ class Roster:
 class _Source:
     """The items of a map: a sequence, or an iterator and what was pulled of it."""
 
-    __slots__ = ("ahead", "items", "iterator", "keys")
+    __slots__ = ("ahead", "items", "iterator", "keys", "pulled")
 
     def __init__(self, items: Sequence[Any] | None, iterator: Iterator[Any] | None, keys: Sequence[Any] | None) -> None:
         self.items = items
         self.iterator = iterator
         self.keys = keys
         self.ahead: dict[int, Any] = {}  # by index: pulled, and not used up
+        self.pulled = 0
 
     def item(self, index: int) -> Any:
         return self.items[index] if self.items is not None else self.ahead[index]
 
 
-class Pulled(NamedTuple):
-    """`items` came from an iterator; `more` is False when there are no others, and `error` what it raised, or None."""
+class _Fixed(NamedTuple):
+    """The arguments of a map's elements beside their item: positional ones before and after it, and keywords."""
 
-    items: list[Any]
-    more: bool
-    error: Exception | None
+    before: Sequence[Any]
+    after: Sequence[Any]
+    kwargs: Mapping[str, Any]
 
 
 class _From:
@@ -201,7 +265,7 @@ class Growth:
         self._roster = roster
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, _Source] = {}
-        self._fixed: dict[tuple[int, int], Any] = {}  # (map, id of home): its arguments but for the item, when they are there
+        self._fixed: dict[tuple[int, int], _Fixed] = {}  # by map, and id of the executor
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
@@ -220,8 +284,25 @@ class Growth:
         program, node = self.declared(element)
         return program.retry_on[program.plan.policy[node]]
 
-    def policy(self, element: int) -> Policy:
-        return self._scheduler.policy(element)
+    def retry_when(self, element: int) -> Callable[[BaseException], bool] | None:
+        """What its retry policy asks besides, of the exception as far as it could travel."""
+        program, node = self.declared(element)
+        return program.retry_when.get(program.plan.policy[node])
+
+    def choices(self, element: int) -> Sequence[Test]:
+        """The conditions that others make of its value."""
+        place = self._scheduler.place(element)
+        if place.kind != GRAPH:
+            return ()
+        return self._programs[element - place.number].choices.get(place.number, ())
+
+    def filters(self, element: int) -> bool:
+        """Whether its result says if its item is its value."""
+        place = self._scheduler.place(element)
+        if place.kind != CHAIN:
+            return False
+        program, node = self.declared(place.owner)
+        return program.maps[node].filters
 
     def depth(self, element: int) -> int:
         """How many graphs it is inside of, the run's own not counted."""
@@ -248,10 +329,10 @@ class Growth:
         item = self.item(element, place.owner, place.number, program, node, home)
         if program.plan.maps[node].fan_in:
             return (item,), {}
-        args, kwargs = self._fixed_of(place.owner, program, node, home)
+        before, after, kwargs = self._fixed_of(place.owner, program, node, home)
         if program.maps[node].star:
-            return (*item, *args), kwargs
-        return (item, *args), kwargs
+            return (*before, *item, *after), kwargs
+        return (*before, item, *after), kwargs
 
     def item(self, element: int, container: int, index: int, program: Program, node: int, home: object) -> Any:
         """The item of element `index` of a map."""
@@ -279,9 +360,7 @@ class Growth:
             values = _Raw(values, self._scheduler, start)
         return fill_arguments_at(home, program.arguments[node], values)
 
-    def _fixed_of(
-        self, container: int, program: Program, node: int, home: object
-    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    def _fixed_of(self, container: int, program: Program, node: int, home: object) -> _Fixed:
         """The arguments that all elements of a map share: filled once for each executor."""
         key = (container, id(home))
         fixed = self._fixed.get(key)
@@ -289,13 +368,14 @@ class Growth:
             start = container - node
             values: Any = self._values if not start else _From(self._values, start)
             args, kwargs = fill_arguments_at(home, program.arguments[node], values)
-            fixed = self._fixed[key] = (tuple([arg for arg in args if type(arg) is not Item]), kwargs)
-        return cast("tuple[Sequence[Any], Mapping[str, Any]]", fixed)
+            place = next(place for place, arg in enumerate(args) if type(arg) is Item)
+            fixed = self._fixed[key] = _Fixed(args[:place], args[place + 1 :], kwargs)
+        return fixed
 
     # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_source(self, container: int) -> Iterator[Any] | int:
-        """What a map goes over, at its first Pull: how many items there are, or the iterator to pull them from.
+    def open_source(self, container: int) -> int:
+        """Find out what a map goes over, at its first Pull: how many items there are, -1 where an iterator does not tell.
 
         Raises TypeError for what has no items, and what user code raises.
         """
@@ -310,7 +390,7 @@ class Growth:
         self._sources[container] = source
         if source.keys is not None:
             self._roster.keyed(container, source.keys)
-        return source.iterator if source.items is None and source.iterator is not None else len(source.items or ())
+        return -1 if source.items is None else len(source.items)
 
     def _combined(self, call: MapCall, sources: list[Any]) -> _Source:
         if call.combine == "each":
@@ -326,15 +406,18 @@ class Growth:
     def opened(self, container: int) -> bool:
         return container in self._sources
 
-    def iterator(self, container: int) -> Iterator[Any] | None:
-        source = self._sources[container]
-        return source.iterator
+    def iterator(self, container: int) -> Iterator[Any]:
+        """Where the items of a map come from that does not tell how many there are."""
+        iterator = self._sources[container].iterator
+        assert iterator is not None
+        return iterator
 
-    def add_items(self, container: int, first: int, items: Iterable[Any]) -> None:
-        """What was pulled of an iterator: the items from index `first` on."""
-        ahead = self._sources[container].ahead
-        for index, item in enumerate(items, first):
-            ahead[index] = item
+    def add_items(self, container: int, items: Sequence[Any]) -> None:
+        """What was pulled of an iterator."""
+        source = self._sources.get(container)
+        if source is not None:
+            source.ahead.update(enumerate(items, source.pulled))
+            source.pulled += len(items)
 
     def used(self, element: int) -> None:
         """An element of a map has its result: it needs its item no more."""
@@ -361,7 +444,7 @@ class Growth:
             template = self._programs[start].result
             if type(template) is Ref:
                 return values[start + template.node]
-            return fill(template, _Local(_From(values, start)))
+            return fill(template, cast("Sequence[Any]", _Local(_From(values, start))))
         places = enumerate(scheduler.elements_of(container))
         done = [(index, element) for index, element in places if scheduler.state(element) in DONE]
         keys = self._keys_of(container)
@@ -419,33 +502,36 @@ class _Raw:
 
 def _iterable(value: Any) -> None:
     if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise TypeError(f"a map goes over the items of a list, a mapping or an iterable, not over {type(value).__name__}")
+        raise TypeError(
+            f"a map goes over the items of a list, a mapping or an iterable, not over {type(value).__name__}"
+        )
 
 
 def _source_of(value: Any) -> _Source:
     _iterable(value)
     if isinstance(value, Mapping):
-        mapping = cast("Mapping[Any, Any]", value)
-        keys = list(mapping)
+        keys = list(value)
         for key in keys:
             _check_key(key)
         if len(set(map(str, keys))) < len(keys):
-            raise DefinitionError("two keys of a mapping read the same", hint="the elements of a map are named by their keys")
-        return _Source(list(mapping.values()), None, keys)
+            raise DefinitionError(
+                "two keys of a mapping read the same", hint="the elements of a map are named by their keys"
+            )
+        return _Source(list(value.values()), None, keys)
     if isinstance(value, Sequence):
-        return _Source(cast("Sequence[Any]", value), None, None)
+        return _Source(value, None, None)
     if isinstance(value, (set, frozenset)) or (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         return _Source(list(cast("Iterable[Any]", value)), None, None)
     return _Source(None, iter(value), None)
 
 
 def _check_key(key: Any) -> None:
-    text = str(key)
-    if not isinstance(key, (str, int)) or not text or not text.isprintable() or any(c in text for c in "/#[]") or len(text) > _KEY_MAX:
+    try:
+        key_text(key)
+    except ValueError as error:
         raise DefinitionError(
-            f"{key!r} cannot name an element of a map",
-            hint="keys are numbers, or text of printable characters without / # [ ]; a list has numbers for names",
-        )
+            f"{key!r} cannot name an element of a map: {error}", hint="a list has numbers for names"
+        ) from None
 
 
 def _grouped(source: _Source, size: int) -> _Source:
