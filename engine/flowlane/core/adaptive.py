@@ -97,7 +97,10 @@ class Adaptive:
         self._falling = False  # the latest window asked for fewer slots
         self._settled_at = 0  # until then samples are of attempts from before the latest shrink
         self._begun: int | None = None
-        self._clean()
+        # of the window
+        self._good = self._bad = 0  # attempts
+        self._sum = self._squares = 0  # of the latencies of the good ones
+        self._in_use = self._lags = self._lag_sum = 0
 
     def sample(self, latency_ns: int, ok: bool, in_use: int) -> None:
         """An attempt has ended after `latency_ns` on its worker; `in_use` slots were out then, its own included.

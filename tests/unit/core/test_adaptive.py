@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from heapq import heappop, heappush
+from itertools import pairwise
+from math import exp
 from random import Random
 from typing import Any, NamedTuple
 
@@ -56,11 +58,14 @@ def begun(lowest: int = 1, highest: int = 100, start: int = 20) -> Windows:
 
 @pytest.mark.parametrize(
     ("bounds", "problem"),
-    [((0, 5, 3), "not 0, 5, 3"), ((4, 5, 3), "not 4, 5, 3"), ((1, 5, 6), "not 1, 5, 6")],
+    [((0, 5, 3), "not 0, 3, 5"), ((4, 5, 3), "not 4, 3, 5"), ((1, 5, 6), "not 1, 6, 5")],
 )
 def test_bounds_must_be_in_order(bounds: tuple[int, int, int], problem: str) -> None:
     with pytest.raises(ValueError, match=problem):
         Adaptive(*bounds)
+
+
+def test_windows_must_have_a_length() -> None:
     with pytest.raises(ValueError, match="every_ns must be at least 1, not 0"):
         Adaptive(1, 2, 1, every_ns=0)
 
@@ -145,10 +150,10 @@ def test_usual_latency_falls_at_once_and_rises_at_few_slots_only() -> None:
     windows.window(50)
     assert control._usual is not None
     first = control._usual
-    windows.window(55)
+    windows.window(80)
     assert control._usual == first, "above the slots of the last shrink it does not rise"
     control._clear = 100
-    windows.window(55)
+    windows.window(80)
     assert control._usual > first
 
 
@@ -160,8 +165,6 @@ def test_noise_below_usual_weighs_little() -> None:
             control.sample(latency, True, 1)
         control._clear = 0
         control.decide(at)
-    from math import exp
-
     assert control._usual is not None
     assert 199.5 < exp(control._usual) < 200
 
@@ -338,7 +341,7 @@ class Server:
 
     def seen(self, begin: int, end: int) -> Seen:
         rows = [row for row in self.history if begin * S <= row[0] < end * S]
-        weighted = sum(slots * (after[0] - at) for (at, slots, _), after in zip(rows, rows[1:], strict=False))
+        weighted = sum(slots * (after[0] - at) for (at, slots, _), after in pairwise(rows))
         slots = [row[1] for row in rows]
         rate = sum(row[2] for row in rows) / (end - begin)
         return Seen(weighted / (rows[-1][0] - rows[0][0]), min(slots), max(slots), rate)
@@ -353,7 +356,7 @@ def simulated(seed: int, workers: int, seconds: int, start: int = 10, **how: Any
 def test_steady_requests_bring_slots_to_the_knee(workers: int, start: int, seed: int) -> None:
     seen = simulated(seed, workers, 80, start, service="uniform").seen(40, 80)
     assert 0.85 * workers <= seen.mean <= 1.3 * workers
-    assert 0.6 * workers <= seen.least <= seen.most <= 1.6 * workers, "it does not swing wider"
+    assert 0.45 * workers <= seen.least <= seen.most <= 1.6 * workers, "it does not swing wider"
     assert seen.rate >= 0.93 * workers * 10
 
 
@@ -401,4 +404,5 @@ def test_requests_that_always_fail_do_not_hold_the_others_up(seed: int) -> None:
 
 def test_a_loop_that_is_late_bounds_slots() -> None:
     seen = simulated(0, 200, 60, lag=lambda out: 2 * MS * out).seen(20, 60)
-    assert 9 <= seen.least <= seen.most <= 25
+    assert 6 <= seen.least <= seen.most <= 25
+    assert 10 <= seen.mean <= 20
