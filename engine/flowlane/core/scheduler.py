@@ -459,6 +459,7 @@ class Scheduler:
                     held[element] = _LINKED if linked[element] else _OUT
                     launched[element] = at
                 commands.append(Launch(index, launch))
+        waiting.settle()
         if waiting.due != NEVER and not at < self._rate_due <= waiting.due:
             self._rate_due = waiting.due
             heappush(self._times, (waiting.due, _RATE, 0, 0))
