@@ -844,10 +844,10 @@ class Scheduler:
             self._drop(element, CANCELLED, self._stopping)
             return
         found = self._stages.get(element)
-        if found is None:
-            self._make_ready(element, 1, _READY)
-        else:
+        if found is not None:
             self._open_gate(*found)
+        elif element not in self._trees:  # a reduction begins with the map that it reads
+            self._make_ready(element, 1, _READY)
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""
