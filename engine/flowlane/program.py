@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -24,8 +24,20 @@ __all__ = [
     "Program",
     "Ref",
     "Test",
+    "Work",
     "key_text",
 ]
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Work(Generic[R_co]):
+    """Work that is described and not begun: a call of a task, or a workflow with its parameters. A task may return it instead
+    of an R, and becomes it.
+    """
+
+    __slots__ = ()
 
 
 class Ref:

@@ -30,6 +30,7 @@ from flowlane.declare.function import check_function, place_of
 from flowlane.declare.handle import Handle
 from flowlane.declare.options import CALL_OPTIONS, TASK_OPTIONS, Settings, check_name, unknown_option
 from flowlane.errors import ArgumentError, DefinitionError
+from flowlane.program import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
 
     from flowlane.declare.options import CallOptions, TaskOptions
     from flowlane.declare.shape import Shape
-    from flowlane.declare.workflow import Bound
 
     class Recorder(Protocol):
         """A graph being built, as far as a task needs to know it."""
@@ -219,6 +219,23 @@ class Task(Generic[P, R_co, F_co]):
 
         return cast("T", record_reduce(cast("Any", self), items, fan_in, frame_at(1)))
 
+    def repeat_until(
+        self: Task[Concatenate[T, P2], T, Callable[Concatenate[T, ...], Any]],
+        until: Task[..., object, Callable[Concatenate[T, ...], Any]],
+        start: T,
+        /,
+        *,
+        limit: int,
+    ) -> T:
+        """In a workflow body: call this task on `start`, then on what it returned, until `until` says of that something true.
+
+        At most `limit` times: then it fails with RepeatLimit. How often shows when it runs. Raises DefinitionError or
+        ArgumentError when the two tasks cannot be called with one value.
+        """
+        from flowlane.declare.repeat import record_loop
+
+        return cast("T", record_loop(cast("Any", self), until, start, limit, frame_at(1)))
+
     @overload
     def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
     @overload
@@ -259,6 +276,14 @@ class Task(Generic[P, R_co, F_co]):
         shape = self.settings.measure()
         if not shape.fits(args, kwargs):
             raise_misfit(self, shape, args, kwargs)
+
+    def unlabelled(self) -> Self:
+        """The same task without a name for a single call."""
+        if self.label is None:
+            return self
+        new = self._copy()
+        new.label = None
+        return new
 
     def _with(self, options: Mapping[str, Any]) -> Self:
         for key in options:
@@ -304,7 +329,7 @@ class Task(Generic[P, R_co, F_co]):
         )
 
 
-class Call(Generic[R_co]):
+class Call(Work[R_co]):
     """A task with its arguments, and no node yet: ``wf.add(fetch.bind(url))``. May be added any number of times."""
 
     __slots__ = ("args", "kwargs", "task")
@@ -340,9 +365,8 @@ def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...],
     raise ArgumentError(f"task {task.name!r}: {reason}", where=caller(), hint=hint)
 
 
-#: What a task that makes an R may return: one, or work that makes one, a call of a task or a workflow with its parameters.
-if TYPE_CHECKING:
-    More: TypeAlias = R | Call[R] | Bound[R]
+#: What a task that makes an R may return: one, or work that makes one.
+More: TypeAlias = R | Work[R]
 
 
 # ── the decorators ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -359,7 +383,7 @@ class _IoWithOptions:
         self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Call[R]], /) -> Task[P, R, Callable[P, Call[R]]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     def __call__(self, fn: Any, /) -> Any:
@@ -373,7 +397,7 @@ class _CpuWithOptions:
         self._options = options
 
     @overload
-    def __call__(self, fn: Callable[P, Call[R]], /) -> Task[P, R, Callable[P, Call[R]]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     def __call__(self, fn: Any, /) -> Any:
@@ -386,7 +410,7 @@ class _Io:
         self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
     @overload
-    def __call__(self, fn: Callable[P, Call[R]], /) -> Task[P, R, Callable[P, Call[R]]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     @overload
@@ -398,7 +422,7 @@ class _Io:
 
 class _Cpu:
     @overload
-    def __call__(self, fn: Callable[P, Call[R]], /) -> Task[P, R, Callable[P, Call[R]]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     @overload
