@@ -11,13 +11,15 @@ any.
 
 from __future__ import annotations
 
+import difflib
+import fnmatch
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.states import DONE
-from flowlane.errors import DefinitionError
+from flowlane.errors import DefinitionError, UnknownName
 from flowlane.program import MISSING, Item, Ref, key_text
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
@@ -172,6 +174,25 @@ class Roster:
             except KeyError:
                 continue
         raise KeyError(name)
+
+    def matching(self, names: Iterable[str]) -> list[int]:
+        """The elements that `names` mean, patterns among them. Raises UnknownName for one that means nothing."""
+        found: dict[int, None] = {}
+        for name in names:
+            try:
+                found[self.find(name)] = None
+                continue
+            except KeyError:
+                pass
+            fits = [element for element, other in enumerate(self.names) if _fits(name, other)]
+            if not fits:
+                close = difflib.get_close_matches(name, list(self._own.names), 1)
+                raise UnknownName(
+                    f"there is no task {name!r} in this run, and none that it fits as a pattern",
+                    hint=f"did you mean {close[0]!r}?" if close else None,
+                )
+            found.update(dict.fromkeys(fits))
+        return list(found)
 
     def _index(self, start: int, part: Part) -> dict[str, int]:
         index = self._numbers.get(start)
@@ -498,6 +519,13 @@ class _Raw:
 
     def __getitem__(self, node: int) -> Any:
         return self._values[node] if self._scheduler.state(self._start + node) in DONE else MISSING
+
+
+def _fits(pattern: str, name: str) -> bool:
+    """Whether `*` and `?` of a pattern fit a name; brackets are what they are in names."""
+    if "*" not in pattern and "?" not in pattern:
+        return False
+    return fnmatch.fnmatchcase(name, pattern.replace("[", "[[]"))
 
 
 def _iterable(value: Any) -> None:

@@ -277,6 +277,13 @@ class Runner:
             if self._gate is not None:
                 self._gate.drain()
 
+    def cancel_elements(self, elements: Sequence[int]) -> None:
+        """Stop these elements, and what they have become. No effect on what has ended."""
+        if self._stepping:
+            self._loop.call_soon(self.cancel_elements, elements)
+        elif self.scheduler.finished is None and self.error is None:
+            self._step([m.CancelTasks(elements)], {})
+
     def fail(self, error: BaseException) -> None:
         """End the run at once because the engine cannot go on with it (an executor would not open, say)."""
         if self.error is not None or self.ended_ns != NEVER:
