@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from flowlane.api import Engine, RunHandle, RunResult, arun, run
     from flowlane.core.states import RunState, TaskState
     from flowlane.declare.cache import Cache
+    from flowlane.declare.choice import either, flatten, otherwise, switch, when
+    from flowlane.declare.limits import Limit
+    from flowlane.declare.mapping import product, zipped
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
+    from flowlane.declare.teardown import teardown
     from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, workflow
     from flowlane.errors import (
         ArgumentError,
@@ -40,12 +44,15 @@ if TYPE_CHECKING:
         NameTaken,
         ParameterError,
         PoisonTask,
+        RepeatLimit,
         ResultDamaged,
+        RetryAfter,
         RouteError,
         RunCancelled,
         RunFailed,
         RunLocked,
         SettingsError,
+        Skip,
         StoreError,
         TransportError,
         UnknownName,
@@ -71,11 +78,14 @@ __all__ = [
     "Failure",
     "FlowError",
     "HandleError",
+    "Limit",
     "LoadError",
     "NameTaken",
     "ParameterError",
     "PoisonTask",
+    "RepeatLimit",
     "ResultDamaged",
+    "RetryAfter",
     "RetryPolicy",
     "RouteError",
     "RunCancelled",
@@ -86,6 +96,7 @@ __all__ = [
     "RunState",
     "Secret",
     "SettingsError",
+    "Skip",
     "StoreError",
     "Task",
     "TaskContext",
@@ -101,17 +112,29 @@ __all__ = [
     "__version__",
     "arun",
     "current_task",
+    "either",
+    "flatten",
+    "otherwise",
+    "product",
     "run",
+    "switch",
     "task",
+    "teardown",
+    "when",
     "workflow",
+    "zipped",
 ]
 
 _HOMES = {
     "flowlane.api": ("Engine", "RunHandle", "RunResult", "arun", "run"),
     "flowlane.core.states": ("RunState", "TaskState"),
     "flowlane.declare.cache": ("Cache",),
+    "flowlane.declare.choice": ("either", "flatten", "otherwise", "switch", "when"),
+    "flowlane.declare.limits": ("Limit",),
+    "flowlane.declare.mapping": ("product", "zipped"),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),
+    "flowlane.declare.teardown": ("teardown",),
     "flowlane.secret": ("Secret",),
     "flowlane.runtime.context": ("TaskContext", "current_task"),
     "flowlane.declare.workflow": ("Bound", "Workflow", "WorkflowDefinition", "workflow"),

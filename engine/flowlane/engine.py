@@ -22,6 +22,7 @@ from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bo
 from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
+from flowlane.making import Making
 from flowlane.record import Record
 from flowlane.results import RunResult
 from flowlane.runtime.beginning import NOTHING_DONE
@@ -108,6 +109,7 @@ class Engine:
         self._archive = self._made_archive(store)
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
         self._compiling = threading.Lock()
+        self._making = Making(self.compile)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._pid = 0  # of the process that entered it: a fork of that has neither our threads nor our executors
@@ -387,6 +389,7 @@ class Engine:
                 recorder=self._recorder,
                 lookups=self._archive.lookups if self._archive is not None else None,
                 beginning=beginning,
+                maker=self._making,
             )
         except BaseException as error:
             self._running.discard(run)

@@ -3,7 +3,8 @@
 Two families. A *definition* or *usage* error is raised before anything starts: it says what the user wrote
 (`where` is ``file:line``), what is wrong, and what would be right (`hint`). A task's error during a run is never
 raised where it happens: it becomes a :class:`Failure`, travels with the run, and is raised once, inside
-:class:`RunFailed`, to whoever waits for the run.
+:class:`RunFailed`, to whoever waits for the run. Beside them stand `Skip` and `RetryAfter`, which are no errors of ours: tasks
+raise them to tell us something.
 
 This module imports next to nothing, so every layer and every worker process may use it.
 """
@@ -30,12 +31,15 @@ __all__ = [
     "NameTaken",
     "ParameterError",
     "PoisonTask",
+    "RepeatLimit",
     "ResultDamaged",
+    "RetryAfter",
     "RouteError",
     "RunCancelled",
     "RunFailed",
     "RunLocked",
     "SettingsError",
+    "Skip",
     "StoreError",
     "TransportError",
     "UnknownName",
@@ -44,6 +48,9 @@ __all__ = [
     "WorkerCrashed",
     "WorkflowChanged",
 ]
+
+
+_LONGEST_WAIT = 1e9  # seconds
 
 
 class FlowError(Exception):
@@ -176,6 +183,34 @@ class WorkerCrashed(FlowError):
 
 class PoisonTask(WorkerCrashed):
     """A task's worker died twice, the second time alone in a fresh one: the task kills workers. Never retried again."""
+
+
+class RepeatLimit(FlowError):
+    """A ``repeat_until`` was not done after as many rounds as it may take. Raised as the failure of its last task."""
+
+    exit_code = 1
+
+
+class Skip(Exception):
+    """Raised by a task that has nothing to do: it ends as skipped, and so does, as a rule, what depends on it. A map leaves out
+    elements that were skipped. Its text says why.
+    """
+
+
+class RetryAfter(Exception):
+    """Raised by a task that is to be tried again in `seconds`, whatever its policy's backoff and classes of errors: as when a
+    service says when to come again. It counts as a failed attempt, and fails the task when no attempt is left.
+    """
+
+    def __init__(self, seconds: float, reason: str = "") -> None:
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 0 <= seconds <= _LONGEST_WAIT:  # pyright: ignore[reportUnnecessaryIsInstance] - it may come from a header
+            raise ValueError(f"RetryAfter takes seconds, 0 or more, not {seconds!r}")
+        super().__init__(seconds, reason)
+        self.seconds = float(seconds)
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"again in {self.seconds:g} s" + (f": {self.reason}" if self.reason else "")
 
 
 class RunFailed(FlowError):

@@ -3,15 +3,41 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.plan import Plan
     from flowlane.runtime.ports import Target
 
-__all__ = ["Arguments", "CacheRule", "Combine", "Item", "LimitSpec", "MapCall", "Program", "Ref", "Test"]
+__all__ = [
+    "ITEM",
+    "MISSING",
+    "Arguments",
+    "CacheRule",
+    "Combine",
+    "Item",
+    "LimitSpec",
+    "MapCall",
+    "Missing",
+    "Program",
+    "Ref",
+    "Test",
+    "Work",
+    "key_text",
+]
+
+
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Work(Generic[R_co]):
+    """Work that is described and not begun: a call of a task, or a workflow with its parameters. A task may return it instead
+    of an R, and becomes it.
+    """
+
+    __slots__ = ()
 
 
 class Ref:
@@ -27,12 +53,44 @@ class Ref:
 
 
 class Item:
-    """Stands, as the first positional argument in the Arguments of a mapped node, for the item of an element."""
+    """Stands in the Arguments of a mapped node for the item of an element: for all of it, or with ``MapCall.star`` for one
+    positional argument for each of its parts.
+
+    It is the first positional argument that the user writes: the first of all, but behind the instance where the function is a
+    method of one.
+    """
 
     __slots__ = ()
 
     def __repr__(self) -> str:
         return "Item()"
+
+
+#: One will do: it has no state.
+ITEM: Final = Item()
+
+
+class Missing:
+    """The class of `MISSING`: the value of a node that has none, for tasks that must tell it from None."""
+
+    __slots__ = ()
+
+    def __repr__(self) -> str:
+        return "MISSING"
+
+    def __reduce__(self) -> str:
+        return "MISSING"  # the same object in every process
+
+
+MISSING: Final = Missing()
+
+
+def key_text(key: object) -> str:
+    """How the key of a mapping names an element: ``fetch[us-east]``. Raises ValueError that says what is wrong with it."""
+    text = key if isinstance(key, str) else str(key)
+    if not text or not text.isprintable() or any(c in text for c in "/#[]"):
+        raise ValueError("names of elements hold printable characters, and none of / # [ ]")
+    return text
 
 
 class Arguments:
@@ -122,6 +180,10 @@ class Program:
     limits       not by node: the limits that ``plan.requirements`` index
     definitions  node → the workflow that it becomes: a WorkflowDefinition whose parameters are the node's arguments
     max_depth    node → how deep work may go on returning more work, where it is not 100
+    memory       node → bytes that an attempt may take; they also count against the limit "memory", in MB
+    retry_when   not by node: index of ``plan.policies`` → what is asked about an error of ``retry_on`` before it is retried
+    routes       not by node: what the run routes where, which holds for work that is added to it as well
+    raw_missing  nodes that are given `MISSING` for a value that is missing, where others are given None
     """
 
     workflow: str
@@ -142,3 +204,9 @@ class Program:
     limits: tuple[LimitSpec, ...] = ()
     definitions: Mapping[int, Any] = field(default_factory=dict[int, Any])
     max_depth: Mapping[int, int] = field(default_factory=dict[int, int])
+    memory: Mapping[int, int] = field(default_factory=dict[int, int])
+    retry_when: Mapping[int, Callable[[BaseException], bool]] = field(
+        default_factory=dict[int, "Callable[[BaseException], bool]"]
+    )
+    raw_missing: frozenset[int] = frozenset()
+    routes: Mapping[str, str] = field(default_factory=dict[str, str])

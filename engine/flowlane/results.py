@@ -65,19 +65,13 @@ class _Tasks(Mapping[str, TaskResult]):
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._numbers: dict[str, int] | None = None
-
-    def _index(self) -> dict[str, int]:
-        if self._numbers is None:
-            self._numbers = {name: number for number, name in enumerate(self._record.names)}
-        return self._numbers
 
     def number(self, name: str) -> int:
-        """The task's number in the plan. Raises KeyError."""
-        return self._index()[name]
+        """The number of the task's element. Raises KeyError."""
+        return self._record.roster.find(name)
 
     def __getitem__(self, name: str) -> TaskResult:
-        element = self._index()[name]
+        element = self.number(name)
         record, measured = self._record, self._record.measured
         ready, started, ended = (record.ready_ns[element], record.started_ns[element], record.ended_ns[element])
         state = record.state_of(element)
@@ -106,7 +100,13 @@ class _Tasks(Mapping[str, TaskResult]):
         return len(self._record.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index()
+        if not isinstance(name, str):
+            return False
+        try:
+            self.number(name)
+        except KeyError:
+            return False
+        return True
 
     def __repr__(self) -> str:
         return f"<{len(self)} tasks>"
@@ -235,11 +235,11 @@ class RunResult(Generic[R]):
         Near 1: more slots (or cores) would make the run shorter. Above 1 by a little: slots of abandoned attempts.
         """
         record = self._record
-        lanes, lane_of = record.lanes, record.plan.lane
+        lanes, lane_of = record.lanes, record.lane
         busy = [0] * len(lanes)
         for element, (started, ended) in enumerate(record.spans()):
-            if started != NEVER and ended != NEVER:
-                busy[lane_of[element]] += max(0, ended - started)
+            if started != NEVER and ended != NEVER and (lane := lane_of(element)) >= 0:
+                busy[lane] += max(0, ended - started)
         span = max(1, record.ended - record.started)
         return {name: ns / span / record.slots[name] for name, ns in zip(lanes, busy, strict=True)}
 

@@ -193,8 +193,8 @@ class Tree(Scope):
         """There are `count` items at the base."""
         level = self.base
         self.size[level] = count
-        while count > 1 or (level == 0 and count):  # items of a map are merged at least once
-            count = -(-count // self.fan_in)
+        while count > 1 or level == 0:  # items of a map are merged at least once, and be it none
+            count = max(1, -(-count // self.fan_in))
             level += 1
             self.size[level] = count
 

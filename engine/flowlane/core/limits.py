@@ -4,16 +4,15 @@ A task claims a weight of each limit it names before it launches. A claim is a w
 rate, a spending of it; both or neither. What it takes of the slots comes back when the attempt has ended; what it spent
 of the rate is gone, unless the claim is undone at once because another limit of the same task said no.
 
-Theory of the rate: time alone makes it ready, so nobody's giving back wakes those who wait for it. They set timers; and were
-it first come, first served, the run whose timer fires first at every turn would have it for ever. So those whom a rate
-refused stand in a line too, and only the first may claim: it waits for its time, then for its slots. Whoever
-claims goes to the end, and the next is woken. A first that does not come within `PATIENCE_NS` of its time, because its run wants something
-else by now, loses its place: the others have timers for that as well, so that nobody depends on somebody's leaving.
+Theory of the rate: time alone makes it ready, so nobody's giving back wakes those who wait for it. They set timers; and
+were it first come, first served, the run whose timer fires first at every turn would have it for ever. So those whom a
+rate refused stand in a line too, and only the first may claim: it waits for its time, then for its slots. Whoever claims
+goes to the end, and the next is woken. A first that does not come within `PATIENCE_NS` of its time, because its run wants
+something else by now, loses its place: the others have timers for that as well, and depend on nobody's leaving.
 """
 
 from __future__ import annotations
 
-import re
 from typing import TYPE_CHECKING, Final
 
 from flowlane.core.lanes import Slots
@@ -31,7 +30,6 @@ PATIENCE_NS: Final = 100_000_000
 
 _UNLIMITED: Final = 1 << 62
 _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
-_RATE: Final = re.compile(r"\s*([0-9]+)\s*/\s*([0-9]*)\s*([a-zA-Z]+)\s*")
 
 
 class Limit(Slots):
@@ -158,12 +156,14 @@ def parse_rate(text: str, *, burst: int = 1) -> Rate:
 
     With the `burst` of 1 starts are evenly spaced: of "60/min" one a second, never 60 at once. Raises ValueError.
     """
-    match = _RATE.fullmatch(text)
-    if match is None:
+    count, _, period = (part.strip() for part in text.partition("/"))
+    unit = period.lstrip("0123456789")
+    times = period[: len(period) - len(unit)]
+    unit = unit.lstrip()
+    if not (count.isascii() and count.isdigit() and unit.isalpha()):
         raise ValueError(f'rate {text!r} is not of the form "50/s", "10/min", "1000/h" or "5/2s", in whole numbers')
-    count, times, unit = match.groups()
     if unit not in _UNITS:
         raise ValueError(f"rate {text!r} has the unit {unit!r}; there are {', '.join(_UNITS)}")
-    if int(count) == 0 or times and int(times) == 0:
+    if int(count) == 0 or (times and int(times) == 0):
         raise ValueError(f"rate {text!r} must have 1 or more in 1 or more {unit}")
     return Rate(int(count), int(times or 1) * _UNITS[unit], burst)

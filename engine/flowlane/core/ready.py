@@ -121,6 +121,20 @@ class ReadyQueues:
             return self._fill_plain(numbers[0], is_ready)
         return self._fill_by_turns(lane, numbers, at, is_ready)
 
+    def settle(self) -> None:
+        """Stop waiting for limits that nothing in the queues asks for any more."""
+        if not self._asked:
+            return
+        wanted = {
+            index
+            for queue, requirement in zip(self.queues, self.requirement, strict=True)
+            if queue
+            for index, _ in requirement.limits
+        }
+        for index in self._asked - wanted:
+            self.woken += self.limits[index].leave(self.token)
+        self._asked &= wanted
+
     def idle(self, lane: int) -> bool:
         """Whether there is nothing to do on a lane."""
         return all(not self.queues[number] and not self.freed[number] for number in self._of_lane[lane])
@@ -200,7 +214,7 @@ class ReadyQueues:
                 continue
             refused.add(index)
             self._asked.add(index)
-            due = limit.due(weight, at)
+            due = limit.due(self.token, weight, at)
             if due != NEVER and (self.due == NEVER or due < self.due):
                 self.due = due
             for other, held in requirement.limits[:position]:

@@ -16,12 +16,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-__all__ = ["ALL_SUCCESS", "AT_LEAST", "TRIGGERS", "Trigger", "TriggerRule"]
+__all__ = ["ALL_SUCCESS", "AT_LEAST", "TRIGGERS", "Trigger", "TriggerName", "TriggerRule"]
 
 
 class Trigger(IntEnum):
@@ -51,6 +51,22 @@ TRIGGERS: Final[Mapping[str, tuple[tuple[str, Trigger], ...]]] = {
     "all_done_min_one_success": (("left", _WAIT), ("ok", _RUN), ("failed", _FAIL), ("", _SKIP)),
     "always": (("", _RUN),),
 }
+
+#: The same names for type checkers.
+TriggerName: TypeAlias = Literal[
+    "all_success",
+    "all_failed",
+    "all_done",
+    "all_skipped",
+    "one_success",
+    "one_failed",
+    "one_done",
+    "none_failed",
+    "none_skipped",
+    "none_failed_min_one_success",
+    "all_done_min_one_success",
+    "always",
+]
 
 #: The name of the rule of a join: at least so many upstreams have succeeded.
 AT_LEAST: Final = "at_least"

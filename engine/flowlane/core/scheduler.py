@@ -185,7 +185,7 @@ class Scheduler:
         self._timer = NEVER
         self._asks: dict[tuple[int, Reason], list[int]] = {}  # (lane, reason) → whom this batch asks to stop
         self._overdue: dict[int, int] = {}  # element asked to stop for being late → the deadline it missed
-        self._has_total = False
+        self.has_total = False  #: whether any task has a total_timeout
         self._cause: dict[int, int] = {}
         self._begun = False
         self._stopping: Reason | None = None
@@ -249,6 +249,32 @@ class Scheduler:
             else:
                 yield from range(block.start, block.start + block.count)
 
+    @property
+    def blocks(self) -> Sequence[Block]:
+        """All elements, in blocks."""
+        return self._elements.blocks
+
+    def stages(self, container: int) -> list[int]:
+        """The maps of a chain, in order of its stages."""
+        return [stage.container for stage in self._stages[container][0].stages]
+
+    def element_at(self, container: int, index: int) -> int:
+        """Element `index` of a map. Raises LookupError where there is none."""
+        chain, stage = self._stages[container]
+        for number in stage.blocks:
+            block = self._elements.blocks[number]
+            if block.first <= index < block.first + len(block.left):
+                return block.start + (index - block.first) * len(chain.stages) + stage.position
+        raise LookupError(index)
+
+    def merge_at(self, container: int, level: int, number: int) -> int:
+        """A merge of a reduction by tree. Raises LookupError where there is none."""
+        for each in self._trees[container].blocks:
+            block = self._elements.blocks[each]
+            if block.where == (level, number):
+                return block.start
+        raise LookupError(number)
+
     def root(self, container: int) -> int:
         """Of a reduction by tree that has succeeded: the element whose value is its own."""
         return self._trees[container].root
@@ -258,6 +284,37 @@ class Scheduler:
         block = self._elements.blocks[self._scopes[container].blocks[-1]]
         assert block.plan is not None
         return block.plan, block.start
+
+    def is_map(self, element: int) -> bool:
+        """Whether it is a mapped node; `is_tree`: one that is reduced by tree."""
+        return element in self._stages or element in self._trees
+
+    def is_tree(self, element: int) -> bool:
+        return element in self._trees
+
+    def sibling(self, element: int, container: int) -> int:
+        """The element of the same index in another map of the chain."""
+        block = self._elements.block(element)
+        assert block.chain is not None
+        own = (element - block.start) % len(block.chain.stages)
+        return element - own + self._stages[container][1].position
+
+    def inputs(self, element: int) -> Sequence[int]:
+        """The elements whose values it reads; of an element of a map only those that it merges."""
+        return self._inputs[element]
+
+    def upstreams(self, element: int) -> Sequence[int]:
+        """The elements it waits for."""
+        block = self._elements.block(element)
+        if block.kind == GRAPH:
+            assert block.plan is not None
+            return [block.start + up for up in block.plan.upstreams[element - block.start]]
+        if block.kind == CHAIN:
+            assert block.chain is not None
+            position = (element - block.start) % len(block.chain.stages)
+            stage = block.chain.stages[position]
+            return [element - position + up for up in stage.over] or [stage.container]
+        return self._inputs[element]
 
     def policy(self, element: int) -> Policy:
         """How its attempts are limited and repeated."""
@@ -357,7 +414,7 @@ class Scheduler:
                             self.ready_ns[below] = at
                             record((below, 1, _READY, at))
                             heappush(queues[queue_of[below]], rank[below] << ELEMENT_BITS | below)
-                            if self._has_total:
+                            if self.has_total:
                                 self._limit_total(below)
                     for up in inputs[element]:
                         uses[up] = left = uses[up] - 1
@@ -402,6 +459,7 @@ class Scheduler:
                     held[element] = _LINKED if linked[element] else _OUT
                     launched[element] = at
                 commands.append(Launch(index, launch))
+        waiting.settle()
         if waiting.due != NEVER and not at < self._rate_due <= waiting.due:
             self._rate_due = waiting.due
             heappush(self._times, (waiting.due, _RATE, 0, 0))
@@ -488,7 +546,7 @@ class Scheduler:
                 ready[element] = at
                 record((element, 1, _READY, at))
                 queues[queue_of[element]].append(rank[element] << ELEMENT_BITS | element)
-                if self._has_total:
+                if self.has_total:
                     self._limit_total(element)
         for queue in queues:
             heapify(queue)
@@ -502,6 +560,7 @@ class Scheduler:
         for element in event.unknown:
             self._settle(element, UNKNOWN, Reason.PROCESS_DIED)
         self._ripple()
+        self._released[:] = dict.fromkeys(self._released)  # who read it and who made it may both have told
 
     def _make_ready(self, element: int, attempt: int, code: int) -> None:
         at = self._at
@@ -522,7 +581,7 @@ class Scheduler:
             ):  # time and priority in one, quantised so that ranks still count: both only ever move forward
                 key += (at - self._priority.get(element, 0) * AGEING) // (AGEING // 10) << ELEMENT_BITS + 31
             heappush(self._waiting.queues[queue], key)
-        if self._has_total and attempt == 1:
+        if self.has_total and attempt == 1:
             self._limit_total(element)
 
     def _start(self, event: Started) -> None:
@@ -676,8 +735,6 @@ class Scheduler:
         self._state[element] = target
         if state != RETRYING:  # there the latest attempt has its end already
             self.ended_ns[element] = t
-        if state == READY and not self._held[element] and self._queue_of[element] >= 0 and target != CACHED:
-            self._waiting.stale[self._queue_of[element]] += 1  # its entry in the queue stays until it comes up
         self._open -= 1
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
@@ -685,6 +742,16 @@ class Scheduler:
             if not uses[up] and states[up] in _DONE:
                 self._released.append(up)
         self._rippling.append(element)
+
+    def _drop(self, element: int, target: int, reason: Reason) -> None:
+        """End an element that is not out, whatever it waits for."""
+        if self._state[element] == READY and self._queue_of[element] >= 0:
+            self._waiting.stale[self._queue_of[element]] += 1  # its entry in the queue stays until it comes up
+        self._settle(element, target, reason)
+        if element in self._stages:
+            chain, stage = self._stages[element]
+            stage.reason = reason
+            self._close_gate(chain, stage)
 
     def _ripple(self) -> None:
         """Tell of all that has ended. Breadth first, so that the way told of a failure is a shortest one."""
@@ -727,7 +794,7 @@ class Scheduler:
         """From now on a tally of its upstreams is kept, as if it had a rule: one of them was skipped, say."""
         self._rules[element] = ALL_SUCCESS
         self._tally[element] = [0, 0, 0, NOBODY]
-        for up in self._upstreams(element):
+        for up in self.upstreams(element):
             self._link(up)
 
     def _link(self, element: int) -> None:
@@ -753,7 +820,7 @@ class Scheduler:
             rule = self._rules[element]
             self._go(element)
             if rule.cancel_rest and left:
-                rest = [up for up in self._upstreams(element) if self._state[up] not in _ENDED]
+                rest = [up for up in self.upstreams(element) if self._state[up] not in _ENDED]
                 self._cancel(rest, Reason.NOT_NEEDED)
         elif says == Trigger.FAIL:
             self._bar(element, _BAD, cause)
@@ -774,15 +841,13 @@ class Scheduler:
     def _go(self, element: int) -> None:
         """All that a pending element waits for is there."""
         if self._stopping is not None and not self._is_spared(element):
-            self._settle(element, CANCELLED, self._stopping)
-            if element in self._stages:
-                self._close_gate(*self._stages[element])
+            self._drop(element, CANCELLED, self._stopping)
             return
         found = self._stages.get(element)
-        if found is None:
-            self._make_ready(element, 1, _READY)
-        else:
+        if found is not None:
             self._open_gate(*found)
+        elif element not in self._trees:  # a reduction begins with the map that it reads
+            self._make_ready(element, 1, _READY)
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""
@@ -918,7 +983,7 @@ class Scheduler:
         if number is None:
             number = self._policy_numbers[policy] = len(self._policies)
             self._policies.append(policy)
-            self._has_total = self._has_total or policy.total_timeout > 0
+            self.has_total = self.has_total or policy.total_timeout > 0
         return number
 
     def _add_special(self, plan: Plan, start: int) -> None:
@@ -1516,10 +1581,7 @@ class Scheduler:
                 self._ask(element, reason)
                 continue
             if code != EXPANDED:
-                self._settle(element, CANCELLED, reason)
-                if element in self._stages:
-                    self._stages[element][1].reason = reason
-                    self._close_gate(*self._stages[element])
+                self._drop(element, CANCELLED, reason)
                 continue
             if element in self._scopes:
                 self._scopes[element].reason = reason
@@ -1559,9 +1621,7 @@ class Scheduler:
                 if held[element] <= _LINKED and (reason is not Reason.DRAINED or self._queue_of[element] < 0):
                     self._ask(element, reason)
             elif state[element] in (PENDING, READY, RETRYING):
-                self._settle(element, CANCELLED, reason)
-                if element in self._stages:
-                    self._close_gate(*self._stages[element])
+                self._drop(element, CANCELLED, reason)
         self._dirty.update(dict.fromkeys([chain for chain, _ in self._stages.values()]))
         self._waiting.clear(lambda element: self._state[element] == READY)
         self._begun = True  # a run cancelled before it began still ends
@@ -1614,7 +1674,8 @@ class Scheduler:
                 elif _ASKED[held] is Reason.ATTEMPT_TIMEOUT:
                     self._held[element] = _ASK[Reason.TOTAL_TIMEOUT]  # asked already; but there is no next attempt
             elif state in (READY, RETRYING):
-                self._settle(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+                self._drop(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+                self._ripple()  # it may stop the run, before others run out of time
             elif state == EXPANDED and element in self._scopes:
                 self._cancel([element], Reason.NOT_NEEDED)
                 self._scopes[element].reason = Reason.TOTAL_TIMEOUT
@@ -1696,13 +1757,6 @@ class Scheduler:
             return found[1]
         return self._trees.get(container) or self._scopes.get(container)
 
-    def _upstreams(self, element: int) -> Iterable[int]:
-        block = self._elements.block(element)
-        if block.kind == GRAPH:
-            assert block.plan is not None
-            return [block.start + up for up in block.plan.upstreams[element - block.start]]
-        return self._inputs[element]
-
     def check(self) -> None:
         """Raise AssertionError unless every invariant holds. O(elements + edges): for tests and for hunting bugs."""
         state, waiting = self._state, self._waiting
@@ -1741,8 +1795,8 @@ class Scheduler:
         for index, limit in enumerate(waiting.limits):
             limit.check()
             assert taken[index] <= limit.in_use, (limit, taken[index])
-        for number, queue in enumerate(waiting.queues):
-            queued = [key & ((1 << ELEMENT_BITS) - 1) for key in queue]
+        for number, heap in enumerate(waiting.queues):
+            queued = [key & ((1 << ELEMENT_BITS) - 1) for key in heap]
             assert len(set(queued)) == len(queued), "queued twice"
             ready = sum(self._is_ready(v) for v in queued)
             expected = sum(self._queue_of[v] == number and self._is_ready(v) for v in range(len(state)))

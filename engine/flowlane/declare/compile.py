@@ -17,6 +17,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core.plan import NotAcyclic, Plan
+from flowlane.declare.bounds import NO_BOUNDS
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.task import Task
 from flowlane.errors import RouteError
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.plan import Policy
+    from flowlane.declare.bounds import Bounds
+    from flowlane.declare.limits import Limit
     from flowlane.declare.nodes import OnFailure, Workflow
     from flowlane.declare.options import Settings
     from flowlane.declare.spec import TaskSpec
@@ -36,6 +39,8 @@ __all__ = ["BUILTIN_ROUTES", "check_definitions", "compile_workflow"]
 
 #: Where tasks go unless told otherwise.
 BUILTIN_ROUTES: Final[Mapping[str, str]] = {"io.async": "asyncio", "io.sync": "threads", "cpu": "processes"}
+_NO_LIMITS: Final[Mapping[str, Limit]] = {}
+_NO_SLOTS: Final[Mapping[str, int]] = {}
 _KIND_KEYS: Final = ("*", "io", "io.async", "io.sync", "cpu")
 
 
@@ -58,16 +63,20 @@ def compile_workflow(
     routes: Mapping[str, str] | None = None,
     defaults: Mapping[str, str] | None = None,
     on_failure: OnFailure | None = None,
+    bounds: Bounds = NO_BOUNDS,
+    limits: Mapping[str, Limit] = _NO_LIMITS,
+    slots: Mapping[str, int] = _NO_SLOTS,
 ) -> Program:
     """Everything a run of `workflow` needs. Linear in nodes and edges, iterative; blocks the caller's thread.
 
     `capabilities` tells what an executor can do, and raises RouteError for an unknown one. `routes` are this run's,
-    `defaults` the engine's; see the module's text. `on_failure` is this run's word, else the workflow's counts.
+    `defaults` the engine's; see the module's text. `on_failure` and `bounds` are this run's word, else the workflow's counts.
+    `limits` are the run's and the engine's by name, `slots` those that the engine gives to executors.
 
     Raises DefinitionError (bad options), UnknownName (an edge to nowhere), RouteError, CycleError.
     """
     lanes = _Lanes(workflow, capabilities, routes or {}, defaults or {})
-    policies: dict[tuple[Policy, tuple[type[BaseException], ...]], int] = {}
+    policies: dict[tuple[Policy, tuple[type[BaseException], ...], Any], int] = {}
     policy_by_spec: dict[int, int] = {}
     rows: dict[Settings, _Row] = {}
     specs: dict[Any, TaskSpec] = {}
@@ -77,7 +86,7 @@ def compile_workflow(
         spec = _spec_of(each, specs)
         policy = policy_by_spec.get(id(spec))
         if policy is None:
-            policy = policies.setdefault((spec.policy, spec.retry_on), len(policies))
+            policy = policies.setdefault((spec.policy, spec.retry_on, spec.retry_when), len(policies))
             policy_by_spec[id(spec)] = policy
         target = targets.get(each.task)
         if target is None:
@@ -94,15 +103,21 @@ def compile_workflow(
         lane_of, policy_of, kinds, targets_of, *_ = zip(*[rows[each] for each in settings], strict=True)
     else:
         lane_of, policy_of, kinds, targets_of = (), (), (), ()
+    lane_by_node = lanes.override_by_name(lane_of)
+    plan_fields, program_fields = _sparse_fields(workflow, edges, lane_by_node, lanes, limits, slots)
+    bounds = bounds.over(workflow.bounds)
+    if bounds is not NO_BOUNDS and bounds != NO_BOUNDS:
+        plan_fields |= _bound_fields(workflow, bounds)
     try:
         plan = Plan.build(
             edges,
             inputs=workflow.inputs,
-            lane=lanes.override_by_name(lane_of),
+            lane=lane_by_node,
             policy=policy_of,
-            policies=[policy for policy, _ in policies] or [_no_retry()],
+            policies=[policy for policy, *_ in policies] or [_no_retry()],
             pinned=pinned,
             fail_fast=(on_failure or workflow.on_failure) == "fail_fast",
+            **plan_fields,
         )
     except NotAcyclic as refused:
         from flowlane.declare.graph import cycle_error
@@ -116,13 +131,44 @@ def compile_workflow(
         kinds=kinds,
         targets=targets_of,
         arguments=tuple(workflow.arguments),
-        retry_on=tuple([on for _, on in policies]) or ((),),
+        retry_on=tuple([on for _, on, _ in policies]) or ((),),
         result=result,
         params=workflow.params,
+        routes=routes or {},
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
         passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
         caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
+        retry_when={number: when for (_, _, when), number in policies.items() if when is not None},
+        **program_fields,
     )
+
+
+def _sparse_fields(
+    workflow: Workflow,
+    edges: Sequence[tuple[int, ...]],
+    lane_of: Sequence[int],
+    lanes: _Lanes,
+    limits: Mapping[str, Limit],
+    slots: Mapping[str, int],
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What only some graphs have, as keywords for Plan and for Program."""
+    specs = {each: each.spec for each in dict.fromkeys(workflow.settings) if each.spec is not None}
+    if workflow.found_sparse is None and all(spec.is_plain for spec in specs.values()):
+        return {}, {}
+    from flowlane.declare.fields import Fields
+
+    fields = Fields(workflow, edges, specs, lane_of, lambda lane: lanes.slots_of(lane, slots), limits)
+    return fields.plan, fields.program
+
+
+def _bound_fields(workflow: Workflow, bounds: Bounds) -> dict[str, Any]:
+    from flowlane.declare.fields import count_tasks
+
+    return {
+        "max_failures": bounds.failures(count_tasks(workflow)) if bounds.max_failures is not None else 0,
+        "deadline": max(1, round(bounds.deadline * 1e9)) if bounds.deadline else 0,
+        "retry_budget": bounds.retry_budget or 0,
+    }
 
 
 def check_definitions(
@@ -223,6 +269,11 @@ class _Lanes:
                 return self._lane(self._defaults[key], task, f"route {key}={self._defaults[key]}", None)
         builtin = BUILTIN_ROUTES[keys[1]]
         return self._lane(builtin, task, f"task {task.name!r}", task.where)
+
+    def slots_of(self, lane: int, given: Mapping[str, int]) -> int:
+        """How many slots a lane has: what the engine gives it, else its executor's own number."""
+        name = list(self.names)[lane]
+        return given.get(name) or self._known[name].default_slots
 
     def override_by_name(self, lane: Sequence[int]) -> Sequence[int]:
         """`lane` by node, with routes that name a node put in."""

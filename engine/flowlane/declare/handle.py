@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from operator import is_
 from types import AsyncGeneratorType, CoroutineType, GeneratorType
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from flowlane.declare.callsite import caller
 from flowlane.errors import HandleError
@@ -23,7 +23,7 @@ from flowlane.program import Ref
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
-__all__ = ["PLAIN", "Handle", "HandleHome", "Template", "home_of", "kind_of", "make_handle", "ref_of"]
+__all__ = ["PLAIN", "Combined", "Handle", "HandleHome", "Template", "home_of", "kind_of", "make_handle", "ref_of"]
 
 
 #: ``type`` of one argument, typed so that checkers do not infer a type that is half unknown.
@@ -80,12 +80,14 @@ _MISUSES: Final[tuple[tuple[str, str, str], ...]] = (
     (
         "used as a condition (if, while, and, or, not, bool)",
         "__bool__",
-        "a body cannot branch on a value yet to be made; branch on the workflow's parameters, or inside a task",
+        "a body cannot branch on a value yet to be made: `with when(value):` runs what is inside if it is true; or branch on "
+        "the workflow's parameters, or inside a task",
     ),
     (
         "iterated or unpacked",
         "__iter__ __next__ __reversed__ __aiter__ __anext__",
-        "how many elements there are is known only when the task has run; let a task loop over it",
+        "how many elements there are is known only when the task has run: some_task.map(value) runs once for each; or let a "
+        "task loop over it",
     ),
     ("asked for its length", "__len__ __length_hint__", _IN_TASK),
     ("searched with `in`", "__contains__", _IN_TASK),
@@ -170,7 +172,40 @@ PLAIN: Final = frozenset({int, float, str, bytes, bool, complex, type(None)})
 _CONTAINERS: Final = (list, tuple, dict)
 _LAZY: Final = (GeneratorType, map, filter, zip)
 _COROUTINES: Final = (CoroutineType, AsyncGeneratorType)
-_SEARCHED: Final = (Handle, *_CONTAINERS, *_LAZY, *_COROUTINES)
+
+
+class Combined:
+    """Several sources for the items of a map, at least one of which is still to come: what `zipped` and `product` return.
+
+    Checkers see the list of tuples that it stands for; the only use it has is as what a map goes over.
+    """
+
+    __slots__ = ("how", "sources")
+
+    def __init__(self, how: Literal["zip", "product"], sources: tuple[Any, ...]) -> None:
+        self.how = how
+        self.sources = sources
+
+    @property
+    def called(self) -> str:
+        return "zipped(...)" if self.how == "zip" else "product(...)"
+
+    def __iter__(self) -> Iterator[Any]:
+        raise HandleError(
+            f"{self.called} of what is still to come was iterated or unpacked",
+            where=caller(),
+            hint=f"map over it: some_task.starmap({self.called})",
+        )
+
+    def __len__(self) -> int:
+        raise HandleError(
+            f"{self.called} of what is still to come was asked for its length",
+            where=caller(),
+            hint=f"map over it: some_task.starmap({self.called})",
+        )
+
+
+_SEARCHED: Final = (Handle, *_CONTAINERS, *_LAZY, *_COROUTINES, Combined)
 
 
 class Template:
@@ -205,6 +240,12 @@ class Template:
         return value
 
     def _refuse_if_lazy(self, kind: type[Any], value: Any) -> None:
+        if kind is Combined:
+            raise HandleError(
+                f"{self.subject} is given {value.called} of what is still to come",
+                where=caller(),
+                hint=f"map over it: some_task.starmap({value.called})",
+            )
         if issubclass(kind, _LAZY):
             raise HandleError(
                 f"{self.subject} is given a {kind.__name__}, which makes its elements only once and only when asked",

@@ -12,17 +12,20 @@ come later. Nothing here is for use from several threads at a time.
 from __future__ import annotations
 
 from array import array
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar, cast
 
+from flowlane.declare.bounds import NO_BOUNDS
 from flowlane.declare.callsite import Sites, caller, did_you_mean, frame_at
 from flowlane.declare.handle import PLAIN, Handle, Template, home_of, kind_of, make_handle, ref_of
 from flowlane.declare.options import check_name
+from flowlane.declare.sparse import Sparse
 from flowlane.declare.task import Call, Task, raise_misfit
 from flowlane.errors import DefinitionError, HandleError, NameTaken, UnknownName
-from flowlane.program import Arguments, Ref
+from flowlane.program import Arguments, Ref, Work
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Generator, Iterable, Mapping, Sequence
     from types import FrameType
 
     from flowlane.declare.options import Settings
@@ -48,6 +51,8 @@ class Workflow:
     name        the workflow's name
     on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
     where       ``file:line`` of its making
+    bodies      the bodies under @workflow that are being run, innermost last
+    bounds      what bounds a run of it as a whole
     params      the validated parameters, for a graph that a body under @workflow made; else empty
     """
 
@@ -63,6 +68,9 @@ class Workflow:
         "_settings",
         "_site_of",
         "_sites",
+        "_sparse",
+        "bodies",
+        "bounds",
         "is_open",
         "name",
         "on_failure",
@@ -74,6 +82,8 @@ class Workflow:
         self.where = caller()
         self.name = check_name(name, "a workflow", self.where)
         self.on_failure: OnFailure = check_on_failure(on_failure, name, self.where)
+        self.bounds = NO_BOUNDS
+        self.bodies: list[Any] = []
         self.params: Mapping[str, Any] = {}
         self.is_open = True
         self._result: Any = _SINKS
@@ -89,6 +99,7 @@ class Workflow:
         self._labels: dict[str, int] = {}  # names that users gave
         self._counts: dict[str, int] = {}  # how often a task's own name was used
         self._sites = Sites()
+        self._sparse: Sparse | None = None
 
     # ── adding ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -197,11 +208,17 @@ class Workflow:
 
     def edges(self) -> Sequence[tuple[int, ...]]:
         """For each node all nodes it waits for (one may be repeated). Raises UnknownName for a name that no task has."""
-        if not self._after and not self._orders:
+        if not self._after and not self._orders and self._sparse is None:
             return self._inputs
         edges = list(self._inputs)
         for node, befores in self._after.items():
             edges[node] += befores
+        if self._sparse is not None:
+            more_before: dict[int, list[int]] = {}
+            for up, node in self._sparse.edges():
+                more_before.setdefault(node, []).append(up)
+            for node, ups in more_before.items():
+                edges[node] += tuple(ups)
         if self._orders:
             extra: dict[int, list[int]] = {}
             numbers: dict[str, int] = {}
@@ -227,8 +244,11 @@ class Workflow:
         if self._result is not _SINKS:
             return self._result, refs_in(self._result)
         waited_for: set[int] = set()
-        for ups in edges:
-            waited_for.update(ups)
+        tearing = {each.node for each in self._sparse.teardowns} if self._sparse is not None else ()
+        for node, ups in enumerate(edges):
+            if node not in tearing:  # what tidies up reads nothing of what it waits for, and makes nothing
+                waited_for.update(ups)
+        waited_for.update(tearing)
         sinks = [node for node in range(len(edges)) if node not in waited_for]
         return {self._names[node]: Ref(node) for node in sinks}, sinks
 
@@ -275,7 +295,7 @@ class Workflow:
         else:
             name = label
             if name in self._labels or name in self._counts:
-                raise self._taken(name, task)
+                raise self._taken(name, task.name)
             self._labels[name] = node
         # nothing was refused: from here on the node exists
         if waits_for:
@@ -309,13 +329,13 @@ class Workflow:
             elif kind in PLAIN:
                 filled.append(value)
             else:
-                if issubclass(kind, (Call, Task)):
+                if issubclass(kind, (Work, Task)):
                     raise self._no_value(task, value)
                 filled.append(template.of(value))
         named = kwargs
         for key, value in kwargs.items():
             if type(value) not in PLAIN:
-                if issubclass(kind_of(value), (Call, Task)):
+                if issubclass(kind_of(value), (Work, Task)):
                     raise self._no_value(task, value)
                 new = template.of(value)
                 if new is not value:
@@ -353,27 +373,30 @@ class Workflow:
             hint="what comes before or after is a handle (what a call of a task returned) or a task's name",
         )
 
-    def _resolve(self, end: int | str, numbers: Mapping[str, int], site: int) -> int:
+    def _resolve(self, end: int | str, numbers: Mapping[str, int], site: int, name: str | None = None) -> int:
         if isinstance(end, int):
             return end
         node = numbers.get(end)
         if node is None:
             close = did_you_mean(end, numbers)
             raise UnknownName(
-                f"workflow {self.name!r} has no task named {end!r}",
+                f"workflow {(name or self.name)!r} has no task named {end!r}",
                 where=self._sites.text(site),
                 hint=f"did you mean {close!r}?" if close else None,
             )
         return node
 
-    def _taken(self, name: str, task: Task[Any, Any, Any]) -> NameTaken:
+    def _taken(self, name: str, called: str) -> NameTaken:
         first = self._labels.get(name)
-        if first is None:
-            first = self._names.index(name)
+        if first is None or first >= len(self._names):
+            inside = f"{name}/"
+            taken = (node for node, other in enumerate(self._names) if other == name or other.startswith(inside))
+            first = next(taken, None)
+        made = "" if first is None else f", made at {self.site_of(first)}"
         return NameTaken(
-            f"workflow {self.name!r} already has a task named {name!r}, made at {self.site_of(first)}",
+            f"workflow {self.name!r} already has a task named {name!r}{made}",
             where=caller(),
-            hint=f"give this call of {task.name!r} another name, or none: it is then numbered",
+            hint=f"give this call of {called!r} another name, or none: it is then numbered",
         )
 
     def _foreign(self, handle: Handle) -> HandleError:
@@ -389,7 +412,7 @@ class Workflow:
             "call the task in this one",
         )
 
-    def _no_value(self, task: Task[Any, Any, Any], given: Call[Any] | Task[Any, Any, Any]) -> HandleError:
+    def _no_value(self, task: Task[Any, Any, Any], given: Work[Any] | Task[Any, Any, Any]) -> HandleError:
         if isinstance(given, Task):
             return HandleError(
                 f"task {task.name!r} is given the task {given.name!r} itself, not its result",
@@ -398,11 +421,12 @@ class Workflow:
             )
         return self._bound_argument(task, given)
 
-    def _bound_argument(self, task: Task[Any, Any, Any], call: Call[Any]) -> HandleError:
+    def _bound_argument(self, task: Task[Any, Any, Any], work: Work[Any]) -> HandleError:
+        called = _called(work)
         return HandleError(
-            f"task {task.name!r} is given {call.task.name}.bind(...), which is a call but no node yet",
+            f"task {task.name!r} is given {called}.bind(...), which is a call but no node yet",
             where=caller(),
-            hint=f"in a body write {call.task.name}(...); in a program pass what Workflow.add returns",
+            hint=f"in a body write {called}(...); in a program pass what Workflow.add returns",
         )
 
     def _no_call(self, value: object) -> DefinitionError:
@@ -416,10 +440,68 @@ class Workflow:
 
     # ── within the package ────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def sparse(self) -> Sparse:
+        """What only some graphs have, to add to."""
+        if self._sparse is None:
+            self._sparse = Sparse()
+        return self._sparse
+
+    @property
+    def found_sparse(self) -> Sparse | None:
+        """The same to look at: None where there is none of it."""
+        return self._sparse
+
+    def template(self, subject: str) -> Template:
+        """A search for handles of this graph; errors speak of `subject`."""
+        return Template(self._accept, subject)
+
+    def take_items(self, node: int, arguments: Arguments, sources: Sequence[int]) -> None:
+        """Make the node just recorded a mapped one: its arguments, and the nodes that its items come from."""
+        self._arguments[node] = arguments
+        self._inputs[node] = tuple(dict.fromkeys((*sources, *self._inputs[node])))
+
+    @contextmanager
+    def part(self, name: str, label: str | None) -> Generator[None]:
+        """What is recorded inside is a part: names begin with `label`, or else with `name`, numbered as a task's is.
+
+        Within it names count by themselves, and edges by name find only tasks of the part.
+        """
+        start, orders = len(self._names), len(self._orders)
+        if label is not None:
+            if label in self._labels or label in self._counts:
+                raise self._taken(label, name)
+            self._labels[label] = start
+            called = label
+        else:
+            count = self._counts.get(name, 0) + 1
+            if count == 1 and name in self._labels:
+                count = 2
+            self._counts[name] = count
+            called = name if count == 1 else f"{name}#{count}"
+        outer = self._labels, self._counts
+        self._labels, self._counts = {}, {}
+        try:
+            yield
+        finally:
+            self._labels, self._counts = outer
+        inside = self._names[start:]
+        if any(isinstance(end, str) for order in self._orders[orders:] for end in order[:2]):
+            numbers = {each: start + index for index, each in enumerate(inside)}
+            self._orders[orders:] = [
+                (self._resolve(before, numbers, site, name), self._resolve(after, numbers, site, name), site)
+                for before, after, site in self._orders[orders:]
+            ]
+        self._names[start:] = [f"{called}/{each}" for each in inside]
+
+    def check_result(self, value: Any) -> None:
+        """Raise HandleError for a body that returns a call without a node."""
+        if issubclass(kind_of(value), Work):
+            raise self._bound_result(value)
+
     def end_body(self, value: Any) -> None:
         """The body returned `value`: nothing more is recorded."""
-        if issubclass(kind_of(value), Call):
-            raise self._bound_result(value)
+        self.check_result(value)
         template = Template(self._accept, f"the result of workflow {self.name!r}")
         self._result = template.of(value)
 
@@ -435,12 +517,18 @@ class Workflow:
         twin._result = template
         return twin
 
-    def _bound_result(self, call: Call[Any]) -> HandleError:
+    def _bound_result(self, work: Work[Any]) -> HandleError:
+        called = _called(work)
         return HandleError(
-            f"workflow {self.name!r} returns {call.task.name}.bind(...), which is a call but no node",
+            f"workflow {self.name!r} returns {called}.bind(...), which is a call but no node",
             where=self.where,
-            hint=f"return {call.task.name}(...)",
+            hint=f"return {called}(...)",
         )
+
+
+def _called(work: Work[Any]) -> str:
+    """The name of what work is a call of."""
+    return work.task.name if isinstance(work, Call) else str(getattr(work, "name", "workflow"))
 
 
 def refs_in(value: Any) -> list[int]:

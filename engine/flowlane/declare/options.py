@@ -6,17 +6,19 @@ and pydantic is not imported for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
 
 from flowlane.declare.callsite import caller, did_you_mean, words
 from flowlane.declare.shape import Shape, signature_of
 from flowlane.errors import DefinitionError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from flowlane.core.rules import TriggerName
     from flowlane.declare.cache import Cache
     from flowlane.declare.callsite import Spot
+    from flowlane.declare.limits import Limit
     from flowlane.declare.spec import RetryPolicy, TaskSpec
     from flowlane.declare.task import Task
 
@@ -38,6 +40,14 @@ class TaskOptions(TypedDict, total=False):
                    then `unknown`, until somebody says that it may. Neither retries nor a cache go with it.
     persist        False keeps the result out of the store: for what lives with its process (a server, a connection). When the run
                    is resumed and somebody needs it, the task runs again
+    in_flight      of a map: items that may be under way at a time, 1,000 unless said; of maps over maps the first one's counts
+    batch          of a map: items that a worker is given at a time; "auto" measures and chooses
+    limits         limits that an attempt holds: Limits or their names, or name → how much of it
+    cores          slots of its executor that an attempt takes
+    memory         memory that an attempt takes, as "500 MB" or "2 GB" or in bytes; attempts wait until there is enough
+    priority       among tasks that are ready, higher ones start first; 0 unless said
+    may_fail       its failure does not fail the run
+    max_depth      how deep work that it returns may go on returning work; 100 unless said
     """
 
     name: str
@@ -49,15 +59,33 @@ class TaskOptions(TypedDict, total=False):
     cache: bool | Cache | None
     at_most_once: bool
     persist: bool
+    in_flight: int
+    batch: int | Literal["auto"]
+    limits: Sequence[Limit | str] | Mapping[str, int]
+    cores: int
+    memory: str | int
+    priority: int
+    may_fail: bool
+    max_depth: int
 
 
 class CallOptions(TaskOptions, total=False):
     """What ``task.options(...)`` takes: all of TaskOptions for one call, where `name` names the node, and
 
-    after   tasks to wait for without reading their values: handles, or names that may come later
+    after        tasks to wait for without reading their values: handles, or names that may come later
+    trigger      when it runs, by how what it waits for ended: "all_success" unless said, "all_done", "one_failed", ... A value
+                 that is missing then arrives as None, and a map's list lacks what has none
+    join         it runs as soon as so many of those have succeeded
+    enough       of a map: it ends as soon as so many of its elements have succeeded
+    cancel_rest  of `join` and `enough`: what has not ended by then is cancelled; else it runs out, and nobody waits for it.
+                 As a rule `enough` does so, and `join` does not
     """
 
     after: Sequence[object]
+    trigger: TriggerName
+    join: int
+    enough: int
+    cancel_rest: bool
 
 
 TASK_OPTIONS: Final = (
@@ -70,8 +98,16 @@ TASK_OPTIONS: Final = (
     "cache",
     "at_most_once",
     "persist",
+    "in_flight",
+    "batch",
+    "limits",
+    "cores",
+    "memory",
+    "priority",
+    "may_fail",
+    "max_depth",
 )
-CALL_OPTIONS: Final = (*TASK_OPTIONS, "after")
+CALL_OPTIONS: Final = (*TASK_OPTIONS, "after", "trigger", "join", "enough", "cancel_rest")
 
 
 class Settings:

@@ -22,7 +22,7 @@ from flowlane.declare.callsite import caller, did_you_mean
 from flowlane.errors import DefinitionError, ParameterError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Collection, Mapping
 
 __all__ = ["Parameter", "Parameters"]
 
@@ -70,6 +70,11 @@ class Parameters:
         """`values` coerced and checked, defaults filled in, in the order of the signature. Raises ParameterError."""
         return self._complete(values, {}, command_line=False)
 
+    def admit(self, values: Mapping[str, Any], awaited: Collection[str]) -> dict[str, Any]:
+        """`validate` where the values of parameters `awaited` are still to come: those are passed as they are."""
+        checked = self._complete(values, {}, command_line=False, unchecked=awaited)
+        return {name: values[name] if name in awaited else value for name, value in checked.items()}
+
     def parse(self, texts: Mapping[str, str], values: Mapping[str, Any]) -> dict[str, Any]:
         """The same from a command line's `texts` and from decoded JSON `values`; a text counts over a value."""
         given = {name: value for name, value in values.items() if name not in texts}
@@ -82,7 +87,14 @@ class Parameters:
                 given[self._extra] = extra
         return self._complete(given, texts, command_line=True)
 
-    def _complete(self, values: Mapping[str, Any], texts: Mapping[str, str], *, command_line: bool) -> dict[str, Any]:
+    def _complete(
+        self,
+        values: Mapping[str, Any],
+        texts: Mapping[str, str],
+        *,
+        command_line: bool,
+        unchecked: Collection[str] = (),
+    ) -> dict[str, Any]:
         problems: list[str] = []
         hints: list[str] = []
         complete: dict[str, Any] = {}
@@ -94,7 +106,9 @@ class Parameters:
                 hints.append(f"did you mean {close!r}?" if close else f"its parameters: {known}")
         for name, parameter in self._all.items():
             try:
-                if name in texts:
+                if name in unchecked:
+                    complete[name] = None
+                elif name in texts:
                     complete[name] = _from_text(parameter, texts[name])
                 elif name in values:
                     complete[name] = parameter.adapter.validate_python(values[name])

@@ -6,24 +6,31 @@ Times are in seconds here and in nanoseconds in ``flowlane.core``; this is where
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
 from flowlane.core.plan import Policy
+from flowlane.core.rules import ALL_SUCCESS, AT_LEAST, TRIGGERS, TriggerRule
 from flowlane.declare.cache import Cache
-from flowlane.declare.callsite import caller
+from flowlane.declare.callsite import caller, did_you_mean
 from flowlane.declare.checked import Seconds, Timeout, hint_of, near, wording
+from flowlane.declare.limits import Limit, parse_memory
 from flowlane.errors import DefinitionError, WorkerCrashed
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
-__all__ = ["MAX_ATTEMPTS", "RetryPolicy", "TaskSpec"]
+__all__ = ["MAX_ATTEMPTS", "Held", "RetryPolicy", "TaskSpec"]
 
 #: The number of an attempt is kept in one byte.
 MAX_ATTEMPTS: Final = 255
+
+#: Options that become sparse fields of a plan.
+_SPARSE: Final = frozenset(
+    "in_flight batch limits cores memory priority may_fail max_depth trigger join enough cancel_rest".split()
+)
 
 
 class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
@@ -36,6 +43,8 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
     jitter     wait a random share of that instead, uniform over (0, that)
     on         which errors are retried. A timed-out attempt counts as TimeoutError, a worker's death as WorkerCrashed.
                SystemExit and KeyboardInterrupt are never retried.
+    when       of those errors, which are retried: a function that is given the exception and says so. One that could not
+               travel from its worker is retried without asking. It runs on the engine's loop, and is to be quick
     """
 
     attempts: int = Field(default=3, ge=1, le=MAX_ATTEMPTS)
@@ -44,6 +53,7 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
     max_delay: Timeout = 60.0
     jitter: bool = False
     on: tuple[type[BaseException], ...] = (Exception,)
+    when: Any = None  # Callable[[BaseException], bool] | None: pydantic would only know that it can be called
 
     def __init__(
         self,
@@ -54,6 +64,7 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
         max_delay: float = 60.0,
         jitter: bool = False,
         on: tuple[type[BaseException], ...] = (Exception,),
+        when: Callable[[BaseException], bool] | None = None,
         **unknown: Any,
     ) -> None:
         try:
@@ -64,6 +75,7 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
                 max_delay=max_delay,
                 jitter=jitter,
                 on=on,
+                when=when,
                 **unknown,
             )
         except ValidationError as error:
@@ -82,6 +94,21 @@ class RetryPolicy(BaseModel, frozen=True, extra="forbid", strict=True):
                 raise ValueError(f"{given.__name__} is never retried; the widest is Exception")
         return classes  # pyright: ignore[reportUnknownVariableType]
 
+    @field_validator("when")
+    @classmethod
+    def _check_when(cls, value: Any) -> Any:
+        if value is not None and not callable(value):
+            raise ValueError("should be a function that is given the exception; classes of errors belong into `on`")
+        return value
+
+
+class Held(NamedTuple):
+    """What an attempt holds of a limit: `limit` where the Limit itself was named, not only its name."""
+
+    name: str
+    weight: int
+    limit: Limit | None
+
 
 class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     """The options of a task, complete and checked."""
@@ -94,6 +121,83 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     cache: Cache | None = None
     at_most_once: bool = False
     persist: bool = True
+    in_flight: int | None = Field(default=None, ge=1)
+    batch: int | Literal["auto"] = 1
+    limits: tuple[Held, ...] = ()
+    cores: int = Field(default=1, ge=1)
+    memory: int = 0  # bytes
+    priority: int = Field(default=0, ge=-(2**31), lt=2**31)
+    may_fail: bool = False
+    max_depth: int | None = Field(default=None, ge=1)
+    trigger: str | None = None
+    join: int | None = Field(default=None, ge=1)
+    enough: int | None = Field(default=None, ge=1)
+    cancel_rest: bool | None = None
+
+    @field_validator("batch")
+    @classmethod
+    def _batch(cls, value: Any) -> Any:
+        if value != "auto" and value < 1:
+            raise ValueError('should be 1 or more, or "auto"')
+        return value
+
+    @field_validator("limits", mode="before")
+    @classmethod
+    def _limits(cls, value: Any) -> tuple[Held, ...]:
+        given: Any = value
+        if isinstance(given, (str, Limit)):
+            raise ValueError("should be a list of limits, or name → how much of it")
+        pairs: list[tuple[Any, Any]]
+        pairs = list(given.items()) if hasattr(given, "items") else [(each, 1) for each in given]
+        found: dict[str, Held] = {}
+        for each, weight in pairs:
+            if not isinstance(each, (str, Limit)):
+                raise ValueError(f"{each!r} is neither a Limit nor the name of one")
+            if type(weight) is not int or weight < 1:
+                raise ValueError(f"{weight!r} of {each!r} is not a whole number of at least 1")
+            name = each if isinstance(each, str) else each.name
+            if name in found:
+                raise ValueError(f"limit {name!r} is named twice; limits={{{name!r}: 2}} holds two of it")
+            found[name] = Held(name, weight, each if isinstance(each, Limit) else None)
+        return tuple(found.values())
+
+    @field_validator("memory", mode="before")
+    @classmethod
+    def _memory(cls, value: Any) -> int:
+        if isinstance(value, bool) or not isinstance(value, (str, int)):
+            raise ValueError('should be bytes or read like "2 GB"')
+        return parse_memory(value)
+
+    @field_validator("trigger")
+    @classmethod
+    def _trigger(cls, value: str | None) -> str | None:
+        if value is not None and value not in TRIGGERS:
+            close = did_you_mean(value, TRIGGERS)
+            raise PydanticCustomError(
+                "trigger",
+                "{text}",
+                {
+                    "text": f"is no trigger rule; there are {', '.join(TRIGGERS)}",
+                    "hint": f"did you mean {close!r}?" if close else "join=n runs when n have succeeded",
+                },
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.join is not None and self.trigger is not None:
+            raise PydanticCustomError(
+                "join",
+                "both join and trigger, and each is a rule for when it runs",
+                {"hint": "leave one of them out"},
+            )
+        if self.cancel_rest is not None and self.join is None and self.enough is None:
+            raise PydanticCustomError(
+                "cancel_rest",
+                "cancel_rest without join or enough, and so no rest",
+                {"hint": "join=n begins when n of what it waits for have succeeded; enough=n ends a map after n"},
+            )
+        return self
 
     @field_validator("cache", mode="before")
     @classmethod
@@ -149,6 +253,23 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
         if self.retry is not None:
             return self.retry.on if self.retry.attempts > 1 else ()
         return (Exception,) if self.retries else ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it has nothing that becomes a sparse field of a plan."""
+        return not (self.model_fields_set & _SPARSE)
+
+    @property
+    def retry_when(self) -> Callable[[BaseException], bool] | None:
+        """What is asked about an error before it is retried."""
+        return self.retry.when if self.retry is not None and self.retry.attempts > 1 else None
+
+    @property
+    def rule(self) -> TriggerRule:
+        """When it runs, by how what it waits for ended."""
+        if self.join is not None:
+            return TriggerRule(AT_LEAST, self.join, bool(self.cancel_rest))
+        return ALL_SUCCESS if self.trigger is None else TriggerRule(self.trigger)
 
     @property
     def policy(self) -> Policy:

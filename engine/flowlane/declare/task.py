@@ -11,13 +11,26 @@ No call into the user's parameters carries an option of ours: so a task may have
 from __future__ import annotations
 
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Concatenate, Final, Generic, Literal, ParamSpec, TypeVar, cast, overload
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Concatenate,
+    Final,
+    Generic,
+    Literal,
+    ParamSpec,
+    TypeAlias,
+    TypeVar,
+    cast,
+    overload,
+)
 
 from flowlane.declare.callsite import caller, frame_at, spot
 from flowlane.declare.function import check_function, place_of
 from flowlane.declare.handle import Handle
 from flowlane.declare.options import CALL_OPTIONS, TASK_OPTIONS, Settings, check_name, unknown_option
 from flowlane.errors import ArgumentError, DefinitionError
+from flowlane.program import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -43,6 +56,9 @@ if TYPE_CHECKING:
 
 __all__ = ["BODY", "Call", "Task", "raise_misfit", "task"]
 
+#: What a map goes over when it is called without that.
+NOT_GIVEN: Final[Any] = object()
+
 #: The graph that calls of tasks are recorded in: set while a body runs, and only then.
 BODY: Final[ContextVar[Recorder | None]] = ContextVar("flowlane body", default=None)
 
@@ -53,6 +69,8 @@ R_co = TypeVar("R_co", covariant=True)
 F_co = TypeVar("F_co", covariant=True)
 S = TypeVar("S")
 V = TypeVar("V")
+T = TypeVar("T")
+K = TypeVar("K")
 
 
 class Task(Generic[P, R_co, F_co]):
@@ -122,6 +140,102 @@ class Task(Generic[P, R_co, F_co]):
         self.check_arguments(args, kwargs)
         return Call(self, args, kwargs)
 
+    # ── over many items ───────────────────────────────────────────────────────────────────────────────────────────
+    # `self` names the first parameter twice: mypy holds items against the function's own type, pyright against both.
+
+    @overload
+    def map(  # type: ignore[overload-overlap]  # a Mapping is an Iterable, of its keys: it comes first
+        self: Task[Concatenate[T, P2], R, Callable[Concatenate[T, ...], Any]],
+        over: Mapping[K, T],
+        /,
+        *args: P2.args,
+        **kwargs: P2.kwargs,
+    ) -> dict[K, R]: ...
+    @overload
+    def map(
+        self: Task[Concatenate[T, P2], R, Callable[Concatenate[T, ...], Any]],
+        over: Iterable[T],
+        /,
+        *args: P2.args,
+        **kwargs: P2.kwargs,
+    ) -> list[R]: ...
+    def map(self, over: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
+        """In a workflow body: one task for each item, which becomes the first argument; the others are the same for all.
+
+        `over` is a list, a mapping (its values; the keys name the elements: ``fetch[us-east]``), any other iterable, which is
+        read as needed, or the result of a task that returns such a thing. Over the result of another map each item goes on as
+        soon as it is there. Returns the handle of the list of results, for a mapping that of a dict with the same keys.
+
+        Raises ArgumentError when the function cannot be called so, DefinitionError for what has no items.
+        """
+        from flowlane.declare.mapping import record_map
+
+        return record_map(self, over, args, kwargs, frame_at(1))
+
+    def starmap(self, tuples: Iterable[tuple[Any, ...]] = NOT_GIVEN, /, **fixed: Any) -> list[R_co]:
+        """`map` over tuples, whose parts become the first arguments: ``join.starmap(zipped(pages, sizes))``.
+
+        What does not fit the function is told at once where it shows, else when it runs.
+        """
+        from flowlane.declare.mapping import record_map
+
+        return cast("list[R_co]", record_map(self, tuples, (), fixed, frame_at(1), star=True))
+
+    @overload
+    def filter(  # type: ignore[overload-overlap]  # as for map
+        self: Task[Concatenate[T, P2], object, Callable[Concatenate[T, ...], Any]],
+        over: Mapping[K, T],
+        /,
+        *args: P2.args,
+        **kwargs: P2.kwargs,
+    ) -> dict[K, T]: ...
+    @overload
+    def filter(
+        self: Task[Concatenate[T, P2], object, Callable[Concatenate[T, ...], Any]],
+        over: Iterable[T],
+        /,
+        *args: P2.args,
+        **kwargs: P2.kwargs,
+    ) -> list[T]: ...
+    def filter(self, over: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
+        """`map` that gives the items themselves: those for which the task returns something true, in order."""
+        from flowlane.declare.mapping import record_map
+
+        return record_map(self, over, args, kwargs, frame_at(1), filters=True)
+
+    def reduce(
+        self: Task[..., T, Callable[Concatenate[list[T], ...], Any]],
+        items: Iterable[T],
+        /,
+        *,
+        fan_in: int | None = None,
+    ) -> T:
+        """Merge many into one: this task takes a list of them and returns one of them.
+
+        Without `fan_in` it is one call with all `items`. With it, it is a tree: calls merge so many each, in order of index, as
+        soon as they are there, then what those returned, until one is left; so not all need to be in memory.
+        """
+        from flowlane.declare.mapping import record_reduce
+
+        return cast("T", record_reduce(cast("Any", self), items, fan_in, frame_at(1)))
+
+    def repeat_until(
+        self: Task[Concatenate[T, P2], T, Callable[Concatenate[T, ...], Any]],
+        until: Task[..., object, Callable[Concatenate[T, ...], Any]],
+        start: T,
+        /,
+        *,
+        limit: int,
+    ) -> T:
+        """In a workflow body: call this task on `start`, then on what it returned, until `until` says of that something true.
+
+        At most `limit` times: then it fails with RepeatLimit. How often shows when it runs. Raises DefinitionError or
+        ArgumentError when the two tasks cannot be called with one value.
+        """
+        from flowlane.declare.repeat import record_loop
+
+        return cast("T", record_loop(cast("Any", self), until, start, limit, frame_at(1)))
+
     @overload
     def __get__(self, instance: None, owner: type[Any] | None = None) -> Self: ...
     @overload
@@ -162,6 +276,14 @@ class Task(Generic[P, R_co, F_co]):
         shape = self.settings.measure()
         if not shape.fits(args, kwargs):
             raise_misfit(self, shape, args, kwargs)
+
+    def unlabelled(self) -> Self:
+        """The same task without a name for a single call."""
+        if self.label is None:
+            return self
+        new = self._copy()
+        new.label = None
+        return new
 
     def _with(self, options: Mapping[str, Any]) -> Self:
         for key in options:
@@ -207,7 +329,7 @@ class Task(Generic[P, R_co, F_co]):
         )
 
 
-class Call(Generic[R_co]):
+class Call(Work[R_co]):
     """A task with its arguments, and no node yet: ``wf.add(fetch.bind(url))``. May be added any number of times."""
 
     __slots__ = ("args", "kwargs", "task")
@@ -243,6 +365,10 @@ def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...],
     raise ArgumentError(f"task {task.name!r}: {reason}", where=caller(), hint=hint)
 
 
+#: What a task that makes an R may return: one, or work that makes one.
+More: TypeAlias = R | Work[R]
+
+
 # ── the decorators ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -254,10 +380,12 @@ class _IoWithOptions:
 
     @overload
     def __call__(
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+        self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R, Callable[P, R]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     def __call__(self, fn: Any, /) -> Any:
         return cast("Any", Task(fn, "io", self._options))
 
@@ -268,17 +396,23 @@ class _CpuWithOptions:
     def __init__(self, options: Mapping[str, Any]) -> None:
         self._options = options
 
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R, Callable[P, R]]:
-        return Task(fn, "cpu", self._options)
+    @overload
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
+    def __call__(self, fn: Any, /) -> Any:
+        return cast("Any", Task(fn, "cpu", self._options))
 
 
 class _Io:
     @overload
     def __call__(
-        self, fn: Callable[P, Coroutine[Any, Any, R]], /
+        self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R, Callable[P, R]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     @overload
     def __call__(self, /, **options: Unpack[TaskOptions]) -> _IoWithOptions: ...
     def __call__(self, fn: Any = None, /, *more: Any, **options: Any) -> Any:
@@ -288,7 +422,9 @@ class _Io:
 
 class _Cpu:
     @overload
-    def __call__(self, fn: Callable[P, R], /) -> Task[P, R, Callable[P, R]]: ...
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
+    def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     @overload
     def __call__(self, /, **options: Unpack[TaskOptions]) -> _CpuWithOptions: ...
     def __call__(self, fn: Any = None, /, *more: Any, **options: Any) -> Any:

@@ -1,6 +1,6 @@
-"""How tasks are pickled: as the place where they can be found; by value where that is nowhere (``__main__``, closures).
+"""How tasks and workflows are pickled: as the place where they can be found; by value where that is nowhere (``__main__``).
 
-Called by ``Task.__reduce__``, and by unpickling in workers.
+Called by their ``__reduce__``, and by unpickling in workers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 from flowlane.declare.task import Task
 
 if TYPE_CHECKING:
+    from flowlane.declare.bounds import Bounds
+    from flowlane.declare.nodes import OnFailure
+    from flowlane.declare.workflow import WorkflowDefinition
     from flowlane.loader import Address
 
-__all__ = ["reduce_task"]
+__all__ = ["reduce_task", "reduce_workflow"]
 
-#: Tasks whose functions are being pickled by value just now, outermost first.
-_DUMPING: Final[ContextVar[tuple[Task[Any, Any, Any], ...]]] = ContextVar("flowlane dumping", default=())
+#: Tasks and workflows whose functions are being pickled by value just now, outermost first.
+_DUMPING: Final[ContextVar[tuple[Any, ...]]] = ContextVar("flowlane dumping", default=())
 
 
 def reduce_task(task: Task[Any, Any, Any]) -> tuple[Any, ...]:
@@ -34,6 +37,62 @@ def reduce_task(task: Task[Any, Any, Any]) -> tuple[Any, ...]:
     if address is not None:
         return _found_again, (address, origin.name, origin.kind, derived, task.prefix)
     return _by_value(origin, derived, task.prefix)
+
+
+def reduce_workflow(definition: WorkflowDefinition[..., Any]) -> tuple[Any, ...]:
+    """What ``__reduce__`` returns for a workflow. Options of its calls in other bodies travel as they are."""
+    from flowlane.loader import address_of
+
+    options = dict(definition.call_options)
+    address = address_of(definition.fn, definition)
+    if address is not None:
+        return _workflow_at, (address, definition.name, definition.on_failure, definition.bounds, options)
+    fn: Any = definition.fn
+    if (
+        definition in _DUMPING.get()
+    ):  # it reaches itself through its globals: the pickler at work remembers its function
+        return _workflow_of, (fn, definition.name, definition.on_failure, definition.bounds, options)
+    import importlib
+
+    cloudpickle: Any = importlib.import_module("cloudpickle")
+    token = _DUMPING.set((*_DUMPING.get(), definition))
+    try:
+        payload: bytes = cloudpickle.dumps(fn)
+    finally:
+        _DUMPING.reset(token)
+    return _workflow_of, (payload, definition.name, definition.on_failure, definition.bounds, options)
+
+
+def _workflow_at(
+    address: Address, name: str, on_failure: OnFailure, bounds: Bounds, options: dict[str, Any]
+) -> WorkflowDefinition[..., Any]:
+    from flowlane.declare.workflow import WorkflowDefinition
+    from flowlane.loader import resolve
+
+    fn = resolve(address)
+    found: Any = sys.modules[address.module]
+    for part in address.qualname.split("."):
+        found = getattr(found, part)
+    definition: WorkflowDefinition[..., Any]
+    definition = (
+        cast("Any", found)
+        if isinstance(found, WorkflowDefinition)
+        else WorkflowDefinition(fn, name, on_failure, bounds)  # the function kept its own name
+    )
+    return definition.options(**cast("Any", options)) if options else definition
+
+
+def _workflow_of(
+    function: Any, name: str, on_failure: OnFailure, bounds: Bounds, options: dict[str, Any]
+) -> WorkflowDefinition[..., Any]:
+    from flowlane.declare.workflow import WorkflowDefinition
+
+    if isinstance(function, bytes):
+        import pickle
+
+        function = pickle.loads(function)  # noqa: S301 - bytes that reduce_workflow made, on their way to a worker
+    definition: WorkflowDefinition[..., Any] = WorkflowDefinition(function, name, on_failure, bounds)
+    return definition.options(**cast("Any", options)) if options else definition
 
 
 def _found_again(

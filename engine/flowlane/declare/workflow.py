@@ -6,33 +6,66 @@ gives the Workflow (nodes.py) that the body declared. A Workflow made by a progr
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Generic, NoReturn, ParamSpec, TypeVar, cast, overload
+from typing import TYPE_CHECKING, Any, Final, Generic, ParamSpec, TypeVar, cast, overload
 
-from flowlane.declare.callsite import caller, did_you_mean, place, user_frame
+from flowlane.declare.bounds import BOUNDS, NO_BOUNDS, Bounds
+from flowlane.declare.callsite import caller, did_you_mean, frame_at, place, user_frame
 from flowlane.declare.function import ASYNC, GENERATOR, code_flags
 from flowlane.declare.handle import Handle
 from flowlane.declare.nodes import OnFailure, Workflow, check_on_failure
 from flowlane.declare.options import check_name
-from flowlane.declare.shape import Shape
-from flowlane.declare.task import BODY, Call, Task
+from flowlane.declare.shape import Shape, signature_of
+from flowlane.declare.task import BODY, NOT_GIVEN, Call, Task
 from flowlane.errors import ArgumentError, DefinitionError, Failure, FlowError, UsageError
+from flowlane.program import Work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterable, Mapping
+    from typing import Concatenate, Protocol, Self, Unpack
 
+    from flowlane.declare.nesting import CallOfWorkflow
     from flowlane.declare.parameters import Parameters
+
 
 __all__ = ["Bound", "OnFailure", "Workflow", "WorkflowDefinition", "as_bound", "workflow"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
+P2 = ParamSpec("P2")
+R2 = TypeVar("R2")
+R2_co = TypeVar("R2_co", covariant=True)
+T = TypeVar("T")
+T_contra = TypeVar("T_contra", contravariant=True)
+K = TypeVar("K")
+
+if TYPE_CHECKING:
+
+    class Lifting(Protocol[T_contra, P2, R2_co]):
+        """A workflow as far as a map of it is concerned: its first parameter apart."""
+
+        @property
+        def fn(self) -> Callable[Concatenate[T_contra, P2], R2_co]: ...
+
 
 #: Options of run() and friends, which a workflow's parameters may collide with.
-RUN_OPTIONS: Final = ("check", "routes", "slots", "executors", "sinks", "on_failure", "store")
+RUN_OPTIONS: Final = (
+    "check",
+    "routes",
+    "slots",
+    "executors",
+    "sinks",
+    "on_failure",
+    "store",
+    *BOUNDS,
+    "limits",
+    "only",
+    "start_at",
+    "until",
+)
 
 
-class Bound(Generic[R_co]):
+class Bound(Work[R_co]):
     """A workflow with everything it needs to run: ``run(etl.bind(urls=[...]), check=False)``. May be run many times."""
 
     __slots__ = ("_args", "_has_result", "_kwargs", "_result", "_valid", "definition")
@@ -93,14 +126,22 @@ class WorkflowDefinition(Generic[P, R]):
     fn          the function; calling it in another body puts its tasks there
     where       ``file:line`` of the function
     on_failure  "continue" or "fail_fast"
+    bounds      what bounds a run of it as a whole
     """
 
     fn: Callable[P, R]
     name: str
     where: str | None
     on_failure: OnFailure
+    bounds: Bounds
 
-    def __init__(self, fn: Callable[P, R], name: str | None = None, on_failure: OnFailure = "continue") -> None:
+    def __init__(
+        self,
+        fn: Callable[P, R],
+        name: str | None = None,
+        on_failure: OnFailure = "continue",
+        bounds: Bounds = NO_BOUNDS,
+    ) -> None:
         here = caller()
         own = _check_body(fn, here)
         code = getattr(fn, "__code__", None)
@@ -108,8 +149,13 @@ class WorkflowDefinition(Generic[P, R]):
         self.where = place(code.co_filename, code.co_firstlineno) if code is not None else here
         self.name = check_name(own if name is None else name, f"workflow {own!r}", self.where)
         self.on_failure = check_on_failure(on_failure, self.name, self.where)
+        self.bounds = bounds
+        # For the rest of the package:
+        self.call_options: Mapping[str, Any] = {}  # of calls in another body, raw
+        self.stand_in: Task[Any, Any, Any] | None = None  # what stands for it in a table of nodes
         self._scope = _scope_of_annotations(fn)
         self._parameters: Parameters | None = None
+        self._shape: Shape | None = None
         self.__name__ = own
         self.__qualname__: str = getattr(fn, "__qualname__", own)
         self.__module__: str = fn.__module__
@@ -141,12 +187,12 @@ class WorkflowDefinition(Generic[P, R]):
 
     def check_arguments(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         """Raise ArgumentError unless the body can be called so."""
-        import inspect
-
-        signature = inspect.signature(self.fn)
-        shape = Shape(signature)
+        shape = self._shape
+        if shape is None:
+            shape = self._shape = Shape(signature_of(self.fn))
         if shape.fits(args, kwargs):
             return
+        signature = shape.signature
         for key in kwargs:
             if key in RUN_OPTIONS and key not in shape.index and not shape.keywords:
                 raise ArgumentError(
@@ -167,7 +213,9 @@ class WorkflowDefinition(Generic[P, R]):
         """Run the body on `values`, by parameter name; the graph it declared."""
         flow = Workflow(self.name, on_failure=self.on_failure)
         flow.where = self.where
+        flow.bounds = self.bounds
         flow.params = values
+        flow.bodies.append(self.fn)
         args, kwargs = parameters.call(values)
         token = BODY.set(flow)
         try:
@@ -188,8 +236,16 @@ class WorkflowDefinition(Generic[P, R]):
             flow.shut()
         return flow
 
-    def __call__(self, *_args: object, **_kwargs: object) -> NoReturn:
-        """Refused: a workflow is run, not called."""
+    # ── in the body of another ────────────────────────────────────────────────────────────────────────────────────
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
+        """In the body of another workflow: put this one's tasks there, under names that begin with its own ("sub/parse"), and
+        return what its body returns.
+
+        Parameters are checked as ever where they are plain values; results still to come pass. With options that concern the
+        whole, see `options`, it stays one node instead. Raises ArgumentError, ParameterError, and DefinitionError outside of
+        a body or in its own.
+        """
         body = BODY.get()
         if body is None:
             raise DefinitionError(
@@ -197,14 +253,52 @@ class WorkflowDefinition(Generic[P, R]):
                 where=caller(),
                 hint=f"run({self.name}, ...) runs it and gives a RunResult; {self.name}.bind(...) only adds parameters",
             )
-        raise DefinitionError(
-            f"workflow {self.name!r} was called in the body of another workflow, and workflows do not nest",
-            where=caller(),
-            hint=f"{self.name}.fn(...) puts its tasks into this workflow and returns what its body returns",
-        )
+        from flowlane.declare.nesting import inside
+
+        return cast("R", inside(self, cast("Workflow", body), args, kwargs, frame_at(1)))
+
+    def options(self, **options: Unpack[CallOfWorkflow]) -> Self:
+        """The same workflow with options for calls of it in another body: ``sub.options(name="eu", retries=2)(x)``.
+
+        With others than `name` and `on_failure` it is one node there, and becomes a workflow when its turn comes: its body runs
+        then, on the values. See CallOfWorkflow.
+        """
+        from flowlane.declare.nesting import checked_options
+
+        new = object.__new__(type(self))
+        new.__dict__.update(self.__dict__)
+        new.call_options = {**self.call_options, **checked_options(self, options)}
+        if "on_failure" in options:
+            new.on_failure = check_on_failure(options["on_failure"], self.name, caller())
+        return new
+
+    @overload
+    def map(  # type: ignore[overload-overlap]  # a Mapping is an Iterable, of its keys: it comes first
+        self: Lifting[T, P2, R2], over: Mapping[K, T], /, *args: P2.args, **kwargs: P2.kwargs
+    ) -> dict[K, R2]: ...
+    @overload
+    def map(self: Lifting[T, P2, R2], over: Iterable[T], /, *args: P2.args, **kwargs: P2.kwargs) -> list[R2]: ...
+    def map(self: Any, over: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
+        """In a workflow body: a workflow of its own for each item, as ``Task.map`` makes a task. Its body runs when the item's
+        turn comes, and what it returns is the element's result."""
+        from flowlane.declare.nesting import record_map_of
+
+        return record_map_of(self, over, args, kwargs, frame_at(1))
+
+    def starmap(self, tuples: Iterable[tuple[Any, ...]] = NOT_GIVEN, /, **fixed: Any) -> list[R]:
+        """`map` over tuples, whose parts become the first parameters."""
+        from flowlane.declare.nesting import record_map_of
+
+        return cast("list[R]", record_map_of(self, tuples, (), fixed, frame_at(1), star=True))
 
     def __repr__(self) -> str:
         return f"<workflow {self.__module__}.{self.__qualname__}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travels as where it can be found; by value when that is nowhere (``__main__``, closures)."""
+        from flowlane.declare.travel import reduce_workflow
+
+        return reduce_workflow(self)
 
 
 def _check_body(fn: Any, where: str | None) -> str:
@@ -255,32 +349,48 @@ def _scope_of_annotations(fn: Any) -> dict[str, Any]:
     return scope
 
 
+_OPTIONS: Final = ("name", "on_failure", *BOUNDS)
+
+
 class _WorkflowOptions:
     """What ``@workflow(...)`` returns."""
 
-    def __init__(self, name: str | None, on_failure: OnFailure) -> None:
+    def __init__(self, name: str | None, on_failure: OnFailure, bounds: Bounds) -> None:
         self._name = name
         self._on_failure: OnFailure = on_failure
+        self._bounds = bounds
 
     def __call__(self, fn: Callable[P, R], /) -> WorkflowDefinition[P, R]:
-        return WorkflowDefinition(fn, self._name, self._on_failure)
+        return WorkflowDefinition(fn, self._name, self._on_failure, self._bounds)
 
 
 @overload
 def workflow(fn: Callable[P, R], /) -> WorkflowDefinition[P, R]: ...
 @overload
-def workflow(*, name: str | None = None, on_failure: OnFailure = "continue") -> _WorkflowOptions: ...
+def workflow(
+    *,
+    name: str | None = None,
+    on_failure: OnFailure = "continue",
+    max_failures: int | str | None = None,
+    deadline: float | None = None,
+    retry_budget: int | None = None,
+) -> _WorkflowOptions: ...
 def workflow(fn: Any = None, /, **options: Any) -> Any:
     """Make a function a workflow, whose body declares tasks by calling them: ``@workflow`` or ``@workflow(...)``.
 
-    name        the workflow's name instead of the function's
-    on_failure  "continue" (what does not depend on a failure goes on) or "fail_fast" (the first failure stops the run)
+    name          the workflow's name instead of the function's
+    on_failure    "continue" (what does not depend on a failure goes on) or "fail_fast" (the first failure stops the run)
+    max_failures  so many failed tasks stop the run: a number, or a share of its tasks, "10%"
+    deadline      seconds after its start at which a run is cancelled
+    retry_budget  retries that all tasks of a run have together
+
+    The last three hold for runs of it, not where it is called in the body of another.
     """
     for key in options:
-        if key not in ("name", "on_failure"):
-            close = did_you_mean(key, ("name", "on_failure"))
+        if key not in _OPTIONS:
+            close = did_you_mean(key, _OPTIONS)
             raise DefinitionError(
-                f"@workflow has no option {key!r}; its options: name, on_failure",
+                f"@workflow has no option {key!r}; its options: {', '.join(_OPTIONS)}",
                 where=caller(),
                 hint=f"did you mean {close!r}?" if close else None,
             )
@@ -288,9 +398,10 @@ def workflow(fn: Any = None, /, **options: Any) -> Any:
     on_failure = options.get("on_failure", "continue")
     if fn is None:
         where = caller()
+        bounds = Bounds.of(options, f"workflow {name or '?'!r}", where)
         if name is not None:
             check_name(name, "a workflow", where)
-        return _WorkflowOptions(name, check_on_failure(on_failure, name or "?", where))
+        return _WorkflowOptions(name, check_on_failure(on_failure, name or "?", where), bounds)
     return WorkflowDefinition(fn, name, on_failure)
 
 

@@ -115,6 +115,7 @@ class Keeper:
         self.ending: Ending | None = None  # once the end is stored, or cannot be
         self._on_request = on_request
         self._offset = 0
+        self._names: Sequence[str] = ()
         self._ready = self._started = array("q")
         self._open: dict[int, int] = {}
         self._intended: dict[tuple[int, int], int] = {}  # (element, attempt) → from when it may have begun
@@ -144,6 +145,7 @@ class Keeper:
     def open(self, run: RunInfo) -> None:
         """Get to know the run. Before anything else."""
         self._offset = run.wall_ns - run.mono_ns
+        self._names = run.names
         self._ready = array("q", [NEVER]) * len(run.names)
         self._started = self._ready[:]
 
@@ -187,6 +189,10 @@ class Keeper:
     def _fold(self, transitions: Sequence[Transition], reports: Mapping[tuple[int, int], Report]) -> int:
         """Make rows of transitions; bytes of results among them. 3 µs a task: it shares the GIL with the loop."""
         ready, started, opened, offset = self._ready, self._started, self._open, self._offset
+        if len(ready) < len(self._names):  # there is more to do than there was
+            more = array("q", [NEVER]) * (len(self._names) - len(ready))
+            ready.extend(more)
+            started.extend(more)
         add, report_of, secret = self._rows.append, reports.get, self.store.secret
         run, session = self.lease
         total = 0

@@ -92,7 +92,7 @@ def test_what_time_has_passed_over_is_not_refunded() -> None:
     assert rate.ready_at(1, 10) == 10
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(
     st.integers(1, 7),
     st.integers(1, 50),

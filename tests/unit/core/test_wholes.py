@@ -464,7 +464,7 @@ class WholesAndSingles(RuleBasedStateMachine):
 
 TestWholesAndSingles = WholesAndSingles.TestCase
 TestWholesAndSingles.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None, derandomize=True, print_blob=False
+    max_examples=60, stateful_step_count=40, deadline=None, derandomize=True, print_blob=False
 )
 
 

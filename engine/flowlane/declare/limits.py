@@ -1,0 +1,162 @@
+"""Limit: how much of something that does not belong to us may be in use at a time, by name; and sizes of memory as text."""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any, Final
+
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
+
+from flowlane.declare.callsite import caller
+from flowlane.declare.checked import near, wording
+from flowlane.errors import DefinitionError
+from flowlane.program import LimitSpec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from typing import Self
+
+__all__ = ["MEMORY", "Limit", "by_name", "machine_memory", "parse_memory"]
+
+#: The name of the limit that ``memory=`` counts against, in MB.
+MEMORY: Final = "memory"
+
+_RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE)
+_PERIODS: Final = {
+    **dict.fromkeys(("ms",), 1_000_000),
+    **dict.fromkeys(("s", "sec", "second", "seconds"), 1_000_000_000),
+    **dict.fromkeys(("m", "min", "minute", "minutes"), 60_000_000_000),
+    **dict.fromkeys(("h", "hour", "hours"), 3_600_000_000_000),
+    **dict.fromkeys(("d", "day", "days"), 86_400_000_000_000),
+}
+_SIZE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgt]?i?)b?\s*", re.IGNORECASE)
+_POWERS: Final = {
+    "": 1,
+    "k": 10**3,
+    "m": 10**6,
+    "g": 10**9,
+    "t": 10**12,
+    "ki": 2**10,
+    "mi": 2**20,
+    "gi": 2**30,
+    "ti": 2**40,
+}
+
+
+class Limit(BaseModel, frozen=True, extra="forbid", strict=True):
+    """A limit by name, for tasks that say ``limits=[...]``. Immutable; fields are checked when it is made (DefinitionError).
+
+    name    what tasks, engines and runs know it by
+    slots   how much may be held at a time, by attempts that are out; None for any number
+    rate    how many may start in a time, "50/s", "100/min", "3/10s"; None for any number
+    burst   how many of them may start at once after a quiet time; unless said, as many as `rate` allows in its time
+    shared  one for all runs of an engine, rather than one for each
+    """
+
+    name: str = Field(min_length=1)
+    slots: int | None = Field(default=None, ge=1)
+    rate: str | None = None
+    burst: int | None = Field(default=None, ge=1)
+    shared: bool = True
+
+    def __init__(
+        self,
+        name: str,
+        slots: int | None = None,
+        *,
+        rate: str | None = None,
+        burst: int | None = None,
+        shared: bool = True,
+        **unknown: Any,
+    ) -> None:
+        try:
+            super().__init__(name=name, slots=slots, rate=rate, burst=burst, shared=shared, **unknown)
+        except ValidationError as error:
+            raise DefinitionError(
+                f"Limit {name!r} has {wording(error)}", where=caller(), hint=near(unknown, Limit) if unknown else None
+            ) from None
+
+    @field_validator("rate")
+    @classmethod
+    def _is_rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            _rate(value)
+        return value
+
+    @model_validator(mode="after")
+    def _limits_something(self) -> Self:
+        if self.slots is None and self.rate is None:
+            raise ValueError("neither slots nor a rate, so it limits nothing")
+        if self.burst is not None and self.rate is None:
+            raise ValueError("a burst without a rate")
+        return self
+
+    @property
+    def spec(self) -> LimitSpec:
+        """The same for a Program."""
+        rate: tuple[int, int, int] | None = None
+        if self.rate is not None:
+            count, period = _rate(self.rate)
+            rate = (count, period, self.burst or count)
+        return LimitSpec(self.name, self.slots, rate, self.shared)
+
+
+def _rate(text: str) -> tuple[int, int]:
+    """(count, ns) of a rate; ValueError for what is none."""
+    match = _RATE.fullmatch(text)
+    period = _PERIODS.get(match[3].lower()) if match is not None else None
+    if match is None or period is None or not float(match[1]) or (match[2] and not float(match[2])):
+        raise ValueError('should read like "50/s", "100/min" or "3/10s"')
+    count, times = float(match[1]), float(match[2] or 1)
+    if count != int(count):  # "0.5/s" is one in two seconds
+        return 1, max(1, round(period * times / count))
+    return int(count), max(1, round(period * times))
+
+
+def by_name(limits: Iterable[Limit], who: str) -> dict[str, Limit]:
+    """`limits` by name. Raises DefinitionError for what is no Limit, or one that is there twice; `who` opens the message."""
+    found: dict[str, Limit] = {}
+    for limit in limits:
+        if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance] - people pass names
+            raise DefinitionError(
+                f"{who} has {limit!r} among its limits",
+                where=caller(),
+                hint='here they are defined: Limit("api", 8)',
+            )
+        if found.setdefault(limit.name, limit) != limit:
+            raise DefinitionError(
+                f"{who} has two limits named {limit.name!r}", where=caller(), hint="one name, one limit"
+            )
+    return found
+
+
+def parse_memory(value: str | int) -> int:
+    """Bytes of a size such as ``"2 GB"`` (10⁹) or ``"512 MiB"`` (2²⁰), or of a number of bytes. ValueError for what is none."""
+    if isinstance(value, int):
+        size = float(value)
+    else:
+        match = _SIZE.fullmatch(value)
+        if match is None or match[2].lower() == "i":
+            raise ValueError('should read like "500 MB", "2 GB" or "1.5 GiB"')
+        size = float(match[1]) * _POWERS[match[2].lower()]
+    if size < 1:
+        raise ValueError("should be more than nothing")
+    return round(size)
+
+
+def machine_memory() -> int:
+    """Bytes of memory that this process may use: the machine's, or its control group's where that is less."""
+    try:
+        total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError, AttributeError):  # a system that does not tell
+        total = 2**62
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            with open(path, encoding="ascii") as file:
+                text = file.read().strip()
+        except OSError:
+            continue
+        if text.isdigit():
+            total = min(total, int(text))
+    return total

@@ -1,0 +1,90 @@
+"""What only some graphs have: maps, conditions, tear-downs, workflows inside workflows. By node, beside a Workflow's table.
+
+Conditions, tear-downs and scopes hold for everything that a block of the body records, and what a block records are
+consecutive nodes: so each is kept as a range, and recording a call costs nothing for it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from flowlane.core.plan import Guard
+    from flowlane.core.rules import TriggerRule
+    from flowlane.declare.workflow import WorkflowDefinition
+    from flowlane.program import MapCall, Test
+
+__all__ = ["Region", "Sparse", "TearDown"]
+
+
+class Region(NamedTuple):
+    """The nodes `start` to `end` - 1 run only if `guard` holds."""
+
+    start: int
+    end: int
+    guard: Guard
+
+
+class TearDown(NamedTuple):
+    """`node` runs when the nodes `start` to `end` - 1 have ended, however they end."""
+
+    node: int
+    start: int
+    end: int
+
+
+class Sparse:
+    """By node unless said otherwise.
+
+    maps         mapped nodes → what they take their items from
+    trees        reductions as a tree → items that one call merges
+    choices      nodes with conditions on their value → those, the k-th being bit k
+    regions      not by node: which nodes are conditional
+    teardowns    not by node
+    scopes       not by node: ranges of nodes in which the first failure cancels the rest
+    definitions  nodes that are a workflow to be made at run time, or are mapped over one → that
+    rules        trigger rules that we choose; those that users choose are options
+    raw_missing  nodes that are told MISSING instead of None
+    """
+
+    __slots__ = (
+        "choices",
+        "definitions",
+        "maps",
+        "raw_missing",
+        "regions",
+        "rules",
+        "scopes",
+        "teardowns",
+        "trees",
+    )
+
+    def __init__(self) -> None:
+        self.maps: dict[int, MapCall] = {}
+        self.trees: dict[int, int] = {}
+        self.choices: dict[int, list[Test]] = {}
+        self.regions: list[Region] = []
+        self.teardowns: list[TearDown] = []
+        self.scopes: list[tuple[int, int]] = []
+        self.definitions: dict[int, WorkflowDefinition[..., object]] = {}
+        self.rules: dict[int, TriggerRule] = {}
+        self.raw_missing: set[int] = set()
+
+    def edges(self) -> Iterator[tuple[int, int]]:
+        """(before, after) for what conditions and tear-downs wait for."""
+        for start, end, guard in self.regions:
+            for node in range(start, end):
+                yield guard.node, node
+        for tearing in self.teardowns:
+            for node in range(tearing.start, tearing.end):
+                yield node, tearing.node
+
+    def guards(self) -> dict[int, tuple[Guard, ...]]:
+        """Conditional nodes → their conditions, the outermost first."""
+        found: dict[int, tuple[Guard, ...]] = {}
+        for start, end, guard in sorted(self.regions, key=lambda region: (region.start, -region.end)):
+            for node in range(start, end):
+                found[node] = (*found.get(node, ()), guard)
+        return found
