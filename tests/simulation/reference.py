@@ -305,6 +305,9 @@ class Interpreter:
                 return self.elements(placed, statement)
             case Reduce():
                 values = self.value(placed.room, statement.over)
+                over = self.outcome(self.placed(placed.room, statement.over)).items
+                if over and not values:
+                    return Outcome("skipped")  # it had something to merge, and all of it was skipped
                 return Outcome(OK, sum(values.values() if isinstance(values, dict) else values))
             case Either():
                 ends = [self.outcome(self.placed(placed.room, Ref(name))) for name in statement.of]
