@@ -32,9 +32,11 @@ STORE_GROUP: Final = "flowlane.stores"
 #: What ships with flowlane; the same lines stand in pyproject.toml as entry points, and a test holds them equal.
 BUILTIN: Final[Mapping[str, str]] = {
     "asyncio": "flowlane_plugins.executors.asyncio_:AsyncioExecutor",
+    "dask": "flowlane_plugins.executors.dask:DaskExecutor",
     "futures": "flowlane_plugins.executors.futures:FuturesExecutor",
     "inline": "flowlane_plugins.executors.inline:InlineExecutor",
     "processes": "flowlane_plugins.executors.processes:ProcessesExecutor",
+    "ray": "flowlane_plugins.executors.ray:RayExecutor",
     "threads": "flowlane_plugins.executors.threads:ThreadsExecutor",
 }
 
