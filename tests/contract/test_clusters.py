@@ -5,6 +5,7 @@ See ``flowlane.testing.executors``.
 
 from __future__ import annotations
 
+import signal
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -34,3 +35,29 @@ class TestDask(ExecutorContract):
         from flowlane_plugins.executors.dask import DaskExecutor
 
         return lambda: DaskExecutor(cluster.scheduler_address, slots=2)
+
+
+class TestRay(ExecutorContract):
+    shared = True
+
+    @pytest.fixture(scope="class")
+    @classmethod
+    def cluster(cls) -> Iterator[None]:
+        ray = pytest.importorskip("ray", reason="ray is not installed: flowlane[ray]")
+        handler = signal.getsignal(signal.SIGTERM)
+        ray.init(
+            num_cpus=2,
+            include_dashboard=False,
+            log_to_driver=False,
+            configure_logging=False,
+            _node_ip_address="127.0.0.1",
+        )
+        yield
+        ray.shutdown()
+        signal.signal(signal.SIGTERM, handler)
+
+    @pytest.fixture
+    def make(self, cluster: None) -> Callable[[], Executor]:
+        from flowlane_plugins.executors.ray import RayExecutor
+
+        return lambda: RayExecutor(slots=2)

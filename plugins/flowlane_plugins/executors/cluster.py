@@ -63,7 +63,20 @@ _FIRST: Final = 0.25  # weight of the newest job's length in the mean
 class Flight:
     """A job that is out."""
 
-    __slots__ = ("asked", "began", "handle", "name", "needs", "ref", "references", "sent", "submitted", "task")
+    __slots__ = (
+        "asked",
+        "began",
+        "handle",
+        "killed",
+        "name",
+        "needs",
+        "ref",
+        "references",
+        "sent",
+        "submitted",
+        "task",
+        "timeout",
+    )
 
     def __init__(self, job: Job) -> None:
         self.ref = job.ref
@@ -72,9 +85,11 @@ class Flight:
         self.submitted = monotonic_ns()
         self.began = NEVER  # as told by STARTED, on our clock
         self.asked = False  # it was told to stop
+        self.killed = False  # its worker was
         self.sent = NEVER  # bytes of its arguments
         self.references: Sequence[Reference] = ()
         self.needs = needs_of(job)
+        self.timeout = job.timeout
         self.handle: Any = None  # what the cluster knows it by
 
 
@@ -84,10 +99,12 @@ def needs_of(job: Job) -> Mapping[str, float]:  # noqa: ARG001 - see below
 
 
 class ClusterExecutor:
-    """See the module's text. A subclass has `connect`, `disconnect`, `send`, `stop` and `forget`, and makes references."""
+    """See the module's text. A subclass has `connect`, `disconnect`, `send`, `stop`, `wind_up` and `forget`, and makes references."""
 
     #: The executor's name in messages.
     kind = "cluster"
+    #: With ``hard_kill``: seconds that a task whose timeout has passed has to clean up.
+    own_grace = 1.0
     capabilities: Capabilities
 
     def _prepare(
@@ -130,6 +147,10 @@ class ClusterExecutor:
 
     def stop(self, flights: Sequence[Flight], grace: float) -> None:
         """Take back what has not begun, stop the rest as well as can be; give up within `grace` seconds. Loop thread."""
+        raise NotImplementedError
+
+    def wind_up(self, flights: Sequence[Flight], grace: float) -> None:
+        """Take back what has not begun, and let the rest have `grace` seconds to end by itself. Loop thread."""
         raise NotImplementedError
 
     def forget(self, flight: Flight) -> None:
@@ -198,7 +219,7 @@ class ClusterExecutor:
             return
         self._drained = asyncio.Event()
         if self._flights:
-            self.interrupt(list(self._flights), grace)
+            self.wind_up(list(self._flights.values()), grace)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._drained.wait(), grace)
         self.give_up(list(self._flights))
@@ -235,6 +256,9 @@ class ClusterExecutor:
         if what == outpost.WITHDRAWN:
             self.land(flight, Report(ref, INTERRUPTED, NEVER, now, worker=worker))
             return
+        if what == outpost.STOPPED:
+            self.land(flight, Report(ref, INTERRUPTED, started, ended, worker=worker))
+            return
         if started == NEVER:
             started = flight.began  # NEVER, unless it was told already
         elif what == outpost.RETURNED:
@@ -248,6 +272,8 @@ class ClusterExecutor:
             report.value = self.reference(flight, nbytes)
         else:
             report.failure = transport.decode_failure(payload)
+            if flight.asked and report.failure.type == "KeyboardInterrupt":  # how a task hears that it is to stop
+                report.kind = INTERRUPTED
         self.land(flight, report)
 
     def started(self, flight: Flight, at: int, worker: str) -> None:
@@ -256,8 +282,13 @@ class ClusterExecutor:
             if flight.began == NEVER and self._flights.get(flight.ref) is flight and self._deliver is not None:
                 flight.began = at
                 self._deliver((Report(flight.ref, STARTED, at, worker=worker),))
-                return
-        return
+        if flight.timeout is not None:
+            self.on_loop(self._overdue, flight, after=flight.timeout - (monotonic_ns() - at) / 1e9)
+
+    def _overdue(self, flight: Flight) -> None:
+        if self._flights.get(flight.ref) is flight and not flight.asked:
+            flight.asked = True
+            self.stop((flight,), self.own_grace)
 
     def land(self, flight: Flight, report: Report) -> bool:
         """Hand over the end of a job, unless somebody has. Any thread."""
@@ -288,6 +319,11 @@ class ClusterExecutor:
     def bereft(self, flight: Flight, gone: Reference) -> None:
         """A job cannot run because a result that it needs is gone from the cluster. Any thread."""
         self.failed(flight, lost(gone, self.kind, reader=flight.task))
+
+    def stopped(self, flight: Flight, *, begun: bool) -> None:
+        """A job has ended because it was told to; `begun` when it may have begun before that. Any thread."""
+        at = flight.submitted if begun else NEVER
+        self.land(flight, Report(flight.ref, INTERRUPTED, at, monotonic_ns()))
 
     def taken_back(self, flights: Sequence[Flight]) -> None:
         """These have not begun, and never will. Any thread."""

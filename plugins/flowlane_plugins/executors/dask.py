@@ -280,6 +280,12 @@ class DaskExecutor(ClusterExecutor):
         except Exception:  # noqa: BLE001 - the client is gone
             self.give_up([flight.ref for flight in flights])
 
+    def wind_up(self, flights: Sequence[Flight], grace: float) -> None:
+        """The same: nothing more can be done to a job that runs."""
+        for flight in flights:
+            flight.asked = True
+        self.stop(flights, grace)
+
     async def _take_back(self, flights: Sequence[Flight], grace: float) -> None:
         """Client's loop."""
         until = time.monotonic() + grace

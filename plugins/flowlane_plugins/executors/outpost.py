@@ -31,13 +31,26 @@ if TYPE_CHECKING:
 
     from flowlane_plugins.executors.kept import Kept
 
-__all__ = ["RAISED", "REFUSED", "RETURNED", "STARTED", "WITHDRAWN", "Call", "Record", "perform", "withdraw"]
+__all__ = [
+    "RAISED",
+    "REFUSED",
+    "RETURNED",
+    "STARTED",
+    "STOPPED",
+    "WITHDRAWN",
+    "Call",
+    "Record",
+    "perform",
+    "stopped",
+    "withdraw",
+]
 
 RETURNED: Final = 0
 RAISED: Final = 1  # the function raised, or its result cannot travel
 REFUSED: Final = 2  # it never began: the function is not found here, or an argument does not load
 WITHDRAWN: Final = 3  # it never began: it was taken back
 STARTED: Final = 4  # not an outcome: it has begun, and goes on
+STOPPED: Final = 5  # it was interrupted, somewhere between its begin and the answer
 
 NEVER: Final = -1
 
@@ -118,6 +131,11 @@ def perform(
         return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling), result
     finally:
         _calls.end(key)
+
+
+def stopped(call: Call, worker: str, since: int) -> Record:
+    """The record of a call that was interrupted outside of the task's own code. `since` is when its arguments were here."""
+    return _record(call.ref, STOPPED, since, worker)
 
 
 def withdraw(lane: str, refs: Iterable[int]) -> list[int]:
