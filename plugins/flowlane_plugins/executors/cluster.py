@@ -99,7 +99,7 @@ def needs_of(job: Job) -> Mapping[str, float]:  # noqa: ARG001 - see below
 
 
 class ClusterExecutor:
-    """See the module's text. A subclass has `connect`, `disconnect`, `send`, `stop`, `wind_up` and `forget`, and makes references."""
+    """See the module's text. A subclass connects, sends, stops and makes references: what raises NotImplementedError here."""
 
     #: The executor's name in messages.
     kind = "cluster"

@@ -1,15 +1,15 @@
 """The `ray` executor: tasks on the workers of a Ray cluster.
 
-It connects to the cluster that it is given, or starts one on this machine. A job is one Ray task with two results: a record of how
-the attempt went, which comes back, and the task's own result, which stays in the cluster's object store; the engine has a
-reference to it (`kept`), and gives that to tasks that need it. A value comes here when a task on another executor, the caller or a
-store needs it.
+It connects to the cluster that it is given, or starts one on this machine. A job is one Ray task with two results: a record of
+how the attempt went, which comes back, and the task's own result, which stays in the cluster's object store; the engine has
+a reference to it (`kept`), and gives that to tasks that need it. A value comes here when a task on another executor, the
+caller or a store needs it.
 
 Attempts are the engine's: ``max_retries=0``, and with that Ray does not compute a lost object again either. A worker that dies
 makes CRASHED what it had; who needs a result that went with its node fails with a TransportError that names it.
 
-Stopping a job: one that has not begun is taken back. One that runs gets a KeyboardInterrupt, which a call that blocks in C does not
-see before it returns; after the grace its worker process is killed (``ray.cancel(force=True)``). So any job can be
+Stopping a job: one that has not begun is taken back. One that runs gets a KeyboardInterrupt, which a call that blocks in C
+does not see before it returns; after the grace its worker process is killed (``ray.cancel(force=True)``). So any job can be
 stopped for real, and timeouts are kept here.
 
 A process is connected to one Ray cluster at a time. Where the host has connected already, that connection is used and left

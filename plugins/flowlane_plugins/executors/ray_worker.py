@@ -1,8 +1,8 @@
 """What the `ray` executor runs inside a Ray cluster: a function on its workers, and a mailbox.
 
-A Ray task answers when it ends, and not before. What is to be told meanwhile, that a long job has begun, goes through an actor that
-the engine's side asks for news (`Mailbox`). One serves all executors of a process, takes no CPU of the cluster's, and ends
-with that process's connection.
+A Ray task answers when it ends, and not before. What is to be told meanwhile, that a long job has begun, goes through an
+actor that the engine's side asks for news (`Mailbox`). One serves all executors of a process, takes no CPU of the cluster's,
+and ends with that process's connection.
 
 Ray interrupts a task by a KeyboardInterrupt in its thread, once. In the task's own code that is an error of the task, which
 the engine's side knows what to make of; anywhere else it is caught here, so that it is always known whether a job had begun.
