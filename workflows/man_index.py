@@ -164,7 +164,7 @@ class Disagreement(ValueError):
 
 
 SHOWN: Final = 10
-BEST: Final = 3
+BEST: Final = 2
 LIMIT: Final = 32 << 20  # bytes of a page, unpacked: what is longer is no page, and may be a bomb
 HOPS: Final = 5  # of pages that point to another
 FAN_IN: Final = 8
@@ -447,7 +447,7 @@ def unpack(path: Path) -> bytes:
     elif raw.startswith(b"BZh"):
         file = bz2.BZ2File(file)
     elif raw.startswith((b"\xfd7zXZ\0", b"]\0\0")):
-        file = lzma.LZMAFile(file)
+        file = lzma.LZMAFile(file)  # noqa: SIM115 - closed below, as are its like
     elif raw.startswith(b"\x28\xb5\x2f\xfd"):
         raise ValueError("it is packed with zstd")
     with file:
@@ -570,8 +570,8 @@ class Roff:
     ESCAPE: Final = re.compile(
         r"""\\c?\n                                                   # the line goes on
           | \\(?: "[^\n]* | \#[^\n]*\n?                              # comments
-          | (?:\(|C'|\[)(?P<char>(?<=\()..|(?<=')[^'\n]*'|(?<=\[)[^]\n]*\])
-          | \*(?:\((?P<two>..)|\[(?P<long>[^]\n]*)\]|(?P<one>.))     # a string
+          | \((?P<sign2>..) | \[(?P<sign>[^]\n]*)\] | C'(?P<sign3>[^'\n]*)'
+          | \*(?:\((?P<string2>..)|\[(?P<string>[^]\n]*)\]|(?P<string1>.))
           | [fFgkmMnVY$][+-]?(?:\(..|\[[^]\n]*\]|.)                  # fonts, colours, registers
           | s(?:[+-]\d|[+-]?\(..|[123]\d|\d|[+-]?'[^'\n]*'|[+-]?\[[^]\n]*\])
           | [AbDhHlLNoRSvwxXZ]'[^'\n]*'                              # motions and drawings
@@ -579,7 +579,7 @@ class Roff:
         re.VERBOSE,
     )
     BLANK: Final = frozenset(" ~0t\t")
-    SEPARATOR: Final = frozenset("-.'`e\\_")  # shown, and all but "_" part words
+    SHOWN: Final = frozenset("-.'`e\\_")  # such as they are, or nearly
     MARKS: Final = {
         "'": "\u0301",
         "`": "\u0300",
@@ -621,7 +621,7 @@ class Roff:
             if name not in ("if", "ie", "el", "while"):
                 return self._request(name, rest)
             if name == "el":
-                holds, rest = not (self._decided.pop() if self._decided else True), rest
+                holds = not self._decided.pop() if self._decided else False
             else:
                 holds, rest = self._decide(rest)
                 if name == "ie":
@@ -712,16 +712,15 @@ class Roff:
 
     def _escape(self, match: re.Match[str]) -> str:
         """What is shown for an escape sequence. Signs that are no part of a word are all a blank to us."""
-        char, two, long, one, other = match.groups()
-        if char is not None:
-            return self._special(char.rstrip("]'") or char)
-        if (string := two or long or one) is not None:
-            return self._strings.get(string, "")
-        if other is None:
+        kind = match.lastgroup
+        if kind is None:
             return ""
-        return " " if other in self.BLANK else other if other in self.SEPARATOR else ""
+        found = match[kind]
+        if kind == "other":
+            return " " if found in self.BLANK else found if found in self.SHOWN else ""
+        return self._strings.get(found, "") if kind.startswith("string") else self._sign(found)
 
-    def _special(self, name: str) -> str:
+    def _sign(self, name: str) -> str:
         if name in self.LETTERS:
             return self.LETTERS[name]
         if len(name) == 2 and name[0] in self.MARKS and name[1].isalpha():
@@ -1024,8 +1023,8 @@ def query_section(verdicts: Sequence[Verdict]) -> list[str]:
     asked = plural(len(verdicts), "query", "queries")
     lines = [heading(f"{asked} · the index answers as all pages do")]
     for verdict in verdicts:
-        best = "  ".join(f"{title(hit.path)} {hit.score / 65_536:.2f}" for hit in verdict.best)
-        lines.append(clip(f"{verdict.count:>7,}  {clip(str(verdict.query), 38):<38}  {best}", WIDTH))
+        best = "  ".join(f"{hit.score / 65_536:.1f} {clip(title(hit.path), 22)}" for hit in verdict.best)
+        lines.append(clip(f"{verdict.count:>7,}  {clip(str(verdict.query), 30):<30}  {best}", WIDTH))
     return lines
 
 
