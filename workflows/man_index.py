@@ -555,7 +555,7 @@ class Roff:
         "rn rnn rr rs rt schar shc shift sizes so sp ss sty substring sv sy ta tc ti tkf tl tm tr trf uf ul unformat vpt vs warn "
         "wh write "
         # man, and what its generators add
-        "AT DT EE EX HP IX INDENT LP P PD PP RE RS Sp TE TP TQ UC UNINDENT Ve Vb YS "
+        "AT DT EE EX HP IX INDENT LINKSTYLE LP P PD PP RE RS Sp TE TP TQ UC UNINDENT Ve Vb YS "
         # mdoc
         "Bd Bf Bk Bl Db Dd Ed Ef Ek El Os Pp Re Rs Sm Tg Ud".split()
     )
@@ -578,8 +578,7 @@ class Roff:
           | (?P<other>.) )""",
         re.VERBOSE,
     )
-    BLANK: Final = frozenset(" ~0t\t")
-    SHOWN: Final = frozenset("-.'`e\\_")  # such as they are, or nearly
+    ONE: Final = {**dict.fromkeys(" ~0t\t", " "), **dict.fromkeys("&|^%:/,)acdpruz{}!?", ""), "e": "\\"}
     MARKS: Final = {
         "'": "\u0301",
         "`": "\u0300",
@@ -717,7 +716,7 @@ class Roff:
             return ""
         found = match[kind]
         if kind == "other":
-            return " " if found in self.BLANK else found if found in self.SHOWN else ""
+            return self.ONE.get(found, found)  # what is no escape is the sign itself
         return self._strings.get(found, "") if kind.startswith("string") else self._sign(found)
 
     def _sign(self, name: str) -> str:
