@@ -46,17 +46,16 @@ from array import array
 from bisect import bisect_left
 from collections import Counter
 from fractions import Fraction
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
 from flowlane import task, workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
-    from typing import IO
+    from collections.abc import Iterable, Iterator, Sequence
 
 # ── what travels between tasks ────────────────────────────────────────────────────────────────────────────────────
 
@@ -155,7 +154,7 @@ class Verdict(NamedTuple):
     """A claim that is true: how many pages, and the best of them."""
 
     query: Query
-    count: int
+    pages: int
     best: tuple[Hit, ...]
 
 
@@ -168,7 +167,8 @@ BEST: Final = 2
 LIMIT: Final = 32 << 20  # bytes of a page, unpacked: what is longer is no page, and may be a bomb
 HOPS: Final = 5  # of pages that point to another
 FAN_IN: Final = 8
-MAN: Final = re.compile(r"\.(?:[1-9]\w*|[nlop])(?:\.(?:gz|bz2|xz|lzma|zst))?$")  # section, and how it is packed
+# A man page is told by its folder and by its section: ``man1/ls.1.gz``, ``man3/open.3perl``.
+MAN: Final = re.compile(r"(?:^|/)(?:man|cat)[^/]*/[^/]+\.(?:[1-9]\w*|[nlop])(?:\.(?:gz|bz2|xz|lzma|zst))?$")
 DOCUMENT: Final = re.compile(r"\.(?:md|py|rst|txt)(?:\.(?:gz|bz2|xz|lzma|zst))?$", re.IGNORECASE)
 PACKED: Final = ("", ".gz", ".bz2", ".xz", ".lzma", ".zst")
 SKIPPED: Final = frozenset({"__pycache__", ".git", ".hg", ".tox", "node_modules"})
@@ -180,16 +180,15 @@ SKIPPED: Final = frozenset({"__pycache__", ".git", ".hg", ".tox", "node_modules"
 def find_pages(roots: Sequence[Path] | None, limit: int) -> list[Path]:
     """The man pages below `roots`, or the documents where there are none; each file once, whatever it is called.
 
-    Real files come before links, those near to their root before those in its depths: pages before their translations.
-    None for `roots` means where this machine has man pages, else where it has documents. Never raises for a root that is
-    not there. `limit` 0 means all.
+    Root by root, files before links to files, and what is near to the root before what is in its depths: pages before
+    their translations. None for `roots` means where this machine has man pages, else where it has documents. Never raises
+    for a root that is not there. `limit` 0 means all.
     """
-    places = man_roots() if roots is None else roots
-    found = distinct(files(places, is_man_page))
-    if not found:
-        places = document_roots() if roots is None else roots
-        found = distinct(files(places, is_document))
-    return found[:limit] if limit else found
+    for places, wanted in ((man_roots, MAN), (document_roots, DOCUMENT)):
+        found = list(islice(distinct(files(places() if roots is None else roots, wanted)), limit or None))
+        if found:
+            return found
+    return []
 
 
 # Not stored: it is in a file already, and of these there are many. A run that goes on reads again what it still needs.
@@ -388,19 +387,14 @@ def document_roots() -> list[Path]:
 
 
 def is_man_page(path: Path) -> bool:
-    """``man1/ls.1.gz``, ``man3/open.3perl``: by its name, and by the folder it is in."""
-    return path.parent.name.startswith(("man", "cat")) and MAN.search(path.name) is not None
+    return MAN.search(str(path)) is not None
 
 
-def is_document(path: Path) -> bool:
-    return DOCUMENT.search(path.name) is not None
-
-
-def files(roots: Iterable[Path], wanted: Callable[[Path], bool]) -> Iterator[Path]:
+def files(roots: Iterable[Path], wanted: re.Pattern[str]) -> Iterator[Path]:
     """The wanted ones below `roots`, in a fixed order. Links to folders are followed, none is entered twice."""
     entered: set[tuple[int, int]] = set()
     for root in roots:
-        found: list[Path] = []
+        found: list[str] = []
         for folder, names, leaves in os.walk(root, followlinks=True):
             try:
                 about = os.stat(folder)
@@ -412,27 +406,23 @@ def files(roots: Iterable[Path], wanted: Callable[[Path], bool]) -> Iterator[Pat
                 continue
             entered.add((about.st_dev, about.st_ino))
             # A folder before links to it, so that its pages go by their own names.
-            names[:] = sorted(
-                (name for name in names if name not in SKIPPED),
-                key=lambda name, folder=folder: (os.path.islink(os.path.join(folder, name)), name),
-            )
-            found += [path for name in leaves if wanted(path := Path(folder, name))]
-        yield from sorted(found, key=lambda path: (path.is_symlink(), len(path.parts), str(path)))
+            links = {name for name in names if os.path.islink(os.path.join(folder, name))}
+            names[:] = [*sorted({*names} - links - SKIPPED), *sorted(links - SKIPPED)]
+            found += [path for name in leaves if wanted.search(path := os.path.join(folder, name))]
+        yield from map(Path, sorted(found, key=lambda path: (os.path.islink(path), path.count("/"), path)))
 
 
-def distinct(paths: Iterable[Path]) -> list[Path]:
-    """Each regular file under one name only: of a file and links to it, the file."""
+def distinct(paths: Iterable[Path]) -> Iterator[Path]:
+    """Each regular file under the first of its names."""
     seen: set[tuple[int, int]] = set()
-    kept: list[Path] = []
-    for path in sorted(paths, key=Path.is_symlink):
+    for path in paths:
         try:
             about = path.stat()
         except OSError:  # a link to nowhere, or in a circle
             continue
         if stat.S_ISREG(about.st_mode) and (about.st_dev, about.st_ino) not in seen:
             seen.add((about.st_dev, about.st_ino))
-            kept.append(path)
-    return kept
+            yield path
 
 
 # ── reading ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -441,7 +431,7 @@ def distinct(paths: Iterable[Path]) -> list[Path]:
 def unpack(path: Path) -> bytes:
     """The bytes of a page. How it is packed is told by its first bytes: names are sometimes wrong."""
     raw = path.read_bytes()
-    file: IO[bytes] = io.BytesIO(raw)
+    file: Any = io.BytesIO(raw)
     if raw.startswith(b"\x1f\x8b"):
         file = gzip.GzipFile(fileobj=file)
     elif raw.startswith(b"BZh"):
@@ -451,7 +441,7 @@ def unpack(path: Path) -> bytes:
     elif raw.startswith(b"\x28\xb5\x2f\xfd"):
         raise ValueError("it is packed with zstd")
     with file:
-        content = file.read(LIMIT + 1)
+        content: bytes = file.read(LIMIT + 1)
     if len(content) > LIMIT:
         raise ValueError(f"it is over {LIMIT >> 20} MiB")
     return content
@@ -992,8 +982,9 @@ def title(path: str) -> str:
         return page.name
     name = re.sub(r"\.(?:gz|bz2|xz|lzma|zst)$", "", page.name)
     name, _, section = name.rpartition(".")
-    language = page.parent.parent.name
-    return f"{'' if language in ('man', '') else f'{language}:'}{name}({section})"
+    folder = page.parent.parent.name
+    language = f"{folder}:" if re.fullmatch(r"(?!man$)[a-z]{2,3}(?:_[A-Z]{2})?(?:[.@].*)?", folder) else ""
+    return f"{language}{name}({section})"
 
 
 def overview(index: Index) -> list[str]:
@@ -1023,7 +1014,7 @@ def query_section(verdicts: Sequence[Verdict]) -> list[str]:
     lines = [heading(f"{asked} · the index answers as all pages do")]
     for verdict in verdicts:
         best = "  ".join(f"{hit.score / 65_536:.1f} {clip(title(hit.path), 22)}" for hit in verdict.best)
-        lines.append(clip(f"{verdict.count:>7,}  {clip(str(verdict.query), 30):<30}  {best}", WIDTH))
+        lines.append(clip(f"{verdict.pages:>7,}  {clip(str(verdict.query), 30):<30}  {best}", WIDTH))
     return lines
 
 
@@ -1034,7 +1025,7 @@ def finding_section(tally: Tally) -> list[str]:
     if tally.empty:
         lines.append(plural(tally.empty, "page without words", "pages without words"))
     for path, problem in tally.shown:
-        lines.append(clip(f"✗ {path}  {problem}", WIDTH))
+        lines.append(clip(f"✗ {clip('/'.join(Path(path).parts[-3:]), 50)}  {problem}", WIDTH))
     if tally.problems > len(tally.shown):
         lines.append(f"✗ and {tally.problems - len(tally.shown):,} more")
     return lines if len(lines) > 1 else []
