@@ -52,7 +52,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, Literal, NamedTuple
 
 from pydantic import Field
 
-from flowlane import task, workflow
+from flowlane import FlowError, task, workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -889,7 +889,7 @@ class Lookup:
 
 
 def parse_query(text: str) -> Query:
-    """``socket bind|listen* -udp``. Raises ValueError for what cannot be asked."""
+    """``socket bind|listen* -udp``. Raises FlowError for what cannot be asked."""
     groups: list[tuple[str, ...]] = []
     without: list[str] = []
     for part in text.split():
@@ -898,7 +898,9 @@ def parse_query(text: str) -> Query:
         else:
             groups.append(tuple(parse_term(term, text) for term in part.split("|")))
     if not groups:
-        raise ValueError(f"query {text!r} has no word that pages should hold")
+        raise FlowError(
+            f"query {text!r} has no word that pages should hold", hint="'socket -udp': pages with one and not the other"
+        )
     return Query(tuple(groups), tuple(without))
 
 
@@ -906,7 +908,9 @@ def parse_term(term: str, text: str) -> str:
     stem, star = (term[:-1], "*") if term.endswith("*") else (term, "")
     found = words(stem)
     if len(found) != 1 or found[0] != stem.casefold():
-        raise ValueError(f"query {text!r}: {term!r} is no word; words are letters, digits and '_', 2 to 40 of them")
+        raise FlowError(
+            f"query {text!r}: {term!r} is no word", hint="2 to 40 letters, digits and '_', and at the end '*' or not"
+        )
     return found[0] + star
 
 

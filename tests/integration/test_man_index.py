@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 
+from flowlane import FlowError
 from flowlane.loader import load_file
 
 FILE = Path(__file__).parents[2] / "workflows" / "man_index.py"
@@ -675,7 +676,7 @@ def test_a_query_is_written_as_it_is_read() -> None:
     "text", ["", " ", "-udp", "a|", "|", "*", "x", "a*b", "two-words", "--x", "ab||cd", "x" * 41, "_"]
 )
 def test_what_cannot_be_asked_is_refused(text: str) -> None:
-    with pytest.raises(ValueError, match=re.escape(repr(text))):
+    with pytest.raises(FlowError, match=re.escape(repr(text))):
         man.parse_query(text)
 
 
