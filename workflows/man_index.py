@@ -14,10 +14,10 @@ Where there are no man pages, documents are indexed instead: the docstrings of P
                                          └──────── the words of all pages ──────┘   one a query
 
 How many pages there are is only known once `find_pages` has run. A page does not wait for the others: while some are being
-read, the first are words, and the first of these are merged.
+read, the first are words already.
 
 What travels is small. Words are one line of bytes a page, and an index is a few flat columns: `merge` puts postings one
-behind the other and decodes none. An index of 20,000 pages takes some 20 MB.
+behind the other and decodes none. The index of 21,000 pages takes 12 MB.
 
 A page that cannot be read, or only points to another, is a finding and not a failure. An answer of the index that is not
 exactly that of `check`, page by page and score by score, is a failure: `check` reads the words of all pages for each query, and
