@@ -359,7 +359,8 @@ class _Author:
                 return self.branch(depth, known, how, self.one(asked))
             case "setup":
                 start = self.call(known, plain=True)
-                return [Setup(start, self.statements(depth - 1, known), self.name("d"))]
+                block = (self.call(known), *self.statements(depth - 1, known))  # an empty one is refused
+                return [Setup(start, block, self.name("d"))]
             case _:
                 return [self.call(known)]
 
