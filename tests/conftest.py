@@ -1,7 +1,8 @@
-"""For all tests: signals mean what they mean at a terminal."""
+"""For all tests: signals mean what they mean at a terminal, and the collector leaves pytest's own objects alone."""
 
 from __future__ import annotations
 
+import gc
 import signal
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,12 @@ import pytest
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Many tests collect garbage, to see that nothing is left: without this, 300,000 objects are looked at each time."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

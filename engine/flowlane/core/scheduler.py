@@ -292,12 +292,13 @@ class Scheduler:
     def is_tree(self, element: int) -> bool:
         return element in self._trees
 
-    def sibling(self, element: int, container: int) -> int:
-        """The element of the same index in another map of the chain."""
-        block = self._elements.block(element)
-        assert block.chain is not None
-        own = (element - block.start) % len(block.chain.stages)
-        return element - own + self._stages[container][1].position
+    def block(self, element: int) -> Block:
+        """The block that an element is in."""
+        return self._elements.block(element)
+
+    def position(self, container: int) -> int:
+        """Which stage of its chain a map is, from 0."""
+        return self._stages[container][1].position
 
     def inputs(self, element: int) -> Sequence[int]:
         """The elements whose values it reads; of an element of a map only those that it merges."""
@@ -422,6 +423,8 @@ class Scheduler:
                             released.append(up)
                     if not uses[element]:
                         released.append(element)
+                    continue
+                if self._land(event):
                     continue
             try:
                 self._out_of_line(event)
@@ -1413,9 +1416,66 @@ class Scheduler:
         if stage.spec.enough or (not stage.open and chain.complete):
             self._try_conclude(chain, stage)
 
+    def _land(self, event: Succeeded) -> bool:
+        """The success of an element of a map, as a rule: what `_end`, `_settle` and `_tell_chain` do, without their detours.
+
+        False when it is anything else, and nothing has changed.
+        """
+        element, state = event.element, self._state
+        if not (
+            0 <= element < len(state)
+            and self._held[element] == _LINKED
+            and self._attempt[element] == event.attempt
+            and 0 <= event.started <= event.ended
+        ):
+            return False
+        e = self._elements
+        block = e.blocks[e.block_of[element]]
+        chain = block.chain
+        if chain is None:
+            return False
+        stages = chain.stages
+        index, position = divmod(element - block.start, len(stages))
+        stage = stages[position]
+        if stage.trees or stage.spec.enough or self._overdue:
+            return False
+        record, uses = self._step.transitions.append, self._uses
+        if state[element] == READY:
+            self.started_ns[element] = event.started
+            record((element, event.attempt, _STARTED, event.started))
+        state[element] = SUCCEEDED
+        self._held[element] = 0
+        self.ended_ns[element] = event.ended
+        record((element, event.attempt, _RETURNED, event.ended))
+        self._waiting.free(self._queue_of[element])
+        self._open -= 1
+        stage.open -= 1
+        stage.ok += 1
+        base = element - position
+        for other in stage.over:
+            up = base + other
+            uses[up] -= 1
+            if not uses[up]:
+                self._released.append(up)
+        for other in stage.below:
+            below = base + other
+            self._left[below] -= 1
+            if not self._left[below] and state[below] == PENDING:
+                self._all_landed(below, stages[other])
+        if not uses[element]:
+            self._released.append(element)
+        block.left[index] -= 1
+        if not block.left[index] and block.first + index < chain.admitted:
+            chain.under_way -= 1
+            self._dirty[chain] = None
+        if not stage.open and chain.complete:
+            self._try_conclude(chain, stage)
+            self._ripple()
+        return True
+
     def _all_landed(self, element: int, stage: Stage) -> None:
         """The items that an element takes from others are there, or one of them was skipped."""
-        barred = self._barred.pop(element, None)
+        barred = self._barred.pop(element, None) if self._barred else None
         if barred is not None:
             self._bar(element, *barred)
         elif stage.gate:
@@ -1440,7 +1500,7 @@ class Scheduler:
                 self._not_needed(chain, stage)
         elif chain.failed and stage.position == 0:
             self._settle(container, FAILED, Reason.RAISED)
-        elif stage.failed or (stage.spec.enough and stage.upstream_failed + stage.skipped + stage.cancelled + stage.ok):
+        elif stage.failed:
             self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
         elif stage.upstream_failed:
             self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
@@ -1609,7 +1669,8 @@ class Scheduler:
 
         What tidies up is spared, so that it can: until somebody cancels a second time.
         """
-        if reason is Reason.CANCEL_REQUESTED and self._stopping is Reason.CANCEL_REQUESTED:
+        again = reason is Reason.CANCEL_REQUESTED and self._stopping is Reason.CANCEL_REQUESTED
+        if again or not self._begun:  # nothing was set up yet
             self._forced = True
         if self._stopping in (None, Reason.DRAINED):  # a cancel outranks a drain; nothing outranks a cancel
             self._stopping = reason

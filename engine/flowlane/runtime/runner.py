@@ -20,6 +20,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.core import messages as m
+from flowlane.core.elements import CHAIN, GRAPH
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
@@ -325,11 +326,18 @@ class Runner:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
             if report.kind is SUCCEEDED:
-                if type(report.value) in self._work or element >= self._size or element in self._curious:
-                    if events:
-                        self._step(events, recorded)
-                        events, recorded = [], {}
-                    self._succeeded(element, attempt, report)
+                if element >= self._size or type(report.value) in self._work or element in self._curious:
+                    if type(report.value) in self._work and scheduler.awaits(element, attempt):
+                        if events:
+                            self._step(events, recorded)
+                            events, recorded = [], {}
+                        self._returned_work(element, attempt, report)
+                        continue
+                    events.append(self._succeeded(element, attempt, report))
+                    if keep:
+                        if report.output is not None:
+                            report = self._printed(report)  # noqa: PLW2901
+                        recorded[element, attempt] = report
                     continue
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
@@ -502,44 +510,42 @@ class Runner:
 
     # ── what comes into being ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _succeeded(self, element: int, attempt: int, report: Report) -> None:
-        """A success that means more than its value: work, an item that passes or not, a choice."""
-        if not self.scheduler.awaits(element, attempt):
-            self._step([Succeeded(element, attempt, report.started, report.ended)], {(element, attempt): report})
-            return
-        value = report.value
-        if type(value) in self._work:
-            self._returned_work(element, attempt, report, value)
-            return
-        growth = self.growth
+    def _succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
+        """The event of a success that may mean more than its value: an item that passes or not, a choice."""
+        scheduler, growth, value = self.scheduler, self.growth, report.value
+        if not scheduler.awaits(element, attempt):
+            if self._gate is None:
+                report.value = None
+            return Succeeded(element, attempt, report.started, report.ended)
+        chosen = 0
         try:
-            if growth.filters(element):
-                if not local(value, None):
-                    growth.used(element)
-                    self._take(element, attempt, report)
-                    self._step(
-                        [m.Skipped(element, attempt, report.started, report.ended)], {(element, attempt): report}
-                    )
-                    return
-                value = growth.own_item(element)
-            chosen = self._chosen(element, value)
+            block = scheduler.block(element)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                if cast.filters:
+                    passes = bool(local(value, None))
+                    value = growth.own_item(element)
+                    if not passes:
+                        growth.used(cast.container, block.first + index)
+                        self._take(element, attempt, report)
+                        report.value = None
+                        return m.Skipped(element, attempt, report.started, report.ended)
+                if not cast.over:
+                    growth.used(cast.container, block.first + index)
+            elif block.kind == GRAPH:
+                chosen = self._chosen(element, value)
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             report.kind, report.value = FAILED, None
             report.failure = Failure.of(undecidable(self.roster.names[element], error))
-            self._step([self._event(report, element, attempt)], {(element, attempt): report})
-            return
+            return self._event(report, element, attempt)
         self._values[element] = value
-        asked = self.scheduler.asked(element)
+        asked = scheduler.asked(element)
         report.value = self._gate.encoded(element, attempt, value) if self._gate is not None else None
-        if element >= self._size:
-            growth.used(element)
-        self._take(element, attempt, report)
+        if attempt > 1 or report.cpu >= 0:
+            self._take(element, attempt, report)
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-        if report.output is not None and self._heard:
-            report = self._printed(report)
-        events: list[m.Event] = [Succeeded(element, attempt, report.started, report.ended, chosen)]
-        self._step(events, {(element, attempt): report} if self._heard else {})
+        return Succeeded(element, attempt, report.started, report.ended, chosen)
 
     def _take(self, element: int, attempt: int, report: Report) -> None:
         if attempt > 1:
@@ -559,11 +565,9 @@ class Runner:
             passed.append(bool(test.passes(value, passed)))
         return sum([1 << bit for bit, holds in enumerate(passed) if holds])
 
-    def _returned_work(self, element: int, attempt: int, report: Report, work: Any) -> None:
-        report.value = None
+    def _returned_work(self, element: int, attempt: int, report: Report) -> None:
+        work, report.value = report.value, None
         self._take(element, attempt, report)
-        if element >= self._size:
-            self.growth.used(element)
         try:
             program, _ = self.growth.declared(element)
             made = self._maker.of_work(work, program)
@@ -844,21 +848,31 @@ class Runner:
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
         growth = self.growth
+        home = self._homes[lane] if self._homes is not None else None
+        block = self.scheduler.block(element)
         try:
-            args, kwargs = growth.arguments(element, self._homes[lane] if self._homes is not None else None)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                index += block.first
+                keys = self.roster.keys(block.owner)
+                name = f"{cast.name}[{index if keys is None else keys[index]}]"
+                target, once = cast.target, cast.once
+                args, kwargs = growth.arguments_of(element, index, cast, home)
+            else:
+                name = self.roster.names[element]
+                program, node = growth.declared(element)
+                target, once = program.targets[node], node in program.once
+                args, kwargs = growth.arguments(element, home)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
             return None
-        name = self.roster.names[element]
         context: contextvars.Context | None = None
         if self._in_process[lane]:
             context = self._context.copy()
             context.run(TASK.set, name)
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
-        program, node = growth.declared(element)
         ref = make_ref(self.token, element, attempt)
-        target, once = program.targets[node], node in program.once
         return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once)
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
