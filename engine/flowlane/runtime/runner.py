@@ -197,6 +197,7 @@ class Runner:
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
         self.growth.remote = self._remote
         self._size = program.plan.size  # elements below are nodes of the program
+        self._needs = _needs_of(program)
         self._curious = frozenset(
             {*program.choices, *program.raw_missing}
         )  # nodes with more to them than arguments and a value
@@ -834,6 +835,10 @@ class Runner:
         if program.once:
             for job in jobs:
                 job.once = job.once or (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
+        if self._needs:
+            for job in jobs:
+                if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
+                    job.cores, job.memory = needs
         if self._enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
@@ -859,7 +864,8 @@ class Runner:
         program, node = growth.declared(element)
         ref = make_ref(self.token, element, attempt)
         target, once = program.targets[node], node in program.once
-        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once)
+        cores, memory = _cores_of(program, node), program.memory.get(node, 0)
+        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
@@ -940,3 +946,16 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _cores_of(program: Program, node: int) -> int:
+    """Slots of its lane that an attempt holds."""
+    plan = program.plan
+    return plan.requirements[plan.requirement[node]].slots if node in plan.requirement else 1
+
+
+def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
+    """node → (cores, memory) of those that need others than (1, 0)."""
+    nodes = {*program.plan.requirement, *program.memory}
+    found = {node: (_cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0)}
