@@ -52,7 +52,8 @@ def crashed(job: Job, pid: int, status: int, *, phase: str, begun: int, max_rss:
 def exceeded(job: Job, pid: int, peak: int, *, begun: int, max_rss: int) -> Report:
     """The report of `job`, whose worker was killed when it had grown by `peak` bytes, more than the job may take."""
     error = MemoryExceeded(
-        f"{job.task} took {peak / 1e6:,.0f} MB of memory and may take {job.memory / 1e6:,.0f} MB: worker process {pid} was killed",
+        f"{job.task} took {peak / 1e6:,.0f} MB of memory and may take {job.memory / 1e6:,.0f} MB:"
+        f" worker process {pid} was killed",
         limit=job.memory,
         peak=peak,
         hint="give it more, memory=..., or have it work on less at a time",

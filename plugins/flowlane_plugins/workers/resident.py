@@ -23,7 +23,7 @@ def resident(pid: int) -> int:
                 return int(file.read().split()[1]) * _PAGE
         except (OSError, IndexError, ValueError):
             return 0
-    import psutil
+    import psutil  # type: ignore[import-untyped]  # ships no types
 
     try:
         return int(psutil.Process(pid).memory_info().rss)

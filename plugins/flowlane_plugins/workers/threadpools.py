@@ -93,11 +93,10 @@ def loaded_pools() -> list[Pool]:
 
 def _pool_of(path: str) -> Pool | None:
     name = os.path.basename(path)
-    for beginning, (pairs, variable) in _KNOWN.items():
-        if name.startswith(beginning):
-            break
-    else:
+    known = next((known for beginning, known in _KNOWN.items() if name.startswith(beginning)), None)
+    if known is None:
         return None
+    pairs, variable = known
     import ctypes
 
     try:
