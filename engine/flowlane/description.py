@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowlane.errors import StoreError
-from flowlane.program import Ref
+from flowlane.program import Item, Ref
 from flowlane.runtime.values import fill
 from flowlane.storage.digest import Unhashable, digest
 
@@ -47,7 +47,8 @@ class Description:
     tasks      the task's name as declared
     kinds, executors  "cpu", "processes"
     upstreams  what it waits for
-    calls      short digest of how it is called
+    calls      short digest of how it is called, and of a map what it goes over
+    shapes     sparse: what it is besides a plain call, such as a map, conditional, or run by a rule of its own
     codes      not by element: task → its code
     """
 
@@ -58,6 +59,7 @@ class Description:
     upstreams: Sequence[Sequence[int]]
     calls: Sequence[str]
     codes: Mapping[str, Code]
+    shapes: Mapping[int, str] = field(default_factory=dict[int, str])
 
     @classmethod
     def of(cls, program: Program, code_of: Callable[[Any], Fingerprint]) -> Description:
@@ -73,8 +75,12 @@ class Description:
             kinds=program.kinds,
             executors=[program.lanes[lane] for lane in program.plan.lane],
             upstreams=program.plan.upstreams,
-            calls=[_call(arguments, names) for arguments in program.arguments],
+            calls=[
+                _call(arguments, names, program.maps[node].sources if node in program.maps else ())
+                for node, arguments in enumerate(program.arguments)
+            ],
             codes=codes,
+            shapes=_shapes(program),
         )
 
     def packed(self) -> bytes:
@@ -84,7 +90,7 @@ class Description:
         def coded(column: Iterable[str]) -> list[int]:
             return [words.setdefault(word, len(words)) for word in column]
 
-        document = {
+        document: dict[str, Any] = {
             "format": _FORMAT,
             "names": list(self.names),
             "tasks": coded(self.tasks),
@@ -95,6 +101,8 @@ class Description:
             "codes": {task: [code.digest, dict(code.parts)] for task, code in self.codes.items()},
             "words": list(words),
         }
+        if self.shapes:
+            document["shapes"] = {str(element): shape for element, shape in self.shapes.items()}
         return zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 1)
 
     @classmethod
@@ -119,17 +127,41 @@ class Description:
                 upstreams=document["upstreams"],
                 calls=document["calls"],
                 codes={task: Code(*code) for task, code in document["codes"].items()},
+                shapes={int(element): shape for element, shape in document.get("shapes", {}).items()},
             )
         except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
             raise StoreError(f"the record of the run's tasks is damaged: {error}", hint="flow store check") from error
 
 
-def _call(arguments: Arguments, names: Sequence[str]) -> str:
+def _shapes(program: Program) -> dict[int, str]:
+    """What changes when a task is, and does the same no longer: not how many at a time, or what it holds meanwhile."""
+    plan = program.plan
+    words: dict[int, list[str]] = {}
+    for node, spec in plan.maps.items():
+        call = program.maps[node]
+        marks = [call.combine, "star" if call.star else "", "filter" if call.filters else ""]
+        marks += [f"fan_in {spec.fan_in}" if spec.fan_in else "", f"enough {spec.enough}" if spec.enough else ""]
+        words.setdefault(node, []).append(f"map {' '.join(filter(None, marks))}")
+    for node, definition in program.definitions.items():
+        words.setdefault(node, []).append(f"workflow {definition.name}")
+    for node, guards in plan.guards.items():
+        for guard in guards:
+            test = program.choices[guard.node][guard.bit]
+            told = _word((getattr(test, "values", ()), getattr(test, "bits", ())), program.names)
+            words.setdefault(node, []).append(f"if {program.names[guard.node]} {type(test).__name__} {told}")
+    for node, rule in plan.rules.items():
+        words.setdefault(node, []).append(f"{rule.name} {rule.at_least}" if rule.at_least else rule.name)
+    for node in plan.teardowns:
+        words.setdefault(node, []).append("teardown")
+    return {node: "; ".join(each) for node, each in words.items()}
+
+
+def _call(arguments: Arguments, names: Sequence[str], sources: Sequence[Any] = ()) -> str:
     """How a task is called: 16 hex digits. What cannot be hashed counts as its type."""
     args, kwargs = arguments.args, arguments.kwargs
     if not args and not kwargs:
         return ""
-    words = [_word(value, names) for value in args]
+    words = [_word(value, names) for value in (*args, *sources)]
     if kwargs:
         words += [f"{name}={_word(kwargs[name], names)}" for name in sorted(kwargs)]
     return blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
@@ -140,6 +172,8 @@ def _word(value: Any, names: Sequence[str]) -> str:
     kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] - truly anything
     if kind is Ref:
         return f"<{names[value.node]}"
+    if kind is Item:
+        return "*"
     if kind in _PLAIN:
         return repr(value)
     filled = fill(value, cast("Sequence[Any]", _Marks(names)))
@@ -173,6 +207,7 @@ class Changes:
     code: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     calls: Sequence[str] = ()
     edges: Sequence[str] = ()
+    shapes: Sequence[str] = ()
     affected: frozenset[str] = frozenset()  # those of the new version that are new or not what they were
 
     def __bool__(self) -> bool:
@@ -188,6 +223,7 @@ class Changes:
             (self.removed, "removed"),
             (self.calls, "called with other arguments"),
             (self.edges, "waiting for other tasks"),
+            (self.shapes, "mapped, conditional or triggered otherwise"),
         ):
             if names:
                 lines.append(f"{what}: {_listed(names)}")
@@ -210,6 +246,7 @@ def compare(old: Description, new: Description) -> Changes:
     added: list[str] = []
     calls: list[str] = []
     edges: list[str] = []
+    shapes: list[str] = []
     affected: set[str] = set()
     for element, name in enumerate(new.names):
         was_at = before.pop(name, None)
@@ -224,10 +261,13 @@ def compare(old: Description, new: Description) -> Changes:
         if _above(old, was_at) != _above(new, element):
             edges.append(name)
             affected.add(name)
+        elif old.shapes.get(was_at, "") != new.shapes.get(element, ""):
+            shapes.append(name)
+            affected.add(name)
         elif old.calls[was_at] != new.calls[element]:
             calls.append(name)
             affected.add(name)
-    return Changes(added, list(before), code, calls, edges, frozenset(affected))
+    return Changes(added, list(before), code, calls, edges, shapes, frozenset(affected))
 
 
 def _above(description: Description, element: int) -> list[str]:

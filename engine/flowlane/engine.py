@@ -17,7 +17,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from flowlane.core.states import RunState
+from flowlane.declare.bounds import Bounds
 from flowlane.declare.compile import compile_workflow
+from flowlane.declare.part import part_of, part_options
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from flowlane.archive import Archive, ResumeOptions
+    from flowlane.declare.limits import Limit
     from flowlane.declare.workflow import OnFailure
     from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
@@ -61,10 +64,26 @@ _AT_ONCE: Final = 0.02
 
 
 class StartOptions(TypedDict, total=False):
-    """Options of one run on an engine: `routes` win over the engine's and the tasks' own, `on_failure` over the workflow's."""
+    """Options of one run on an engine.
+
+    routes        what runs where: wins over the engine's routes and the tasks' own word
+    on_failure, max_failures, deadline, retry_budget  win over the workflow's, see `workflow`
+    limits        Limits by name: win over the engine's, and over those that tasks bring along
+    only          run these tasks alone: names, or patterns with ``*`` and ``?``. The value is then {name: value} of those of them
+                  that no other waits for
+    start_at      run these and what depends on them
+    until         run these and what they depend on; with `start_at`, what lies between
+    """
 
     routes: Mapping[str, str] | None
     on_failure: OnFailure | None
+    max_failures: int | str | None
+    deadline: float | None
+    retry_budget: int | None
+    limits: Sequence[Limit]
+    only: Sequence[str]
+    start_at: Sequence[str]
+    until: Sequence[str]
 
 
 class Engine:
@@ -78,6 +97,7 @@ class Engine:
     grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes``
     has that
                executor's own: options={"processes": {"grace": 2.0}}
+    limits     Limits that tasks may name, see `Limit`; they win over those that tasks bring along
     store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
                keeps nothing. One that was given as a Store is not closed with the engine
 
@@ -94,6 +114,7 @@ class Engine:
         sinks: Sequence[Sink] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         grace: float = GRACE,
+        limits: Sequence[Limit] = (),
         store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         given = dict(executors or {})
@@ -102,6 +123,7 @@ class Engine:
             if name in _SIZED and name not in given:
                 keywords.setdefault(name, {})["slots"] = number
         self._routes = dict(routes or {})
+        self._limits = _named(limits, "Engine(limits=...)")
         self._slots = dict(slots or {})
         self._registry = Registry(given, keywords)
         self._dispatcher = Dispatcher(self._registry, self._slots, grace)
@@ -282,11 +304,14 @@ class Engine:
             program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
         )
 
-    def compile(
-        self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
-    ) -> Program:
+    def compile(self, bound: Bound[Any], **options: Unpack[StartOptions]) -> Program:
         """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
+        bounds = Bounds.of(options, "a run")
+        limits = {**self._limits, **_named(options.get("limits") or (), "a run's limits=...")}
+        part = part_options(options)
         workflow = bound.build()
+        if part:
+            workflow = part_of(workflow, part)
         with self._compiling:
             for name, number in self._slots.items():
                 if type(number) is not int or number < 1:
@@ -295,9 +320,12 @@ class Engine:
             return compile_workflow(
                 workflow,
                 capabilities=self._registry.capabilities,
-                routes=routes or {},
+                routes=options.get("routes") or {},
                 defaults=self._routes,
-                on_failure=on_failure,
+                on_failure=options.get("on_failure"),
+                bounds=bounds,
+                limits=limits,
+                slots=self._slots,
             )
 
     def launch(self, program: Program, *, keep_history: bool, origin: str = "") -> RunHandle[Any]:
@@ -511,6 +539,14 @@ def _check_resume_options(how: Mapping[str, Any]) -> None:
             )
         if name in ("restart", "rerun") and isinstance(value, str):
             raise UsageError(f"{name} is a list of tasks' names, not {value!r}", hint=f"{name}=[{value!r}]")
+
+
+def _named(limits: Sequence[Limit], who: str) -> dict[str, Limit]:
+    if not limits:
+        return {}
+    from flowlane.declare.limits import by_name
+
+    return by_name(limits, who)
 
 
 def _closed() -> EngineClosed:

@@ -509,6 +509,37 @@ class Workflow:
         """Refuse further nodes: the body has ended, well or not."""
         self.is_open = False
 
+    def reduced_to(self, kept: Sequence[int]) -> Workflow:
+        """A new graph of the nodes `kept` alone, given in order, which read nothing of the others; its result is its sinks'."""
+        from flowlane.runtime.values import fill
+
+        number = {node: index for index, node in enumerate(kept)}
+        refs = cast("Sequence[Any]", {node: Ref(index) for node, index in number.items()})
+        twin = self.with_result(_SINKS)
+        twin._settings = [self._settings[node] for node in kept]
+        twin._names = [self._names[node] for node in kept]
+        twin._inputs = [tuple([number[up] for up in self._inputs[node]]) for node in kept]
+        twin._site_of = array("I", [self._site_of[node] for node in kept])
+        twin._arguments = [
+            Arguments(
+                tuple([fill(value, refs) for value in each.args]),
+                {name: fill(value, refs) for name, value in each.kwargs.items()},
+                each.direct,
+                each.nested,
+            )
+            for each in (self._arguments[node] for node in kept)
+        ]
+        edges = self.edges()
+        twin._after = {
+            number[node]: before
+            for node in kept
+            if (before := tuple([number[up] for up in edges[node] if up in number]))
+        }
+        twin._orders = []
+        if self._sparse is not None:
+            twin._sparse = self._sparse.reduced_to(kept, number, lambda template: fill(template, refs))
+        return twin
+
     def with_result(self, template: Any) -> Workflow:
         """The same graph, shared, with this result."""
         twin = object.__new__(Workflow)
