@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "Outcome", "evaluate"]
 
 OK = "succeeded"
+NEVER = ""  # of an element that never came to be
 
 
 @dataclass
@@ -379,7 +380,11 @@ class Interpreter:
                 done[key] = self.attempts(name, statement, [*own, *fixed])
             if statement.enough:
                 self.ending.loose.add(name)
-                if self.pick(name, {done[key].state, "cancelled"}) == "cancelled":
+                ended = self.pick(name, {done[key].state, "cancelled", NEVER})
+                if ended == NEVER:  # there was enough before its turn came
+                    del done[key]
+                    continue
+                if ended == "cancelled":
                     done[key] = Outcome("cancelled")
             self.ending.states[name] = done[key].state
         return self.gathered(statement, todo, done)

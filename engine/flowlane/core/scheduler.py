@@ -1440,7 +1440,7 @@ class Scheduler:
                 self._not_needed(chain, stage)
         elif chain.failed and stage.position == 0:
             self._settle(container, FAILED, Reason.RAISED)
-        elif stage.failed or (stage.spec.enough and stage.upstream_failed + stage.skipped + stage.cancelled + stage.ok):
+        elif stage.failed:
             self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
         elif stage.upstream_failed:
             self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
@@ -1609,7 +1609,8 @@ class Scheduler:
 
         What tidies up is spared, so that it can: until somebody cancels a second time.
         """
-        if reason is Reason.CANCEL_REQUESTED and self._stopping is Reason.CANCEL_REQUESTED:
+        again = reason is Reason.CANCEL_REQUESTED and self._stopping is Reason.CANCEL_REQUESTED
+        if again or not self._begun:  # nothing was set up yet
             self._forced = True
         if self._stopping in (None, Reason.DRAINED):  # a cancel outranks a drain; nothing outranks a cancel
             self._stopping = reason
