@@ -210,8 +210,8 @@ class RunResult(Generic[R]):
         """The chain of tasks with the longest summed time: with any number of slots the run would have taken this long.
 
         (name, seconds) from source to sink: the latest attempt, and for a retried task what came before it. Tasks that did
-        not run count 0. Of a run in which tasks became others it is the way that led to its end: from what ended last back to what
-        that had waited for, element by element.
+        not run count 0. Of a run in which tasks became others it is the way that led to its end: from what ended last
+        back to what that had waited for, element by element.
         """
         record = self._record
         if len(record.states) > record.plan.size:

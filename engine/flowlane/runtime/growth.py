@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from flowlane.program import MapCall, Program, Test
     from flowlane.runtime.ports import Target
 
-__all__ = ["Cast", "Growing", "Growth", "Part", "Roster"]
+__all__ = ["Cast", "Growing", "Growth", "Part", "Roster", "cores_of"]
 
 T = TypeVar("T")
 
@@ -267,7 +267,9 @@ class Cast:
     __slots__ = (
         "combine",
         "container",
+        "cores",
         "filters",
+        "memory",
         "name",
         "node",
         "once",
@@ -288,6 +290,8 @@ class Cast:
         self.star = call.star
         self.filters = call.filters
         self.once = node in program.once
+        self.cores = cores_of(program, node)
+        self.memory = program.memory.get(node, 0)
         self.combine = call.combine
         #: of a chained map, the stages that its items come from, by position in the chain
         self.over = [over[source.node] for source in call.sources] if program.plan.maps[node].over else []
@@ -612,3 +616,9 @@ def _grouped(source: _Source, size: int) -> _Source:
     items = list(source.items if source.items is not None else source.iterator or ())
     groups = [items[low : low + size] for low in range(0, len(items), size)]
     return _Source(groups or [[]], None, None)
+
+
+def cores_of(program: Program, node: int) -> int:
+    """Slots of its lane that an attempt holds."""
+    plan = program.plan
+    return plan.requirements[plan.requirement[node]].slots if node in plan.requirement else 1

@@ -38,7 +38,7 @@ from flowlane.runtime.failures import (
     unreadable,
     worker_died,
 )
-from flowlane.runtime.growth import Growth, Roster
+from flowlane.runtime.growth import Growth, Roster, cores_of
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -198,6 +198,7 @@ class Runner:
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
         self.growth.remote = self._remote
         self._size = program.plan.size  # elements below are nodes of the program
+        self._needs = _needs_of(program)
         self._curious = frozenset(
             {*program.choices, *program.raw_missing}
         )  # nodes with more to them than arguments and a value
@@ -838,6 +839,10 @@ class Runner:
         if program.once:
             for job in jobs:
                 job.once = job.once or (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
+        if self._needs:
+            for job in jobs:
+                if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
+                    job.cores, job.memory = needs
         if self._enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
@@ -856,12 +861,13 @@ class Runner:
                 index += block.first
                 keys = self.roster.keys(block.owner)
                 name = f"{cast.name}[{index if keys is None else keys[index]}]"
-                target, once = cast.target, cast.once
+                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
                 args, kwargs = growth.arguments_of(element, index, cast, home)
             else:
                 name = self.roster.names[element]
                 program, node = growth.declared(element)
                 target, once = program.targets[node], node in program.once
+                cores, memory = cores_of(program, node), program.memory.get(node, 0)
                 args, kwargs = growth.arguments(element, home)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
@@ -873,7 +879,7 @@ class Runner:
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
         ref = make_ref(self.token, element, attempt)
-        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once)
+        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
@@ -954,3 +960,10 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
+    """node → (cores, memory) of those that need others than (1, 0)."""
+    nodes = {*program.plan.requirement, *program.memory}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0)}

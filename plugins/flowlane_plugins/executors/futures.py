@@ -226,8 +226,8 @@ class FuturesExecutor:
             self._headers[id(target), job.run] = known
         payload = transport.encode_arguments(target, job.args, job.kwargs)
         files = transport.files_in(payload)
-        if files:
-            return (worker.perform, known[1], payload, job.task, job.attempt, files)
+        if files or job.cores > 1:
+            return (worker.perform, known[1], payload, job.task, job.attempt, files, job.cores)
         return (worker.perform, known[1], payload, job.task, job.attempt)
 
     def _hand_to(self, pool: Executor, flight: Flight, call: Sequence[Any]) -> None:
