@@ -148,5 +148,6 @@ class Archive:
             on_request=asked,
             on_caught_up=lambda: soon(lambda runner: runner.caught_up()),
             codes=codes,
+            describe=lambda program: Description.of(program, codes.of),
             listener=run.record if run.steps is not None else None,
         )

@@ -71,6 +71,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
     from flowlane.runtime.recorder import Recorder
+    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -383,6 +384,8 @@ class Runner:
     def found(self, element: int, attempt: int, value: Any, stored: object) -> None:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
+        if element >= self._size:
+            self.growth.used(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
             chosen = self._chosen(element, value)
@@ -573,7 +576,8 @@ class Runner:
             report.failure = Failure.of(error)
             self._step([self._event(report, element, attempt)], {(element, attempt): report})
             return
-        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report})
+        payload = self._gate.packed_work(element, work) if self._gate is not None else None
+        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report}, payload)
 
     def _check_depth(self, element: int) -> None:
         program, node = self.growth.declared(element)
@@ -596,8 +600,17 @@ class Runner:
             return
         self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, {})
 
-    def _graft(self, element: int, attempt: int, made: Program, started: int, ended: int, reports: Reports) -> None:
-        """Let an element become a program's graph, once the executors that it needs are open."""
+    def _graft(
+        self,
+        element: int,
+        attempt: int,
+        made: Program,
+        started: int,
+        ended: int,
+        reports: Reports,
+        work: Payload | None = None,
+    ) -> None:
+        """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
         if not self._dispatcher.is_open(made.lanes):
             opening = self._loop.create_task(self._dispatcher.open(made.lanes))
 
@@ -606,13 +619,15 @@ class Runner:
                     error = task.exception() if not task.cancelled() else asyncio.CancelledError()
                     self.fail(error or asyncio.CancelledError())
                 else:
-                    self._if_running(self._graft, element, attempt, made, started, ended, reports)
+                    self._if_running(self._graft, element, attempt, made, started, ended, reports, work)
 
             opening.add_done_callback(opened)
             return
         plan = self._fitted(made)
         start = self.scheduler.size
         self.growth.grafted(start, made)
+        if self._gate is not None:
+            self._gate.grafted(start, made, work)
         self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
 
     def _fitted(self, made: Program) -> Plan:
@@ -737,6 +752,8 @@ class Runner:
         size = self.scheduler.size
         self._values.extend([None] * (size - len(self._values)))
         self.measured.grow(size)
+        if self._gate is not None:
+            self._gate.grown()
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:

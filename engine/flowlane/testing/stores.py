@@ -326,7 +326,9 @@ class StoreContract:
         lease = store.begin(new_run(), new_session())
         assert store.blocks(lease.run) == []
         store.write(lease, [attempt(1003)], (), [BlockRow(1003, 1, 2, 1, 7, 3, b"")])
-        store.write(lease, [], (), [BlockRow(3, 1000, 1, 1, 0, 0, b'{"stages":[1]}'), BlockRow(1004, 2, 0, 5, 0, 0, b"\0")])
+        store.write(
+            lease, [], (), [BlockRow(3, 1000, 1, 1, 0, 0, b'{"stages":[1]}'), BlockRow(1004, 2, 0, 5, 0, 0, b"\0")]
+        )
         for each in (store, open_store()):
             assert each.blocks(lease.run) == [
                 StoredBlock(3, 1000, 1, 1, 0, 0, b'{"stages":[1]}', 0),
