@@ -14,7 +14,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowlane.errors import StoreError
-from flowlane.program import Ref
+from flowlane.program import Item, Ref
 from flowlane.runtime.values import fill
 from flowlane.storage.digest import Unhashable, digest
 
@@ -67,13 +67,16 @@ class Description:
             found = code_of(target.fn)
             codes[target.name] = Code(found.digest.hex(), dict(found.parts))
         names = program.names
+        calls = [_call(arguments, names) for arguments in program.arguments]
+        for node, words in _ways(program).items():
+            calls[node] = _hashed([calls[node], *words])
         return cls(
             names=names,
             tasks=[target.name for target in program.targets],
             kinds=program.kinds,
             executors=[program.lanes[lane] for lane in program.plan.lane],
             upstreams=program.plan.upstreams,
-            calls=[_call(arguments, names) for arguments in program.arguments],
+            calls=calls,
             codes=codes,
         )
 
@@ -132,7 +135,31 @@ def _call(arguments: Arguments, names: Sequence[str]) -> str:
     words = [_word(value, names) for value in args]
     if kwargs:
         words += [f"{name}={_word(kwargs[name], names)}" for name in sorted(kwargs)]
+    return _hashed(words)
+
+
+def _hashed(words: Sequence[str]) -> str:
     return blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
+
+
+def _ways(program: Program) -> dict[int, list[str]]:
+    """What else makes a difference to what comes of a node: items of maps, rules, conditions. Of most there is nothing."""
+    plan, names = program.plan, program.names
+    ways: dict[int, list[str]] = {}
+    for node, call in program.maps.items():
+        spec = plan.maps[node]
+        over = [names[up] for up in spec.over]
+        how = f"{call.combine} {call.star} {call.filters} {spec.enough} {spec.fan_in} {spec.grafts} {over}"
+        ways.setdefault(node, []).extend([how, *[_word(source, names) for source in call.sources]])
+    for node, rule in plan.rules.items():
+        ways.setdefault(node, []).append(f"rule {rule.name} {rule.at_least}")
+    for node, guards in plan.guards.items():
+        for guard in guards:
+            test = program.choices[guard.node][guard.bit]
+            ways.setdefault(node, []).append(f"if <{names[guard.node]} {_word(test, names)}")
+    for node, block in plan.teardowns.items():
+        ways.setdefault(node, []).append(f"after {sorted([names[each] for each in block])}")
+    return ways
 
 
 def _word(value: Any, names: Sequence[str]) -> str:
@@ -142,6 +169,8 @@ def _word(value: Any, names: Sequence[str]) -> str:
         return f"<{names[value.node]}"
     if kind in _PLAIN:
         return repr(value)
+    if kind is Item:
+        return "<item"
     filled = fill(value, cast("Sequence[Any]", _Marks(names)))
     try:
         return digest(filled).hex()

@@ -1,7 +1,7 @@
 """Blocks of tasks that come into being, between a run and its store: see `BlockRow` for what is stored of each.
 
 What the data of a block says depends on its kind: of elements of maps which maps (their elements' numbers, by stage) and by what
-keys they are known, as JSON; of a graph its description; of a merge nothing.
+keys they are known, as JSON; of a graph its description; of a merge the elements that it merges.
 """
 
 from __future__ import annotations
@@ -56,10 +56,11 @@ class ChainData(NamedTuple):
 def grown(
     block: Block,
     keys_of: Callable[[int], Sequence[Any] | None],
+    merges: Callable[[int], Sequence[int]],
     described: tuple[Describes, Payload | None] | None,
 ) -> Grown:
     """A block that the scheduler has added. `keys_of` tells the keys of a map's elements by index, None where they have none;
-    `described` what a graph looks like, and the work that it was made of.
+    `merges` the elements that a merge reads; `described` what a graph looks like, and the work that it was made of.
     """
     if block.kind == CHAIN:
         assert block.chain is not None
@@ -74,7 +75,8 @@ def grown(
         row = BlockRow(block.start, block.count, block.kind, block.owner, 0, 0, b"")
         return Grown(row, *described) if described is not None else Grown(row)
     level, number = block.where
-    return Grown(BlockRow(block.start, block.count, block.kind, block.owner, number, level, b""))
+    data = json.dumps(list(merges(block.start)), separators=(",", ":")).encode()
+    return Grown(BlockRow(block.start, block.count, block.kind, block.owner, number, level, data))
 
 
 def read_chain(data: bytes) -> ChainData:

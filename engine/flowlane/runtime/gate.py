@@ -119,7 +119,8 @@ class Gate:
         """Tasks have come into being: they are stored before anything that becomes of them."""
         blocks = self._run.scheduler.blocks
         for block in islice(blocks, self._blocks_told, None):
-            self._keeper.grow(grown(block, self._run.roster.keys, self._described.pop(block.start, None)))
+            described = self._described.pop(block.start, None)
+            self._keeper.grow(grown(block, self._run.roster.keys, self._run.scheduler.inputs, described))
         self._blocks_told = len(blocks)
 
     def _declared(self, element: int) -> tuple[Program, int]:

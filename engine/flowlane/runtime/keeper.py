@@ -187,9 +187,12 @@ class Keeper:
         """Commit what is left. Raises StoreError."""
         while self._grown:
             self._blocks.append(self._bound(self._grown.popleft()))
-        if self._rows or self._blocks:
+        if self._blocks:
             self.store.write(self.lease, self._rows, self._cached, self._blocks)
             self._rows, self._cached, self._blocks = [], [], []
+        elif self._rows:
+            self.store.write(self.lease, self._rows, self._cached)
+            self._rows, self._cached = [], []
         self._rows_out, self._bytes_out = self._rows_folded, self._bytes_folded
 
     def requests(self) -> None:

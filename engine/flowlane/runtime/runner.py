@@ -63,7 +63,7 @@ if TYPE_CHECKING:
     from flowlane.core.plan import Plan, Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
-    from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
@@ -171,6 +171,7 @@ class Runner:
         self._gate: Gate | None = None
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
+        self._memory = beginning.memory
         self._values: list[Any] = [None] * program.plan.size
         for element, value in beginning.values.items():
             self._values[element] = value
@@ -183,7 +184,7 @@ class Runner:
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
+        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self._limits = {spec.name: number for number, spec in enumerate(program.limits)}
@@ -193,10 +194,13 @@ class Runner:
             token=self.token,
             jitter=random.Random().random,
             limits=[dispatcher.limit(spec) for spec in program.limits],
+            recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
         self.growth.remote = self._remote
+        if self._memory is not None:
+            self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
         self._curious = frozenset(
             {*program.choices, *program.raw_missing}
@@ -241,7 +245,7 @@ class Runner:
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
-        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown))], {})
+        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
 
     def caught_up(self) -> None:
         """The store has written what was waiting for it."""
@@ -628,6 +632,8 @@ class Runner:
         self.growth.grafted(start, made)
         if self._gate is not None:
             self._gate.grafted(start, made, work)
+        if self._memory is not None:
+            self._memory.grafted(start, element, made)
         self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
 
     def _fitted(self, made: Program) -> Plan:
@@ -728,6 +734,8 @@ class Runner:
             step = self.scheduler.handle(events, at)
             if self.scheduler.size > len(self._values):
                 self._grow()
+            if self._memory is not None:
+                self._remember(self._memory)
             if step.transitions and self._heard:
                 self._record(step.transitions, reports)
             if step.commands:
@@ -755,6 +763,33 @@ class Runner:
         if self._gate is not None:
             self._gate.grown()
 
+    def _remember(self, memory: Memory) -> None:
+        """Take over what an earlier session had finished of that which has come into being."""
+        recalled = memory.take()
+        self.failures.update(recalled.failures)
+        for element, value in recalled.values.items():
+            self._values[element] = value
+
+    def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
+        """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
+        go: list[int] = []
+        for element in elements:
+            found = memory.work(element) if self.scheduler.attempt(element) == 1 else None
+            if found is None:
+                go.append(element)
+            else:
+                self._loop.call_soon(self._if_running, self._go_on_with, element, found)
+        return go
+
+    def _go_on_with(self, element: int, found: Work) -> None:
+        try:
+            program, _ = self.growth.declared(element)
+            made = self._maker.of_work(found.work, program)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            self.refuse(element, 1, error)
+            return
+        self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
+
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
             self._journal.append(self.info.id, transitions, reports)
@@ -769,6 +804,8 @@ class Runner:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
                     go = command.elements
+                    if self._memory is not None:
+                        go = self._go_on(self._memory, go)
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
