@@ -303,6 +303,10 @@ class Scheduler:
         """The elements whose values it reads; of an element of a map only those that it merges."""
         return self._inputs[element]
 
+    def is_graft(self, element: int) -> bool:
+        """Whether it becomes a graph when its turn comes, without running before."""
+        return element in self._grafts
+
     def is_read(self, element: int) -> bool:
         """Whether somebody will read its value yet."""
         return self._uses[element] > 0

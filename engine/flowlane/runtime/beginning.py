@@ -24,8 +24,12 @@ __all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredValue", "Wo
 
 
 class Recalled(NamedTuple):
-    """What is new to a run about elements that came into being, and had ended in an earlier session."""
+    """What is new to a run about elements that came into being, and had ended in an earlier session.
 
+    done  elements of maps among them: they need their items no more
+    """
+
+    done: list[int]
     values: dict[int, StoredValue]
     failures: dict[int, Failure]
 

@@ -130,6 +130,7 @@ class Keeper:
         self._cached: list[CacheRow] = []
         self._grown: deque[Grown] = deque()  # what the loop has added, and is not stored yet
         self._blocks: list[BlockRow] = []
+        self._origins: dict[int, ResultRef] = {}
         self._adopted: dict[int, AttemptRow] = {}  # of the loop: rows of what an earlier session had finished
         self._heard: set[str] = set()
         self._rows_in = self._bytes_in = 0  # of the loop
@@ -150,6 +151,10 @@ class Keeper:
     def adopt(self, row: AttemptRow) -> None:
         """A task that comes into being ends as an earlier session saw it end; `row` is stored in the place of that news."""
         self._adopted[row.element] = row
+
+    def go_on(self, element: int, origin: ResultRef) -> None:
+        """A task becomes others again that an earlier session had begun with: all its rows say where."""
+        self._origins[element] = origin
 
     def behind(self, share: float = 1.0) -> bool:
         """Whether more than `share` of what may wait is waiting. Any thread."""
@@ -263,6 +268,8 @@ class Keeper:
                     origin = value.origin
                 if report.cpu >= 0 or report.failure is not None or type(value) is Unstored:
                     detail = _detail(report)
+            if self._origins and not result and origin is None:
+                origin = self._origins.get(element)
             came, began = ready[element], started[element]
             if self._intended and (element, attempt) in self._intended:
                 intended = self._intended.pop((element, attempt))

@@ -769,6 +769,8 @@ class Runner:
         self.failures.update(recalled.failures)
         for element, value in recalled.values.items():
             self._values[element] = value
+        for element in recalled.done:
+            self.growth.used(element)
 
     def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
         """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
@@ -786,7 +788,8 @@ class Runner:
             program, _ = self.growth.declared(element)
             made = self._maker.of_work(found.work, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            self.refuse(element, 1, error)
+            self.failures[element] = Failure.of(error)
+            self._step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
             return
         self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
 
