@@ -430,7 +430,7 @@ class Engine:
         run.wake_readers()
         lanes = program.lanes
         if beginning.restored or beginning.cached:  # what has nothing left to run is not started for it
-            done = {*beginning.restored, *beginning.cached}
+            done = {*beginning.restored, *beginning.cached, *beginning.skipped}
             left = {lane for element, lane in enumerate(program.plan.lane) if element not in done}
             lanes = tuple([name for lane, name in enumerate(lanes) if lane in left])
         if self._dispatcher.is_open(lanes):

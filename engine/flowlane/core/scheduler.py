@@ -144,7 +144,7 @@ class Scheduler:
     jitter  returns a share in [0, 1) for each backoff with jitter; default: always the full delay
     limits  indexed by the requirements of the plan; may be shared with other schedulers
     recall  asked, for each element that comes into being while the run goes on, how an earlier session had ended it: the index
-            of a state (SUCCEEDED, CACHED, SKIPPED, UNKNOWN) or 0
+            of a state (SUCCEEDED, CACHED, SKIPPED, UNKNOWN), above its 8 bits the conditions on its value that hold; or 0
 
     Feed it with `handle`, first a RunStarted. Not thread-safe: one owner calls it.
     """
@@ -303,6 +303,22 @@ class Scheduler:
     def inputs(self, element: int) -> Sequence[int]:
         """The elements whose values it reads; of an element of a map only those that it merges."""
         return self._inputs[element]
+
+    def is_graft(self, element: int) -> bool:
+        """Whether it becomes a graph when its turn comes, without running before."""
+        return element in self._grafts
+
+    def is_read(self, element: int) -> bool:
+        """Whether somebody will read its value yet."""
+        return self._uses[element] > 0
+
+    def chain_of(self, container: int) -> tuple[Chain, Stage]:
+        """The chain that a map is in, and its stage there; only to look at."""
+        return self._stages[container]
+
+    def tree_of(self, container: int) -> Tree:
+        """What is known of a reduction by tree; only to look at."""
+        return self._trees[container]
 
     def upstreams(self, element: int) -> Sequence[int]:
         """The elements it waits for."""
@@ -524,7 +540,7 @@ class Scheduler:
         self._begun = True
         if self.plan.deadline:
             heappush(self._times, (self._at + self.plan.deadline, _RUN_DEADLINE, 0, 0))
-        if event.restored or event.cached or event.unknown:
+        if event.restored or event.cached or event.unknown or event.skipped:
             self._restore(event)
         self._start_graph(range(self.plan.size))
 
@@ -556,14 +572,28 @@ class Scheduler:
 
     def _restore(self, event: m.RunStarted) -> None:
         """Begin with what an earlier session had finished."""
-        done = {**dict.fromkeys(event.restored, SUCCEEDED), **dict.fromkeys(event.cached, CACHED)}
+        done = {
+            **dict.fromkeys(event.restored, SUCCEEDED),
+            **dict.fromkeys(event.cached, CACHED),
+            **dict.fromkeys(event.skipped, SKIPPED),
+        }
         self._restored.update(done)
+        self._chosen.update(event.chosen)
         for element, target in sorted(done.items()):  # as they were declared: people read this
             self._settle(element, target, Reason.RESTORED)
         for element in event.unknown:
             self._settle(element, UNKNOWN, Reason.PROCESS_DIED)
         self._ripple()
+        self._rest_is_not_needed(done)
         self._released[:] = dict.fromkeys(self._released)  # who read it and who made it may both have told
+
+    def _rest_is_not_needed(self, restored: Iterable[int]) -> None:
+        """Of joins that an earlier session had made, the upstreams that had not ended by then."""
+        for element in restored:
+            rule = self._rules.get(element)
+            if rule is not None and rule.cancel_rest and self._state[element] in _DONE:
+                self._cancel([up for up in self.upstreams(element) if self._state[up] not in _ENDED], Reason.NOT_NEEDED)
+        self._ripple()
 
     def _make_ready(self, element: int, attempt: int, code: int) -> None:
         at = self._at
@@ -1110,9 +1140,9 @@ class Scheduler:
         scope.blocks.append(len(self._elements.blocks))
         elements = self._add_graph(event.plan, element)
         if self._recall is not None:
-            for each in elements:
-                self._remember(each)
+            remembered = [each for each in elements if self._remember(each)]
             self._ripple()
+            self._rest_is_not_needed(remembered)
         self._start_graph(elements)
         if not scope.open and not scope.concluded:
             self._conclude_graph(element, scope)
@@ -1120,9 +1150,12 @@ class Scheduler:
     def _remember(self, element: int) -> bool:
         """Let an element end as it had in an earlier session, if it had."""
         assert self._recall is not None
-        code = self._recall(element)
-        if not code:
+        told = self._recall(element)
+        if not told:
             return False
+        code, chosen = told & 0xFF, told >> 8
+        if chosen:
+            self._chosen[element] = chosen
         self._restored.add(element)
         self._settle(element, code, Reason.PROCESS_DIED if code == UNKNOWN else Reason.RESTORED)
         return True

@@ -361,6 +361,22 @@ class Growth:
             return ()
         return self._programs[element - place.number].choices.get(place.number, ())
 
+    def name(self, element: int) -> str:
+        """Its name, for people."""
+        return self._roster.names[element]
+
+    def keys(self, container: int) -> Sequence[Any] | None:
+        """The keys of a map's elements, by index, where they have any."""
+        return self._roster.keys(container)
+
+    def sources(self, container: int) -> list[int]:
+        """The elements whose values a map's items are made of; of one that is chained to others nothing but these."""
+        program, node = self.declared(container)
+        seen = _Seen()
+        for source in program.maps[node].sources:
+            fill(source, cast("Sequence[Any]", seen))
+        return [container - node + each for each in seen.nodes]
+
     def depth(self, element: int) -> int:
         """How many graphs it is inside of, the run's own not counted."""
         depth = 0
@@ -542,6 +558,18 @@ class Growth:
                 return None
         start = container - self._scheduler.place(container).number
         return self._roster.keys(start + node)
+
+
+class _Seen:
+    """In place of values: which of them are asked for."""
+
+    __slots__ = ("nodes",)
+
+    def __init__(self) -> None:
+        self.nodes: dict[int, None] = {}
+
+    def __getitem__(self, node: int) -> None:
+        self.nodes[node] = None
 
 
 class _Local:

@@ -64,7 +64,7 @@ if TYPE_CHECKING:
     from flowlane.core.plan import Plan, Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
-    from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
@@ -72,6 +72,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
     from flowlane.runtime.recorder import Recorder
+    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -171,6 +172,7 @@ class Runner:
         self._gate: Gate | None = None
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
+        self._memory = beginning.memory
         self._values: list[Any] = [None] * program.plan.size
         for element, value in beginning.values.items():
             self._values[element] = value
@@ -183,7 +185,7 @@ class Runner:
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
+        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self._limits = {spec.name: number for number, spec in enumerate(program.limits)}
@@ -193,10 +195,13 @@ class Runner:
             token=self.token,
             jitter=random.Random().random,
             limits=[dispatcher.limit(spec) for spec in program.limits],
+            recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
         self.growth.remote = self._remote
+        if self._memory is not None:
+            self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
         self._needs = _needs_of(program)
         self._curious = frozenset(
@@ -242,7 +247,7 @@ class Runner:
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
-        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown))], {})
+        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
 
     def caught_up(self) -> None:
         """The store has written what was waiting for it."""
@@ -392,6 +397,8 @@ class Runner:
     def found(self, element: int, attempt: int, value: Any, stored: object) -> None:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
+        if element >= self._size:
+            self.growth.used(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
             chosen = self._chosen(element, value)
@@ -578,7 +585,8 @@ class Runner:
             report.failure = Failure.of(error)
             self._step([self._event(report, element, attempt)], {(element, attempt): report})
             return
-        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report})
+        payload = self._gate.packed_work(element, work) if self._gate is not None else None
+        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report}, payload)
 
     def _check_depth(self, element: int) -> None:
         program, node = self.growth.declared(element)
@@ -601,8 +609,17 @@ class Runner:
             return
         self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, {})
 
-    def _graft(self, element: int, attempt: int, made: Program, started: int, ended: int, reports: Reports) -> None:
-        """Let an element become a program's graph, once the executors that it needs are open."""
+    def _graft(
+        self,
+        element: int,
+        attempt: int,
+        made: Program,
+        started: int,
+        ended: int,
+        reports: Reports,
+        work: Payload | None = None,
+    ) -> None:
+        """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
         if not self._dispatcher.is_open(made.lanes):
             opening = self._loop.create_task(self._dispatcher.open(made.lanes))
 
@@ -611,13 +628,17 @@ class Runner:
                     error = task.exception() if not task.cancelled() else asyncio.CancelledError()
                     self.fail(error or asyncio.CancelledError())
                 else:
-                    self._if_running(self._graft, element, attempt, made, started, ended, reports)
+                    self._if_running(self._graft, element, attempt, made, started, ended, reports, work)
 
             opening.add_done_callback(opened)
             return
         plan = self._fitted(made)
         start = self.scheduler.size
         self.growth.grafted(start, made)
+        if self._gate is not None:
+            self._gate.grafted(start, made, work)
+        if self._memory is not None:
+            self._memory.grafted(start, element, made)
         self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
 
     def _fitted(self, made: Program) -> Plan:
@@ -718,6 +739,8 @@ class Runner:
             step = self.scheduler.handle(events, at)
             if self.scheduler.size > len(self._values):
                 self._grow()
+            if self._memory is not None:
+                self._remember(self._memory)
             if step.transitions and self._heard:
                 self._record(step.transitions, reports)
             if step.commands:
@@ -742,6 +765,38 @@ class Runner:
         size = self.scheduler.size
         self._values.extend([None] * (size - len(self._values)))
         self.measured.grow(size)
+        if self._gate is not None:
+            self._gate.grown()
+
+    def _remember(self, memory: Memory) -> None:
+        """Take over what an earlier session had finished of that which has come into being."""
+        recalled = memory.take()
+        self.failures.update(recalled.failures)
+        for element, value in recalled.values.items():
+            self._values[element] = value
+        for element in recalled.done:
+            self.growth.used(element)
+
+    def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
+        """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
+        go: list[int] = []
+        for element in elements:
+            found = memory.work(element) if self.scheduler.attempt(element) == 1 else None
+            if found is None:
+                go.append(element)
+            else:
+                self._loop.call_soon(self._if_running, self._go_on_with, element, found)
+        return go
+
+    def _go_on_with(self, element: int, found: Work) -> None:
+        try:
+            program, _ = self.growth.declared(element)
+            made = self._maker.of_work(found.work, program)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            self.failures[element] = Failure.of(error)
+            self._step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
+            return
+        self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
@@ -757,6 +812,8 @@ class Runner:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
                     go = command.elements
+                    if self._memory is not None:
+                        go = self._go_on(self._memory, go)
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
