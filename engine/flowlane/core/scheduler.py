@@ -296,6 +296,13 @@ class Scheduler:
         """The block that an element is in."""
         return self._elements.block(element)
 
+    def sibling(self, element: int, container: int) -> int:
+        """The element of the same index in another map of the chain."""
+        block = self._elements.block(element)
+        assert block.chain is not None
+        own = (element - block.start) % len(block.chain.stages)
+        return element - own + self._stages[container][1].position
+
     def position(self, container: int) -> int:
         """Which stage of its chain a map is, from 0."""
         return self._stages[container][1].position

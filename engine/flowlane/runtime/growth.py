@@ -513,6 +513,12 @@ class Growth:
         if source is not None and source.items is None:
             source.ahead.pop(index, None)
 
+    def used_up(self, element: int) -> None:
+        """`used`, for an element of whatever kind."""
+        place = self._scheduler.place(element)
+        if place.kind == CHAIN:
+            self.used(place.owner, place.number)
+
     # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def grafted(self, start: int, program: Program) -> None:

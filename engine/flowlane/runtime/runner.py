@@ -398,7 +398,7 @@ class Runner:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
         if element >= self._size:
-            self.growth.used(element)
+            self.growth.used_up(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
             chosen = self._chosen(element, value)
@@ -775,7 +775,7 @@ class Runner:
         for element, value in recalled.values.items():
             self._values[element] = value
         for element in recalled.done:
-            self.growth.used(element)
+            self.growth.used_up(element)
 
     def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
         """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
