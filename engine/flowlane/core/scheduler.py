@@ -1057,6 +1057,7 @@ class Scheduler:
             if node not in plan.maps and node not in plan.grafts:
                 queue = self._waiting.number(plan.lane[node], plan.requirements[number])
                 e.queue[start + node] = queue
+                e.linked[start + node] = 1  # what it holds of limits is given back out of line
         special = {*plan.rules, *plan.teardowns, *plan.guards, *plan.maps, *plan.grafts}
         self._special.update([start + node for node in special])
         for up, nodes in cut.items():
@@ -1539,16 +1540,22 @@ class Scheduler:
             if stage.spec.cancel_rest:
                 self._not_needed(chain, stage)
         elif chain.failed and stage.position == 0:
-            self._settle(container, FAILED, Reason.RAISED)
+            self._end_container(container, FAILED, Reason.RAISED)
         elif stage.failed:
-            self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
+            self._end_container(container, FAILED, Reason.ELEMENTS_FAILED)
         elif stage.upstream_failed:
-            self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+            self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif stage.cancelled:
-            self._settle(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)
+            self._end_container(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)
         else:
             self._succeed_container(container, Reason.ELEMENTS_DONE)
         self._part_with(container)
+
+    def _end_container(self, container: int, target: int, reason: Reason) -> None:
+        """A map has not succeeded. Somebody may want what there is of it all the same."""
+        if self._uses[container] and any(below in self._rules for below in self._dependants[container]):
+            self._step.commands.append(m.Gather(container))
+        self._settle(container, target, reason)
 
     def _succeed_container(self, container: int, reason: Reason) -> None:
         if self._uses[container]:
@@ -1694,7 +1701,7 @@ class Scheduler:
                 stage.dead, stage.reason, stage.concluded = CANCELLED, reason, True
                 self._dirty[chain] = None
             work += self._parts_of(element)
-            self._settle(element, CANCELLED, reason)
+            self._end_container(element, CANCELLED, reason)
             self._part_with(element)
 
     def _parts_of(self, container: int) -> list[int]:
