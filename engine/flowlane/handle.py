@@ -18,7 +18,7 @@ from flowlane.runtime.naming import new_id, new_name
 from flowlane.runtime.ports import NOTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator
+    from collections.abc import AsyncIterator, Callable, Generator, Sequence
 
     from flowlane.core.messages import Transition
     from flowlane.results import RunResult
@@ -78,6 +78,10 @@ class LiveRun:
         if self.runner is not None:
             self.runner.drain()
 
+    def cancel_elements(self, elements: Sequence[int]) -> None:
+        if self.runner is not None:
+            self.runner.cancel_elements(elements)
+
 
 class RunHandle(Generic[R]):
     """A run under way. ``await handle`` gives its RunResult, or raises RunFailed or RunCancelled.
@@ -130,6 +134,19 @@ class RunHandle(Generic[R]):
         A task that does not stop within `grace` seconds (default: the engine's) is given up.
         """
         self._call(lambda: self._run.cancel(grace))
+
+    def cancel_tasks(self, *names: str) -> None:
+        """Stop some tasks, and what they have become: what runs is interrupted, what has not begun does not.
+
+        Each of `names` is a task's ("fetch", "fetch[7]"; a map's is all its elements), or a pattern in which ``*`` stands for
+        any text and ``?`` for a character ("sub/*"). What depends on them ends as after a failure; the run goes on, and does
+        not fail by it. Returns at once; no effect on what has ended. Raises UnknownName for a name that nothing has.
+        """
+        runner = self._run.runner
+        if runner is None:
+            return
+        elements = runner.roster.matching(names)
+        self._call(lambda: self._run.cancel_elements(elements))
 
     def drain(self) -> None:
         """Let what runs end and begin nothing new; the run then is `interrupted`. Returns at once."""

@@ -183,6 +183,8 @@ class Program:
     memory       node → bytes that an attempt may take; they also count against the limit "memory", in MB
     retry_when   not by node: index of ``plan.policies`` → what is asked about an error of ``retry_on`` before it is retried
     part         not by node: the options that named a part of the workflow, if it is one ("only", "start_at", "until")
+    known_limits not by node: name → the limit, as it was declared, likewise for work that is added
+    routes       not by node: what the run routes where, which holds for work that is added to it as well
     raw_missing  nodes that are given `MISSING` for a value that is missing, where others are given None
     """
 
@@ -210,3 +212,5 @@ class Program:
     )
     raw_missing: frozenset[int] = frozenset()
     part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
+    known_limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    routes: Mapping[str, str] = field(default_factory=dict[str, str])

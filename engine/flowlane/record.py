@@ -24,7 +24,9 @@ class Record:
     """The record of one run.
 
     tasks      by element: the name of the task as declared; `names` are those in the workflow ("parse#2")
-    lanes      executor names; ``plan.lane`` indexes them
+    roster     who the elements are, also those that came into being while it went on
+    lane       by element: the index of its executor in `lanes`, -1 of what ran nowhere: a map, a workflow
+    lanes      executor names
     slots      executor → slots it had
     stretched  executors that were given more jobs than they have slots
     pickling   executors whose workers are other processes
@@ -39,10 +41,12 @@ class Record:
         "ended",
         "ended_ns",
         "error",
+        "executors",
         "failures",
         "first_ready_ns",
         "id",
         "kinds",
+        "lane",
         "lanes",
         "late",
         "launched_ns",
@@ -54,6 +58,7 @@ class Record:
         "pickling",
         "plan",
         "ready_ns",
+        "roster",
         "slots",
         "started",
         "started_ns",
@@ -75,10 +80,13 @@ class Record:
         self.started = runner.info.mono_ns
         self.ended = runner.ended_ns
         self.plan = program.plan
-        self.names = program.names
-        self.tasks = tuple([target.name for target in program.targets])
-        self.kinds = program.kinds
-        self.lanes = program.lanes
+        self.names = runner.roster.names
+        self.tasks = runner.roster.tasks
+        self.kinds = runner.roster.kinds
+        self.executors = runner.roster.executors
+        self.lane = scheduler.lane
+        self.roster = runner.roster
+        self.lanes = tuple(runner.slots)
         self.slots = dict(runner.slots)
         self.stretched = runner.stretched
         self.pickling = runner.pickling
@@ -102,7 +110,7 @@ class Record:
 
     def lane_of(self, element: int) -> str:
         """The executor an element was routed to."""
-        return self.lanes[self.plan.lane[element]]
+        return self.executors[element]
 
     def spans(self) -> Iterator[tuple[int, int]]:
         """By element (start, end) of its latest attempt."""

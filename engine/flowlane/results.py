@@ -65,19 +65,13 @@ class _Tasks(Mapping[str, TaskResult]):
 
     def __init__(self, record: Record) -> None:
         self._record = record
-        self._numbers: dict[str, int] | None = None
-
-    def _index(self) -> dict[str, int]:
-        if self._numbers is None:
-            self._numbers = {name: number for number, name in enumerate(self._record.names)}
-        return self._numbers
 
     def number(self, name: str) -> int:
-        """The task's number in the plan. Raises KeyError."""
-        return self._index()[name]
+        """The number of the task's element. Raises KeyError."""
+        return self._record.roster.find(name)
 
     def __getitem__(self, name: str) -> TaskResult:
-        element = self._index()[name]
+        element = self.number(name)
         record, measured = self._record, self._record.measured
         ready, started, ended = (record.ready_ns[element], record.started_ns[element], record.ended_ns[element])
         state = record.state_of(element)
@@ -106,7 +100,13 @@ class _Tasks(Mapping[str, TaskResult]):
         return len(self._record.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._index()
+        if not isinstance(name, str):
+            return False
+        try:
+            self.number(name)
+        except KeyError:
+            return False
+        return True
 
     def __repr__(self) -> str:
         return f"<{len(self)} tasks>"
@@ -210,9 +210,12 @@ class RunResult(Generic[R]):
         """The chain of tasks with the longest summed time: with any number of slots the run would have taken this long.
 
         (name, seconds) from source to sink: the latest attempt, and for a retried task what came before it. Tasks that did
-        not run count 0.
+        not run count 0. Of a run in which tasks became others it is the way that led to its end: from what ended last
+        back to what that had waited for, element by element.
         """
         record = self._record
+        if len(record.states) > record.plan.size:
+            return _way_back(record)
         took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in record.spans()]
         for element, first in record.first_ready_ns.items():
             took[element] += max(0, record.ready_ns[element] - first)
@@ -235,11 +238,11 @@ class RunResult(Generic[R]):
         Near 1: more slots (or cores) would make the run shorter. Above 1 by a little: slots of abandoned attempts.
         """
         record = self._record
-        lanes, lane_of = record.lanes, record.plan.lane
+        lanes, lane_of = record.lanes, record.lane
         busy = [0] * len(lanes)
         for element, (started, ended) in enumerate(record.spans()):
-            if started != NEVER and ended != NEVER:
-                busy[lane_of[element]] += max(0, ended - started)
+            if started != NEVER and ended != NEVER and (lane := lane_of(element)) >= 0:
+                busy[lane] += max(0, ended - started)
         span = max(1, record.ended - record.started)
         return {name: ns / span / record.slots[name] for name, ns in zip(lanes, busy, strict=True)}
 
@@ -259,6 +262,20 @@ class RunResult(Generic[R]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())
         return f"<RunResult {self.name} of {self.workflow!r}: {self.state} in {self.duration:.3g} s, {counts or 'no tasks'}>"
+
+
+def _way_back(record: Record) -> list[tuple[str, float]]:
+    ended, path = record.ended_ns, list[tuple[str, float]]()
+    last = max(range(len(ended)), key=ended.__getitem__, default=None)
+    while last is not None and ended[last] != NEVER:
+        if (
+            record.lane(last) >= 0 and record.started_ns[last] != NEVER
+        ):  # a map or a workflow took the time of what it became
+            first = record.first_ready_ns.get(last, record.started_ns[last])
+            began = min(record.started_ns[last], first) if record.attempts[last] > 1 else record.started_ns[last]
+            path.append((record.names[last], max(0, ended[last] - began) / 1e9))
+        last = max(record.roster.waited_for(last), key=ended.__getitem__, default=None)
+    return path[::-1]
 
 
 class Counts(dict[TaskState, int]):

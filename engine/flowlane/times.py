@@ -83,15 +83,18 @@ class Occupancy:
 
 def times_of(record: Record) -> Times:
     """Follow the chain back and book each of its moments; see Times."""
-    plan, lanes = record.plan, record.lanes
+    lanes = record.lanes
     work = dict.fromkeys(lanes, 0)
     slot = dict.fromkeys(lanes, 0)
     retry = handover = engine = pickling = 0
     busy: dict[str, Occupancy] = {}
     reached = record.ended  # everything after this moment is accounted for
-    last = max(range(plan.size), key=record.ended_ns.__getitem__, default=None)
+    last = max(range(len(record.ended_ns)), key=record.ended_ns.__getitem__, default=None)
     while last is not None and record.ended_ns[last] != NEVER:
-        lane = lanes[plan.lane[last]]
+        if record.lane(last) < 0:  # a map or a workflow: what it became is what took the time
+            last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
+            continue
+        lane = lanes[record.lane(last)]
         ended = min(reached, record.ended_ns[last])
         after = reached - ended
         reached = ended
@@ -126,7 +129,7 @@ def times_of(record: Record) -> Times:
             span = max(0, reached - record.first_ready_ns.get(last, reached))
             retry += span
             reached -= span
-        last = max(plan.upstreams[last], key=record.ended_ns.__getitem__, default=None)
+        last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
     engine += max(0, reached - record.started)
     return Times(
         work={name: ns / 1e9 for name, ns in work.items()},
@@ -139,10 +142,10 @@ def times_of(record: Record) -> Times:
 
 
 def _busy(record: Record, lane: str) -> Occupancy:
-    number, lane_of = record.lanes.index(lane), record.plan.lane
+    number, lane_of = record.lanes.index(lane), record.lane
     spans = [
         span
         for element, span in enumerate(record.spans())
-        if lane_of[element] == number and span[0] != NEVER != span[1]
+        if span[0] != NEVER != span[1] and lane_of(element) == number
     ]
     return Occupancy(spans, record.slots[lane])

@@ -100,23 +100,27 @@ def verdicts_of(record: Record) -> list[Verdict]:
 
 def _groups(record: Record) -> list[_Group]:
     groups: dict[tuple[str, int], _Group] = {}
-    cpu, lane_of = record.measured.cpu, record.plan.lane
-    for element, (started, ended) in enumerate(record.spans()):
-        if started == NEVER or ended == NEVER:
+    cpu, started_ns, ended_ns = record.measured.cpu, record.started_ns, record.ended_ns
+    for declared, elements in record.roster.ranges():
+        if not elements or (lane := record.lane(elements[0])) < 0:
             continue
-        key = (record.tasks[element], lane_of[element])
+        key = (record.tasks[declared], lane)
         group = groups.get(key)
         if group is None:
-            group = groups[key] = _Group(*key, record.kinds[element])
-        body = max(0, ended - started)
-        group.bodies.append(body)
-        used = at(cpu, element)
-        if used is not None:
-            group.cpu += used
-            group.cpu_wall += body
-            group.started.append(started)
-            group.ended.append(ended)
-    return list(groups.values())
+            group = groups[key] = _Group(*key, record.kinds[declared])
+        for element in elements:
+            started, ended = started_ns[element], ended_ns[element]
+            if started == NEVER or ended == NEVER:
+                continue
+            body = max(0, ended - started)
+            group.bodies.append(body)
+            used = at(cpu, element)
+            if used is not None:
+                group.cpu += used
+                group.cpu_wall += body
+                group.started.append(started)
+                group.ended.append(ended)
+    return [group for group in groups.values() if group.bodies]
 
 
 def _cost(record: Record, lane: int) -> int:
@@ -124,8 +128,8 @@ def _cost(record: Record, lane: int) -> int:
     started, ended, launched = record.started_ns, record.ended_ns, record.launched_ns
     ran = [
         element
-        for element, own in enumerate(record.plan.lane)
-        if own == lane and started[element] != NEVER != ended[element]
+        for element in range(len(started))
+        if started[element] != NEVER != ended[element] and record.lane(element) == lane
     ]
     first = min([started[element] for element in ran])
     spans = ((max(first, launched[element]), ended[element]) for element in ran)

@@ -9,12 +9,13 @@ as dear to build, and one is built for every task.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
+    from flowlane.core.plan import Plan
     from flowlane.core.states import Reason, RunState
 
 __all__ = [
@@ -22,18 +23,25 @@ __all__ = [
     "Abandoned",
     "Cached",
     "CancelRequested",
+    "CancelTasks",
     "Command",
     "Crashed",
     "DrainRequested",
     "Event",
+    "Expanded",
     "Failed",
     "Finish",
+    "Gather",
+    "Graft",
+    "Grafted",
     "Interrupt",
     "Interrupted",
     "Launch",
+    "Pull",
     "Release",
     "RunStarted",
     "SetTimer",
+    "Skipped",
     "SlotAvailable",
     "Started",
     "Step",
@@ -58,13 +66,16 @@ class RunStarted:
     """The run begins. The first event of every run, exactly once.
 
     Of a run that goes on where an earlier session stopped it tells, by element, what has ended: `restored` succeeded,
-    `cached` had its value from the cache, of `unknown` nobody knows. A restored element may stand below one that is not:
+    `cached` had its value from the cache, `skipped` said that there was nothing to do, of `unknown` nobody knows. `chosen` tells
+    by element which conditions on its value hold. A restored element may stand below one that is not:
     then that one runs again, because somebody needs its value.
     """
 
     restored: Sequence[int] = ()
     cached: Sequence[int] = ()
     unknown: Sequence[int] = ()
+    skipped: Sequence[int] = ()
+    chosen: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(slots=True)
@@ -78,12 +89,53 @@ class Started:
 
 @dataclass(slots=True)
 class Succeeded:
-    """The attempt returned. `started` stands in for a Started that was not told, and must then not be NEVER."""
+    """The attempt returned. `started` stands in for a Started that was not told, and must then not be NEVER.
+
+    `chosen` has bit k set when the k-th condition that guards make of the value holds.
+    """
 
     element: int
     attempt: int
     started: int
     ended: int
+    chosen: int = 0
+
+
+@dataclass(slots=True)
+class Skipped:
+    """The attempt found that there is nothing to do."""
+
+    element: int
+    attempt: int
+    started: int
+    ended: int
+
+
+@dataclass(slots=True)
+class Expanded:
+    """The source of a map has `count` more items; `more` says whether it may have others yet. Answers a Pull.
+
+    A source that raises is told as Failed, once: what came before it runs.
+    """
+
+    element: int
+    count: int
+    more: bool = False
+
+
+@dataclass(slots=True)
+class Grafted:
+    """An element is to become `plan`: a workflow's turn has come (answers a Graft), or an attempt returned more work.
+
+    `started` and `ended` are those of the attempt that returned it, NEVER for a workflow. Nodes of `plan` become elements, in
+    order, from the first free number on (see ``Scheduler.size``).
+    """
+
+    element: int
+    attempt: int
+    plan: Plan
+    started: int = NEVER
+    ended: int = NEVER
 
 
 @dataclass(slots=True)
@@ -93,13 +145,15 @@ class Cached:
     element: int
     attempt: int
     ended: int
+    chosen: int = 0
 
 
 @dataclass(slots=True)
 class Failed:
     """The attempt raised, or was refused before it began (`started` is NEVER).
 
-    `retryable` says whether the task's retry policy covers this error.
+    `retryable` says whether the task's retry policy covers this error; `delay` is what the task itself asks to wait before it is
+    tried again, ns, where it does.
     """
 
     element: int
@@ -107,6 +161,7 @@ class Failed:
     started: int
     ended: int
     retryable: bool = False
+    delay: int = NEVER
 
 
 @dataclass(slots=True)
@@ -159,6 +214,13 @@ class CancelRequested:
 
 
 @dataclass(slots=True)
+class CancelTasks:
+    """Stop these elements, and what they have become; what depends on them ends as if they had failed."""
+
+    elements: Sequence[int]
+
+
+@dataclass(slots=True)
 class DrainRequested:
     """Begin nothing new, let what runs end."""
 
@@ -167,6 +229,9 @@ Event: TypeAlias = (
     RunStarted
     | Started
     | Succeeded
+    | Skipped
+    | Expanded
+    | Grafted
     | Cached
     | Failed
     | Crashed
@@ -175,6 +240,7 @@ Event: TypeAlias = (
     | TimerFired
     | SlotAvailable
     | CancelRequested
+    | CancelTasks
     | DrainRequested
 )
 
@@ -200,6 +266,29 @@ class Interrupt:
     lane: int
     elements: list[int]
     reason: Reason
+
+
+@dataclass(slots=True)
+class Pull:
+    """Take up to `count` items from a map's source, and answer with Expanded (or Failed); of a source whose size is known all
+    may be told at once. Comes first when the map is ready, and again when there is room."""
+
+    element: int
+    count: int
+
+
+@dataclass(slots=True)
+class Graft:
+    """Make the graph that this element is to become, and answer with Grafted (or Failed)."""
+
+    element: int
+
+
+@dataclass(slots=True)
+class Gather:
+    """An element that has become others has succeeded: make its value of theirs, before anything else is launched."""
+
+    element: int
 
 
 @dataclass(slots=True)
@@ -230,7 +319,7 @@ class Finish:
     state: RunState
 
 
-Command: TypeAlias = Launch | Interrupt | SetTimer | Release | Wake | Finish
+Command: TypeAlias = Launch | Interrupt | Pull | Graft | Gather | SetTimer | Release | Wake | Finish
 
 
 @dataclass(slots=True)

@@ -8,7 +8,6 @@ upward rank of list scheduling (Topcuoglu, Hariri, Wu 2002).
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -119,12 +118,6 @@ class MapSpec:
 #: that likes 64 jobs a worker in hand, at 1 ms of their work; what is ready beyond that only costs memory.
 WINDOW: Final = 1_000
 
-_NONE: Final[Mapping[int, Any]] = MappingProxyType({})
-
-
-def _none() -> Mapping[int, Any]:
-    return _NONE  # one for all, which nobody can change
-
 
 @dataclass(frozen=True, slots=True)
 class Plan:
@@ -167,16 +160,16 @@ class Plan:
     policies: tuple[Policy, ...] = (NO_RETRY,)
     pinned: frozenset[int] = field(default_factory=frozenset[int])
     fail_fast: bool = False
-    rules: Mapping[int, TriggerRule] = field(default_factory=_none)
-    guards: Mapping[int, tuple[Guard, ...]] = field(default_factory=_none)
-    maps: Mapping[int, MapSpec] = field(default_factory=_none)
+    rules: Mapping[int, TriggerRule] = field(default_factory=dict[int, Any])
+    guards: Mapping[int, tuple[Guard, ...]] = field(default_factory=dict[int, Any])
+    maps: Mapping[int, MapSpec] = field(default_factory=dict[int, Any])
     grafts: frozenset[int] = frozenset()
-    teardowns: Mapping[int, tuple[int, ...]] = field(default_factory=_none)
+    teardowns: Mapping[int, tuple[int, ...]] = field(default_factory=dict[int, Any])
     scopes: tuple[tuple[int, ...], ...] = ()
     may_fail: frozenset[int] = frozenset()
-    requirement: Mapping[int, int] = field(default_factory=_none)
+    requirement: Mapping[int, int] = field(default_factory=dict[int, Any])
     requirements: tuple[Requirement, ...] = (SLOT,)
-    priority: Mapping[int, int] = field(default_factory=_none)
+    priority: Mapping[int, int] = field(default_factory=dict[int, Any])
     max_failures: int = 0
     deadline: int = 0
     retry_budget: int = 0

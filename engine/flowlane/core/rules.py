@@ -3,6 +3,9 @@
 The names are Airflow's, and so is what they mean. A rule is asked whenever an upstream has ended, and says what is certain
 already: run, skip, fail, or wait for more. Without upstreams a task runs, whatever its rule.
 
+What is said early stays true whatever comes later: so how a task ends depends on how its upstreams ended, never on the order in
+which they did.
+
     ok       upstreams that succeeded, or whose value was in the cache
     failed   failed, timed out, crashed, cancelled, unknown, or never ran because of one that did
     skipped  skipped
@@ -35,7 +38,7 @@ _WAIT, _RUN, _SKIP, _FAIL = Trigger.WAIT, Trigger.RUN, Trigger.SKIP, Trigger.FAI
 #: Each rule by its name, as lines of (any of these is not 0, then this): the first line that fits decides; "" fits always.
 #: "no ok" is the one condition that asks for a 0.
 TRIGGERS: Final[Mapping[str, tuple[tuple[str, Trigger], ...]]] = {
-    "all_success": (("failed", _FAIL), ("skipped", _SKIP), ("left", _WAIT), ("", _RUN)),
+    "all_success": (("failed", _FAIL), ("left", _WAIT), ("skipped", _SKIP), ("", _RUN)),
     "all_failed": (("ok skipped", _SKIP), ("left", _WAIT), ("", _RUN)),
     "all_done": (("left", _WAIT), ("", _RUN)),
     "all_skipped": (("ok failed", _SKIP), ("left", _WAIT), ("", _RUN)),
@@ -95,7 +98,9 @@ class TriggerRule:
                 return Trigger.RUN
             if ok + left >= self.at_least:
                 return Trigger.WAIT
-            return Trigger.FAIL if failed else Trigger.SKIP
+            if failed:
+                return Trigger.FAIL
+            return Trigger.WAIT if left else Trigger.SKIP
         counts = {"ok": ok, "failed": failed, "skipped": skipped, "left": left}
         for condition, says in TRIGGERS[self.name]:
             if not condition or (not ok if condition == "no ok" else any(counts[word] for word in condition.split())):

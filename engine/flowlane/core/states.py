@@ -12,6 +12,9 @@ meaning.
        ▼             ▼
     upstream_failed · cancelled · cached
 
+A task may end as skipped, too: before it began, or because it says so. One that stands for others (a mapped task, a workflow
+made at run time, a task that returned more work) is `expanded` from when they exist until they have ended.
+
 A resumed run begins with what an earlier session had finished: those tasks go from pending to where they were.
 """
 
@@ -38,6 +41,10 @@ class TaskState(StrEnum):
     CANCELLED = "cancelled"  # stopped, or never begun, because the run was told to stop
     CACHED = "cached"  # not run: its result was found in the cache
     UNKNOWN = "unknown"  # was running when its process died, and must not run twice: nobody knows how it ended
+    SKIPPED = (
+        "skipped"  # did not have to run: its branch was not taken, what it reads was skipped, or it said so itself
+    )
+    EXPANDED = "expanded"  # has become other tasks, and ends when they have
 
 
 class RunState(StrEnum):
@@ -69,6 +76,16 @@ class Reason(StrEnum):
     CACHE_HIT = "cache_hit"  # a result with the same inputs and the same code was there
     RESTORED = "restored"  # an earlier session of the run had finished it
     PROCESS_DIED = "process_died"  # an earlier session of the run died while it was running
+    UPSTREAM_SKIPPED = "upstream_skipped"
+    NOT_CHOSEN = "not_chosen"  # the condition that it stands under did not hold
+    SKIP_RAISED = "skip_raised"  # the task said that there is nothing to do
+    BECAME_MORE = "became_more"  # a map has its items, a workflow its tasks
+    RETURNED_WORK = "returned_work"  # the task returned more work to do
+    ELEMENTS_DONE = "elements_done"  # what it became has ended, and nothing failed
+    ELEMENTS_FAILED = "elements_failed"
+    ENOUGH = "enough"  # as many of its elements succeeded as were wanted
+    NOT_NEEDED = "not_needed"  # others were first, and nobody waits for it
+    DEADLINE = "deadline"  # the run's time was up
 
 
 # States are small ints inside the scheduler (a bytearray holds one per element); STATES turns them back into names.
@@ -86,6 +103,8 @@ STATES: Final = tuple(TaskState)
     CANCELLED,
     CACHED,
     UNKNOWN,
+    SKIPPED,
+    EXPANDED,
 ) = range(len(STATES))
 
 #: Reasons by number, for who stores them. Like the states they are only ever appended to.
@@ -104,6 +123,7 @@ TERMINAL: Final = frozenset(
         TaskState.CANCELLED,
         TaskState.CACHED,
         TaskState.UNKNOWN,
+        TaskState.SKIPPED,
     }
 )
 
@@ -154,6 +174,32 @@ def _rules() -> tuple[Rule, ...]:
         Rule(s.PENDING, s.SUCCEEDED, r.RESTORED),
         Rule(s.PENDING, s.CACHED, r.RESTORED),
         Rule(s.PENDING, s.UNKNOWN, r.PROCESS_DIED),
+        # Tasks that need not run:
+        Rule(s.PENDING, s.SKIPPED, r.UPSTREAM_SKIPPED),
+        Rule(s.PENDING, s.SKIPPED, r.NOT_CHOSEN),
+        Rule(s.RUNNING, s.SKIPPED, r.SKIP_RAISED),
+        Rule(s.PENDING, s.SKIPPED, r.RESTORED),
+        # Tasks that become others:
+        Rule(s.READY, s.EXPANDED, r.BECAME_MORE),
+        Rule(s.RUNNING, s.EXPANDED, r.RETURNED_WORK),
+        Rule(s.EXPANDED, s.SUCCEEDED, r.ELEMENTS_DONE),
+        Rule(s.EXPANDED, s.SUCCEEDED, r.ENOUGH),
+        Rule(s.EXPANDED, s.FAILED, r.ELEMENTS_FAILED),
+        Rule(s.EXPANDED, s.FAILED, r.RAISED),
+        Rule(s.EXPANDED, s.RETRYING, r.ELEMENTS_FAILED),
+        Rule(s.EXPANDED, s.UPSTREAM_FAILED, r.UPSTREAM_FAILED),
+        Rule(s.EXPANDED, s.SKIPPED, r.UPSTREAM_SKIPPED),
+        Rule(s.EXPANDED, s.TIMED_OUT, r.TOTAL_TIMEOUT),
+        *[
+            Rule(s.EXPANDED, s.CANCELLED, reason)
+            for reason in (r.CANCEL_REQUESTED, r.FAIL_FAST, r.DRAINED, r.NOT_NEEDED, r.DEADLINE)
+        ],
+        # Other ways to be told to stop:
+        *[
+            Rule(state, s.CANCELLED, reason)
+            for reason in (r.NOT_NEEDED, r.DEADLINE)
+            for state in (s.PENDING, s.READY, s.RUNNING, s.RETRYING)
+        ],
     )
 
 

@@ -20,11 +20,14 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core.lanes import Lane
+from flowlane.core.limits import Limit
+from flowlane.core.rate import Rate
 from flowlane.errors import EngineClosed, FlowError, SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from flowlane.program import LimitSpec
     from flowlane.runtime.ports import Executor, Job, Report
     from flowlane.runtime.registry import Registry
 
@@ -60,6 +63,7 @@ class Dispatcher:
         self.late = 0  # reports for runs that have ended
         self._slots = dict(slots)
         self._lanes: dict[str, Lane] = {}
+        self._limits: dict[str, tuple[LimitSpec, Limit]] = {}
         self._hungry: list[tuple[Any, Lane]] = []  # open executors that have an appetite, and their lanes
         self._opening: dict[str, asyncio.Task[None]] = {}
         self._open: dict[str, Executor] = {}
@@ -89,6 +93,23 @@ class Dispatcher:
                 raise SettingsError(f"slots of '{name}' must be at least 1, not {slots}")
             lane = self._lanes[name] = Lane(name, slots, enforces_timeouts=capabilities.hard_kill)
         return lane
+
+    def limit(self, spec: LimitSpec) -> Limit:
+        """The limit that `spec` describes: the one of that name where it is shared, else one of its own.
+
+        Raises SettingsError where the name is taken by a limit that is not the same.
+        """
+        if not spec.shared:
+            return _made(spec)
+        known = self._limits.get(spec.name)
+        if known is None:
+            known = self._limits[spec.name] = (spec, _made(spec))
+        if known[0] != spec:
+            raise SettingsError(
+                f"limit '{spec.name}' is {_told(known[0])} in this engine already, and {_told(spec)} here",
+                hint="say it once, in Engine(limits=[...]), or give the two different names",
+            )
+        return known[1]
 
     def is_open(self, names: Iterable[str]) -> bool:
         return all(name in self._open for name in names)
@@ -259,3 +280,15 @@ class Dispatcher:
                 task.cancel()
                 raise FlowError(f"executor '{name}' has not closed {self.grace + _CLOSING:g} s after being told to")
             task.result()  # a plug-in that fails to close is told to whoever closes the engine
+
+
+def _made(spec: LimitSpec) -> Limit:
+    return Limit(spec.name, spec.slots, rate=Rate(*spec.rate) if spec.rate is not None else None)
+
+
+def _told(spec: LimitSpec) -> str:
+    words = [f"{spec.slots} at a time"] if spec.slots is not None else []
+    if spec.rate is not None:
+        count, period, burst = spec.rate
+        words.append(f"{count} every {period / 1e9:g} s (burst {burst})")
+    return " and ".join(words)

@@ -168,6 +168,8 @@ class History:
     def follow(self, transitions: Sequence[Transition]) -> list[int]:
         """Apply rows; for each, ns in the state it leaves (NEVER when not known)."""
         since = self._since
+        if len(since) < len(self.run.names):  # there is more to do than there was
+            since.extend(array("q", [NEVER]) * (len(self.run.names) - len(since)))
         stops = _STOPS
         out: list[int] = []
         add = out.append
@@ -225,29 +227,29 @@ class History:
 
 
 class _Causes:
-    """Who stopped whom: for each task that ended badly its root and the upstream it came through. 8 bytes a task."""
+    """Who stopped whom: for each task that ended badly its root and the upstream it came through."""
 
     __slots__ = ("_root", "_run", "_via")
 
     def __init__(self, run: RunInfo) -> None:
         self._run = run
-        self._via = array("i", [-1]) * len(run.names)
-        self._root = array("i", [-1]) * len(run.names)
+        self._via: dict[int, int] = {}
+        self._root: dict[int, int] = {}
 
     def stopped(self, element: int, by_upstream: bool, since: array[int]) -> None:
         root = self._root
         if not by_upstream:
             self._via[element] = root[element] = element
             return
-        bad = [up for up in self._run.upstreams[element] if root[up] >= 0]
+        bad = [up for up in self._run.upstreams[element] if up in root]
         if bad:  # else what stopped it was lost: say nothing rather than something wrong
             via = bad[0] if len(bad) == 1 else min(bad, key=lambda up: since[root[up]])
             self._via[element] = via
             root[element] = root[via]
 
     def way(self, element: int) -> tuple[str, list[str]] | None:
-        root = self._root[element]
-        if root < 0:
+        root = self._root.get(element)
+        if root is None:
             return None
         names = self._run.names
         path = [names[element]]

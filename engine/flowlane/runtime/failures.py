@@ -9,12 +9,21 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from flowlane.core.states import Reason
-from flowlane.errors import Failure, FlowError, TransportError
+from flowlane.errors import DefinitionError, Failure, FlowError, TransportError, UsageError
 
 if TYPE_CHECKING:
     from flowlane.core.plan import Policy
 
-__all__ = ["lost_result", "overdue", "taken_back", "unexplained", "unreadable", "worker_died"]
+__all__ = [
+    "lost_result",
+    "overdue",
+    "taken_back",
+    "too_deep",
+    "undecidable",
+    "unexplained",
+    "unreadable",
+    "worker_died",
+]
 
 _EXCEPTION = ("Exception", "BaseException")
 
@@ -50,6 +59,24 @@ def worker_died() -> Failure:
         "the worker that ran it died",
         ancestry=("flowlane.errors.WorkerCrashed", "flowlane.errors.FlowError", *_EXCEPTION),
     )
+
+
+def too_deep(task: str, limit: int) -> FlowError:
+    """A task's work has returned more work so often that it looks endless."""
+    return DefinitionError(
+        f"task {task!r} has gone on with more work {limit} times, one inside the other: that is its bound",
+        hint="raise it where that is meant: .options(max_depth=...); or loop with repeat_until, or map over a list",
+    )
+
+
+def undecidable(task: str, error: Exception) -> FlowError:
+    """User code raised when it was asked for the truth, or the equality, of a value that decides what runs."""
+    failure = UsageError(
+        f"the value of {task!r} decides what runs, and asking it raised {type(error).__name__}: {error}",
+        hint="let a task return a plain bool, str or number, and decide by that",
+    )
+    failure.__cause__ = error
+    return failure
 
 
 def unreadable(task: str, error: Exception) -> FlowError:

@@ -58,6 +58,14 @@ class Measured:
         if report.output or self.outputs:
             self._print(element, report.output or "")
 
+    def grow(self, size: int) -> None:
+        """There are so many elements now."""
+        never = array("q", [NEVER]) * (size - self._size)
+        for column in (self.cpu, self.rss, self.bytes_in, self.bytes_out, self.pickling):
+            if column:
+                column.extend(never)
+        self._size = size
+
     def _column(self, name: str) -> array[int]:
         column = array("q", [NEVER]) * self._size
         setattr(self, name, column)

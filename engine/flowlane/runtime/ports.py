@@ -131,6 +131,8 @@ class Job:
     task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1
     timeout  seconds from its start, or None; only for executors with `hard_kill`
     once     it must not begin a second time, whatever becomes of its worker: it is CRASHED instead
+    cores    slots of its lane that it holds, and threads that it may compute in, where an executor can see to that
+    memory   bytes that it may take, where an executor can stop one that takes more; 0 for any number
     context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
              None for an executor that pickles
     """
@@ -145,6 +147,8 @@ class Job:
     timeout: float | None = None
     context: contextvars.Context | None = None
     once: bool = False
+    cores: int = 1
+    memory: int = 0
 
 
 @dataclass(slots=True)

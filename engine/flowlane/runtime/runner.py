@@ -1,5 +1,8 @@
 """The runner carries out one run: it turns reports into events, and the scheduler's commands into jobs, timers and releases.
 
+What comes into being while the run goes on, items of maps and graphs of returned work, it gets from `Growth`, and of whom the
+engine gave it to compile them.
+
 It owns the run's values and failures, and belongs to the thread of the engine's loop. It decides nothing: what is next is
 the scheduler's word, where a job runs is the plan's. Each call of `_step` is one turn: events in, history to the journal,
 commands out. Steps never nest: executors answer through the dispatcher's inbox, and a cancel from within waits its turn.
@@ -8,13 +11,16 @@ commands out. Steps never nest: executors answer through the dispatcher's inbox,
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
+import threading
 import time
 from dataclasses import replace
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.core import messages as m
+from flowlane.core.elements import CHAIN, GRAPH
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
@@ -22,7 +28,17 @@ from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
-from flowlane.runtime.failures import lost_result, overdue, taken_back, unexplained, unreadable, worker_died
+from flowlane.runtime.failures import (
+    lost_result,
+    overdue,
+    taken_back,
+    too_deep,
+    undecidable,
+    unexplained,
+    unreadable,
+    worker_died,
+)
+from flowlane.runtime.growth import Growth, Roster, cores_of
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -34,22 +50,21 @@ from flowlane.runtime.ports import (
     STARTED,
     SUCCEEDED,
     Job,
-    RemoteValue,
     Report,
     RunInfo,
     RunOutcome,
 )
-from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at
+from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at, local
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowlane.core.messages import Transition
-    from flowlane.core.plan import Policy
+    from flowlane.core.plan import Plan, Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
-    from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
@@ -57,6 +72,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
     from flowlane.runtime.recorder import Recorder
+    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -65,6 +81,14 @@ NOTES_KEPT: Final = 20
 
 _NOTE_MAX: Final = 500  # characters
 _POISON: Final = "flowlane.errors.PoisonTask"
+_SKIP: Final = "flowlane.errors.Skip"
+_RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
+
+#: How deep work may go on returning more work, unless its task says otherwise: a loop without an end must not eat the machine.
+MAX_DEPTH: Final = 100
+
+#: Iterators that run no code of the user's, so that they can be pulled from on the loop.
+_HARMLESS: Final[tuple[type, ...]] = (itertools.product, type(iter([])), type(iter(())), type(iter(range(0))))
 
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
@@ -80,6 +104,25 @@ class Note(NamedTuple):
     element: int
     attempt: int
     text: str
+
+
+class Maker(Protocol):
+    """Compiles what comes into being while a run goes on: the engine, as far as a run knows it."""
+
+    @property
+    def work(self) -> tuple[type, ...]:
+        """The types of results that are not values, but more work."""
+        ...
+
+    def of_work(self, work: Any, program: Program) -> Program:
+        """The program of work that a task of `program` returned. Raises DefinitionError."""
+        ...
+
+    def of_definition(
+        self, definition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], program: Program
+    ) -> Program:
+        """The program of a workflow of `program` whose turn has come. Raises DefinitionError, and what its body raises."""
+        ...
 
 
 class Runner:
@@ -105,8 +148,13 @@ class Runner:
         recorder: Recorder | None = None,
         lookups: Lookups | None = None,
         beginning: Beginning = NOTHING_DONE,
+        maker: Maker,
     ) -> None:
         self.program = program
+        self._maker = maker
+        self._work = maker.work
+        self._followups: list[m.Event] = []  # answers to commands of the step under way
+        self._limits: dict[str, int] = {}
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
         self.abandoned = 0  # attempts that were given up and may still be running
         self.failures: dict[int, Failure] = {}
@@ -124,6 +172,7 @@ class Runner:
         self._gate: Gate | None = None
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
+        self._memory = beginning.memory
         self._values: list[Any] = [None] * program.plan.size
         for element, value in beginning.values.items():
             self._values[element] = value
@@ -136,23 +185,36 @@ class Runner:
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
+        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
+        self._limits = {spec.name: number for number, spec in enumerate(program.limits)}
         self.scheduler = Scheduler(
             program.plan,
             [dispatcher.lane(lane) for lane in program.lanes],
             token=self.token,
             jitter=random.Random().random,
+            limits=[dispatcher.limit(spec) for spec in program.limits],
+            recall=self._memory.recall if self._memory is not None else None,
         )
+        self.roster = Roster(program, self.scheduler)
+        self.growth = Growth(program, self.scheduler, self._values, self.roster)
+        self.growth.remote = self._remote
+        if self._memory is not None:
+            self._memory.attach(self.scheduler, self.growth)
+        self._size = program.plan.size  # elements below are nodes of the program
+        self._needs = _needs_of(program)
+        self._curious = frozenset(
+            {*program.choices, *program.raw_missing}
+        )  # nodes with more to them than arguments and a value
         self.info = RunInfo(
             id=id,
             name=name,
             workflow=program.workflow,
-            names=program.names,
-            kinds=program.kinds,
-            executors=tuple([program.lanes[lane] for lane in program.plan.lane]),
-            upstreams=program.plan.upstreams,
+            names=self.roster.names,
+            kinds=self.roster.kinds,
+            executors=self.roster.executors,
+            upstreams=self.roster.upstreams,
             wall_ns=time.time_ns(),
             mono_ns=monotonic_ns(),
             params=program.params,
@@ -185,7 +247,7 @@ class Runner:
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
-        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown))], {})
+        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
 
     def caught_up(self) -> None:
         """The store has written what was waiting for it."""
@@ -222,6 +284,13 @@ class Runner:
             if self._gate is not None:
                 self._gate.drain()
 
+    def cancel_elements(self, elements: Sequence[int]) -> None:
+        """Stop these elements, and what they have become. No effect on what has ended."""
+        if self._stepping:
+            self._loop.call_soon(self.cancel_elements, elements)
+        elif self.scheduler.finished is None and self.error is None:
+            self._step([m.CancelTasks(elements)], {})
+
     def fail(self, error: BaseException) -> None:
         """End the run at once because the engine cannot go on with it (an executor would not open, say)."""
         if self.error is not None or self.ended_ns != NEVER:
@@ -240,7 +309,7 @@ class Runner:
     def _let_go(self) -> None:
         """Nobody waits for what is still out; its slots go back to the lanes, which other runs share."""
         scheduler, now = self.scheduler, monotonic_ns()
-        attempts = [(element, scheduler.attempt(element)) for element in range(self.program.plan.size)]
+        attempts = [(element, scheduler.attempt(element)) for element in range(scheduler.size)]
         out = [
             m.Abandoned(element, attempt, NEVER, now)
             for element, attempt in attempts
@@ -263,6 +332,19 @@ class Runner:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
             if report.kind is SUCCEEDED:
+                if element >= self._size or type(report.value) in self._work or element in self._curious:
+                    if type(report.value) in self._work and scheduler.awaits(element, attempt):
+                        if events:
+                            self._step(events, recorded)
+                            events, recorded = [], {}
+                        self._returned_work(element, attempt, report)
+                        continue
+                    events.append(self._succeeded(element, attempt, report))
+                    if keep:
+                        if report.output is not None:
+                            report = self._printed(report)  # noqa: PLW2901
+                        recorded[element, attempt] = report
+                    continue
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
                     asked = scheduler.asked(element)
@@ -298,7 +380,7 @@ class Runner:
 
     def note_once(self, element: int, attempt: int, text: str) -> None:
         """Tell something that holds for all attempts of a task, with the first."""
-        about = (self.program.targets[element].name, text)
+        about = (self.roster.tasks[element], text)
         if about not in self._told:
             self._told.add(about)
             self._note(element, attempt, Report(0, NOTED, note=text))
@@ -307,13 +389,23 @@ class Runner:
 
     def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of an element, every value at hand. Raises what fetching one raises."""
-        return fill_arguments_at(None, self.program.arguments[element], self._values)
+        if element < self._size and element not in self._curious:
+            return fill_arguments_at(None, self.program.arguments[element], self._values)
+        args, kwargs = self.growth.arguments(element, None)
+        return args, dict(kwargs)
 
     def found(self, element: int, attempt: int, value: Any, stored: object) -> None:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
+        if element >= self._size:
+            self.growth.used_up(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
-        self._step([m.Cached(element, attempt, report.ended)], {(element, attempt): report})
+        try:
+            chosen = self._chosen(element, value)
+        except Exception as error:  # noqa: BLE001 - user code compares the value
+            self.refuse(element, attempt, undecidable(self.roster.names[element], error))
+            return
+        self._step([m.Cached(element, attempt, report.ended, chosen)], {(element, attempt): report})
 
     def ref(self, element: int, attempt: int) -> int:
         """The number of an attempt's job."""
@@ -368,7 +460,7 @@ class Runner:
             report.failure = overdue(self._policy(element), asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
             policy = self._policy(element)
-            enforced = self._enforces[self.program.plan.lane[element]] and policy.timeout
+            enforced = self._enforces[self.scheduler.lane(element)] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
                 report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
             elif self._gate is None or started != NEVER or report.worker:
@@ -383,7 +475,7 @@ class Runner:
             if report.failure is not None:
                 self.failures[element] = report.failure
         if kind is FAILED:
-            return m.Failed(element, attempt, started, ended, self._retryable(element, report.failure))
+            return self._failed(element, attempt, report)
         if kind is CRASHED:
             poison = report.failure is not None and report.failure.ancestry[:1] == (_POISON,)
             return m.Crashed(element, attempt, started, ended, not poison)
@@ -392,13 +484,251 @@ class Runner:
         self.abandoned += awaited
         return m.Abandoned(element, attempt, started, ended)
 
+    def _failed(self, element: int, attempt: int, report: Report) -> m.Event:
+        """A task raised: an error, or a word for us."""
+        failure, started, ended = report.failure, report.started, report.ended
+        word = failure.ancestry[0] if failure is not None and failure.ancestry else ""
+        if word == _SKIP and started != NEVER:
+            self.failures.pop(element, None)
+            report.failure = None
+            return m.Skipped(element, attempt, started, ended)
+        if word == _RETRY_AFTER:
+            delay = getattr(failure.exception, "delay", None) if failure is not None else None
+            wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
+            return m.Failed(element, attempt, started, ended, True, wish)
+        return m.Failed(element, attempt, started, ended, self._retryable(element, failure))
+
     def _policy(self, element: int) -> Policy:
-        plan = self.program.plan
-        return plan.policies[plan.policy[element]]
+        return self.scheduler.policy(element)
 
     def _retryable(self, element: int, failure: Failure | None) -> bool:
-        on = self.program.retry_on[self.program.plan.policy[element]]
-        return failure is not None and bool(on) and failure.matches(on) and not failure.matches(_NOT_RETRIED)
+        on = self.growth.retry_on(element)
+        if failure is None or not on or not failure.matches(on) or failure.matches(_NOT_RETRIED):
+            return False
+        when = self.growth.retry_when(element)
+        if when is None:
+            return True
+        if failure.exception is None:  # it could not travel: there is nothing to ask about
+            return False
+        try:
+            return bool(when(failure.exception))
+        except Exception as error:  # noqa: BLE001 - user code
+            self.note_once(element, 1, f"is not retried: its retry predicate raised {type(error).__name__}: {error}")
+            return False
+
+    # ── what comes into being ─────────────────────────────────────────────────────────────────────────────────────
+
+    def _succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
+        """The event of a success that may mean more than its value: an item that passes or not, a choice."""
+        scheduler, growth, value = self.scheduler, self.growth, report.value
+        if not scheduler.awaits(element, attempt):
+            if self._gate is None:
+                report.value = None
+            return Succeeded(element, attempt, report.started, report.ended)
+        chosen = 0
+        try:
+            block = scheduler.block(element)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                if cast.filters:
+                    passes = bool(local(value, None))
+                    value = growth.own_item(element)
+                    if not passes:
+                        growth.used(cast.container, block.first + index)
+                        self._take(element, attempt, report)
+                        report.value = None
+                        return m.Skipped(element, attempt, report.started, report.ended)
+                if not cast.over:
+                    growth.used(cast.container, block.first + index)
+            elif block.kind == GRAPH:
+                chosen = self._chosen(element, value)
+        except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
+            report.kind, report.value = FAILED, None
+            report.failure = Failure.of(undecidable(self.roster.names[element], error))
+            return self._event(report, element, attempt)
+        self._values[element] = value
+        asked = scheduler.asked(element)
+        report.value = self._gate.encoded(element, attempt, value) if self._gate is not None else None
+        if attempt > 1 or report.cpu >= 0:
+            self._take(element, attempt, report)
+        if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
+            report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
+        return Succeeded(element, attempt, report.started, report.ended, chosen)
+
+    def _take(self, element: int, attempt: int, report: Report) -> None:
+        if attempt > 1:
+            self.failures.pop(element, None)
+            self.measured.workers.pop(element, None)
+        if report.cpu >= 0 or attempt > 1:
+            self.measured.take(element, report)
+
+    def _chosen(self, element: int, value: Any) -> int:
+        """Which conditions on a value hold, as bits."""
+        tests = self.growth.choices(element)
+        if not tests:
+            return 0
+        value = local(value, None)
+        passed: list[bool] = []
+        for test in tests:
+            passed.append(bool(test.passes(value, passed)))
+        return sum([1 << bit for bit, holds in enumerate(passed) if holds])
+
+    def _returned_work(self, element: int, attempt: int, report: Report) -> None:
+        work, report.value = report.value, None
+        self._take(element, attempt, report)
+        try:
+            program, _ = self.growth.declared(element)
+            made = self._maker.of_work(work, program)
+            self._check_depth(element)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            report.kind = FAILED
+            report.failure = Failure.of(error)
+            self._step([self._event(report, element, attempt)], {(element, attempt): report})
+            return
+        payload = self._gate.packed_work(element, work) if self._gate is not None else None
+        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report}, payload)
+
+    def _check_depth(self, element: int) -> None:
+        program, node = self.growth.declared(element)
+        limit = program.max_depth.get(node, MAX_DEPTH)
+        if self.growth.depth(element) >= limit:
+            raise too_deep(self.roster.tasks[element], limit)
+
+    def _make_graph(self, element: int) -> None:
+        """The turn of an element has come that is a workflow."""
+        attempt = self.scheduler.attempt(element)
+        try:
+            program, node = self.growth.declared(element)
+            args, kwargs = self.growth.arguments(element, None)
+            self._check_depth(element)
+            made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            failure = self.failures[element] = Failure.of(error)
+            event = m.Failed(element, attempt, NEVER, monotonic_ns(), self._retryable(element, failure))
+            self._loop.call_soon(self._if_running, self._step, [event], {})
+            return
+        self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, {})
+
+    def _graft(
+        self,
+        element: int,
+        attempt: int,
+        made: Program,
+        started: int,
+        ended: int,
+        reports: Reports,
+        work: Payload | None = None,
+    ) -> None:
+        """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
+        if not self._dispatcher.is_open(made.lanes):
+            opening = self._loop.create_task(self._dispatcher.open(made.lanes))
+
+            def opened(task: asyncio.Task[None]) -> None:
+                if task.cancelled() or task.exception() is not None:
+                    error = task.exception() if not task.cancelled() else asyncio.CancelledError()
+                    self.fail(error or asyncio.CancelledError())
+                else:
+                    self._if_running(self._graft, element, attempt, made, started, ended, reports, work)
+
+            opening.add_done_callback(opened)
+            return
+        plan = self._fitted(made)
+        start = self.scheduler.size
+        self.growth.grafted(start, made)
+        if self._gate is not None:
+            self._gate.grafted(start, made, work)
+        if self._memory is not None:
+            self._memory.grafted(start, element, made)
+        self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
+
+    def _fitted(self, made: Program) -> Plan:
+        """The plan of an added program, with the run's numbers for lanes and limits."""
+        lanes: list[int] = []
+        for name in made.lanes:
+            if name not in self._names:
+                self.scheduler.add_lane(self._dispatcher.lane(name))
+                self._names.append(name)
+                can = self._dispatcher.registry.capabilities(name)
+                self._in_process.append(not can.pickles)
+                self._enforces.append(can.hard_kill)
+                self._deaf.append(not can.interruptible)
+                if can.pickles:
+                    self.pickling |= {name}
+                self.slots[name] = self._dispatcher.lane(name).slots
+                if can.remote_values and not self._remote:
+                    self._remote = self.growth.remote = True
+                    self._homes = [self._dispatcher.opened(each) for each in self._names[:-1]]
+                if self._homes is not None:
+                    self._homes.append(self._dispatcher.opened(name))
+            lanes.append(self._names.index(name))
+        numbers: list[int] = []
+        for spec in made.limits:
+            if spec.name not in self._limits:
+                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec))
+            numbers.append(self._limits[spec.name])
+        plan = made.plan
+        if lanes != list(range(len(lanes))):
+            plan = replace(plan, lane=tuple([lanes[lane] for lane in plan.lane]))
+        if numbers != list(range(len(numbers))):
+            requirements = [
+                each._replace(limits=tuple([(numbers[limit], weight) for limit, weight in each.limits]))
+                for each in plan.requirements
+            ]
+            plan = replace(plan, requirements=tuple(requirements))
+        return plan
+
+    def _pull(self, element: int, count: int) -> None:
+        """Get items of a map's source: at once, or from a thread where user code makes them."""
+        growth = self.growth
+        try:
+            if not growth.opened(element):
+                size = growth.open_source(element)
+                if size >= 0:
+                    self._followups.append(m.Expanded(element, size))
+                    return
+            iterator = growth.iterator(element)
+        except Exception as error:  # noqa: BLE001 - the value has no items, or its __iter__ raises
+            self._pulled(element, [], False, error)
+            return
+        if type(iterator) in _HARMLESS:
+            items = list(itertools.islice(iterator, count))
+            self._pulled(element, items, len(items) == count, None)
+            return
+        context = self._context.copy()
+        threading.Thread(
+            target=context.run,
+            args=(self._pull_in_thread, element, iterator, count),
+            name="flowlane-source",
+            daemon=True,
+        ).start()
+
+    def _pull_in_thread(self, element: int, iterator: Iterator[Any], count: int) -> None:
+        items: list[Any] = []
+        error: Exception | None = None
+        more = True
+        try:
+            for _ in range(count):
+                items.append(next(iterator))  # noqa: PERF401 - what came before an error counts
+        except StopIteration:
+            more = False
+        except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
+            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+        self.later(self._pulled, element, items, more, error, True)
+
+    def _pulled(self, element: int, items: list[Any], more: bool, error: Exception | None, alone: bool = False) -> None:
+        events: list[m.Event] = []
+        if items or error is None:
+            self.growth.add_items(element, items)
+            events.append(m.Expanded(element, len(items), more and error is None))
+        if error is not None:
+            self.failures[element] = Failure.of(error)
+            if events:
+                events = [m.Expanded(element, len(items), True)]
+            events.append(m.Failed(element, self.scheduler.attempt(element), NEVER, monotonic_ns()))
+        if alone:
+            self._step(events, {})
+        else:
+            self._followups += events
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -407,6 +737,10 @@ class Runner:
         self._stepping = True
         try:
             step = self.scheduler.handle(events, at)
+            if self.scheduler.size > len(self._values):
+                self._grow()
+            if self._memory is not None:
+                self._remember(self._memory)
             if step.transitions and self._heard:
                 self._record(step.transitions, reports)
             if step.commands:
@@ -421,6 +755,48 @@ class Runner:
             self._fail_soon(error)
         finally:
             self._stepping = False
+        if self._followups:
+            events, self._followups = self._followups, []
+            if self.scheduler.finished is None:
+                self._step(events, {})
+
+    def _grow(self) -> None:
+        """There are more elements."""
+        size = self.scheduler.size
+        self._values.extend([None] * (size - len(self._values)))
+        self.measured.grow(size)
+        if self._gate is not None:
+            self._gate.grown()
+
+    def _remember(self, memory: Memory) -> None:
+        """Take over what an earlier session had finished of that which has come into being."""
+        recalled = memory.take()
+        self.failures.update(recalled.failures)
+        for element, value in recalled.values.items():
+            self._values[element] = value
+        for element in recalled.done:
+            self.growth.used_up(element)
+
+    def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
+        """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
+        go: list[int] = []
+        for element in elements:
+            found = memory.work(element) if self.scheduler.attempt(element) == 1 else None
+            if found is None:
+                go.append(element)
+            else:
+                self._loop.call_soon(self._if_running, self._go_on_with, element, found)
+        return go
+
+    def _go_on_with(self, element: int, found: Work) -> None:
+        try:
+            program, _ = self.growth.declared(element)
+            made = self._maker.of_work(found.work, program)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            self.failures[element] = Failure.of(error)
+            self._step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
+            return
+        self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
@@ -436,6 +812,8 @@ class Runner:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
                     go = command.elements
+                    if self._memory is not None:
+                        go = self._go_on(self._memory, go)
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
@@ -461,6 +839,15 @@ class Runner:
                     self._dispatcher.interrupt(self._names[command.lane], refs, grace)
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
+            elif isinstance(command, m.Gather):
+                try:
+                    self._values[command.element] = self.growth.gather(command.element)
+                except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
+                    self._fail_soon(error)
+            elif isinstance(command, m.Pull):
+                self._pull(command.element, command.count)
+            elif isinstance(command, m.Graft):
+                self._make_graph(command.element)
             else:
                 self._end()
 
@@ -468,6 +855,7 @@ class Runner:
         """Hand launched elements of a lane to its executor."""
         program, values = self.program, self._values
         names, targets, arguments = program.names, program.targets, program.arguments
+        size, curious = self._size, self._curious
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
         base_context = self._context if self._in_process[lane] else None
         homes = self._homes
@@ -475,6 +863,10 @@ class Runner:
         jobs: list[Job] = []
         for element in elements:
             attempt = attempts(element)
+            if element >= size or element in curious:
+                if (job := self._job(lane, element, attempt)) is not None:
+                    jobs.append(job)
+                continue
             if homes is None:
                 args, kwargs = fill_arguments(arguments[element], values)
             else:
@@ -503,17 +895,52 @@ class Runner:
             )
         if program.once:
             for job in jobs:
-                job.once = (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
-        if self._enforces[lane]:
-            policies, policy = program.plan.policies, program.plan.policy
+                job.once = job.once or (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
+        if self._needs:
             for job in jobs:
-                job.timeout = policies[policy[(job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK]].timeout / 1e9 or None
+                if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
+                    job.cores, job.memory = needs
+        if self._enforces[lane]:
+            policy_of = self.scheduler.policy
+            for job in jobs:
+                job.timeout = policy_of((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK).timeout / 1e9 or None
         if jobs:
             self._dispatcher.submit(self._names[lane], jobs)
 
+    def _job(self, lane: int, element: int, attempt: int) -> Job | None:
+        """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
+        growth = self.growth
+        home = self._homes[lane] if self._homes is not None else None
+        block = self.scheduler.block(element)
+        try:
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                index += block.first
+                keys = self.roster.keys(block.owner)
+                name = f"{cast.name}[{index if keys is None else keys[index]}]"
+                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
+                args, kwargs = growth.arguments_of(element, index, cast, home)
+            else:
+                name = self.roster.names[element]
+                program, node = growth.declared(element)
+                target, once = program.targets[node], node in program.once
+                cores, memory = cores_of(program, node), program.memory.get(node, 0)
+                args, kwargs = growth.arguments(element, home)
+        except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
+            self.refuse(element, attempt, error)
+            return None
+        context: contextvars.Context | None = None
+        if self._in_process[lane]:
+            context = self._context.copy()
+            context.run(TASK.set, name)
+            if attempt > 1:
+                context.run(ATTEMPT.set, attempt)
+        ref = make_ref(self.token, element, attempt)
+        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
-        failure = Failure.of(unreadable(self.program.names[element], error).with_traceback(None))
+        failure = Failure.of(unreadable(self.roster.names[element], error).with_traceback(None))
         ref = make_ref(self.token, element, attempt)
         self._dispatcher.answer((Report(ref, FAILED, NEVER, monotonic_ns(), failure=failure),))
 
@@ -543,21 +970,19 @@ class Runner:
         """Have the run's result here. A value of it that is lost fails the run: its tasks have succeeded, and it has not."""
         values = self._values
         for element in self.program.plan.pinned:
-            value = values[element]
-            if isinstance(value, RemoteValue):
-                try:
-                    values[element] = value.fetch()
-                except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
-                    self.error = lost_result(self.program.names[element], error)
-                    return
+            try:
+                values[element] = local(values[element], None)
+            except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
+                self.error = lost_result(self.program.names[element], error)
+                return
 
     def _queued_too_long(self) -> list[tuple[int, Failure]]:
         """Failures of tasks whose total time ran out while no attempt was out, so that no report told of it."""
-        if not any(policy.total_timeout for policy in self.program.plan.policies):
+        if not self.scheduler.has_total:
             return []
         return [
             (element, overdue(self._policy(element), Reason.TOTAL_TIMEOUT, self.failures.get(element)))
-            for element in range(self.program.plan.size)
+            for element in range(self.scheduler.size)
             if self.scheduler.state(element) is TaskState.TIMED_OUT
             and getattr(self.failures.get(element), "type", None) != "TimeoutError"
         ]
@@ -588,7 +1013,14 @@ class Runner:
         elif self.failures:
             for element, failure in self.failures.items():
                 if self.scheduler.state(element) in _FAILED:
-                    error = f"{self.program.names[element]}: {failure.type}: {failure.message}"
+                    error = f"{self.roster.names[element]}: {failure.type}: {failure.message}"
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
+    """node → (cores, memory) of those that need others than (1, 0)."""
+    nodes = {*program.plan.requirement, *program.memory}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0)}

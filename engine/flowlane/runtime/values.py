@@ -19,7 +19,29 @@ if TYPE_CHECKING:
 
     from flowlane.program import Arguments
 
-__all__ = ["fill", "fill_arguments", "fill_arguments_at"]
+__all__ = ["Gathered", "fill", "fill_arguments", "fill_arguments_at", "local"]
+
+
+class Gathered:
+    """The values of the elements of a map, some of which may be remote, as the value of the map: a list, or a dict by key."""
+
+    __slots__ = ("whole",)
+
+    def __init__(self, whole: list[Any] | dict[Any, Any]) -> None:
+        self.whole = whole
+
+    def local(self, home: object) -> Any:
+        """The value for the executor `home`, None for everybody else. Raises what fetching a part raises."""
+        if isinstance(self.whole, dict):
+            return {key: local(value, home) for key, value in self.whole.items()}
+        return [local(value, home) for value in self.whole]
+
+
+def local(value: Any, home: object) -> Any:
+    """A value as the executor `home` may have it, None for everybody else. Raises what fetching it raises."""
+    if isinstance(value, RemoteValue):
+        return value if value.home is home else value.fetch()
+    return value.local(home) if type(value) is Gathered else value
 
 
 def fill_arguments(arguments: Arguments, values: Sequence[Any]) -> tuple[Sequence[Any], dict[str, Any]]:
@@ -45,8 +67,7 @@ def fill_arguments_at(
         return arguments.args, arguments.kwargs  # type: ignore[return-value]  # see above
     args = list(arguments.args)
     for position in arguments.direct:
-        value = values[args[position].node]
-        args[position] = value.fetch() if isinstance(value, RemoteValue) and value.home is not home else value
+        args[position] = local(values[args[position].node], home)
     return args, arguments.kwargs  # type: ignore[return-value]
 
 
@@ -60,8 +81,7 @@ class _At:
         self._values = values
 
     def __getitem__(self, node: int) -> Any:
-        value = self._values[node]
-        return value.fetch() if isinstance(value, RemoteValue) and value.home is not self._home else value
+        return local(self._values[node], self._home)
 
 
 def fill(template: Any, values: Sequence[Any]) -> Any:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Literal, TypeAlias, assert_never
 
 from flowlane.core import messages as m
 from flowlane.core.messages import NEVER
+from flowlane.core.plan import Plan
 from flowlane.core.scheduler import Scheduler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.core.lanes import Lane
-    from flowlane.core.plan import Plan
+    from flowlane.core.limits import Limit
     from flowlane.core.states import RunState, TaskState
 
 __all__ = ["Attempt", "Outcome", "SimulatedRun", "Simulation", "Stalled", "simulate"]
@@ -93,9 +94,29 @@ class SimulatedRun:
     ended      when the run finished, NEVER before
     """
 
-    __slots__ = ("_flights", "_outcome", "_timer", "_world", "ended", "history", "lanes", "scheduler")
+    __slots__ = (
+        "_flights",
+        "_graft",
+        "_outcome",
+        "_pulled",
+        "_size",
+        "_timer",
+        "_world",
+        "ended",
+        "history",
+        "lanes",
+        "scheduler",
+    )
 
-    def __init__(self, world: Simulation, scheduler: Scheduler, lanes: Sequence[Lane], outcome: Outcome) -> None:
+    def __init__(
+        self,
+        world: Simulation,
+        scheduler: Scheduler,
+        lanes: Sequence[Lane],
+        outcome: Outcome,
+        size: Callable[[int], int],
+        graft: Callable[[int], Plan],
+    ) -> None:
         self.scheduler = scheduler
         self.lanes = lanes
         self.history: list[m.Transition] = []
@@ -104,6 +125,9 @@ class SimulatedRun:
         self._outcome = outcome
         self._flights: dict[int, _Flight] = {}
         self._timer: _News | None = None
+        self._size = size
+        self._graft = graft
+        self._pulled: dict[int, int] = {}
 
     @property
     def state(self) -> RunState | None:
@@ -112,7 +136,7 @@ class SimulatedRun:
 
     def states(self) -> list[TaskState]:
         """The state of each element."""
-        return [self.scheduler.state(element) for element in range(self.scheduler.plan.size)]
+        return [self.scheduler.state(element) for element in range(self.scheduler.size)]
 
     def send(self, event: m.Event, at: int) -> None:
         """Let `event` (a request, or a stray) reach this run's scheduler at `at` ns, or now when that is past."""
@@ -147,7 +171,16 @@ class SimulatedRun:
             case m.Wake(tokens):
                 for token in tokens:
                     world.post(world.runs[token], m.SlotAvailable(), world.now + world.delay())
-            case m.Release():
+            case m.Pull(element, count):
+                size, told = self._size(element), self._pulled.get(element, 0)
+                more = min(count, size - told)
+                self._pulled[element] = told + more
+                world.post(self, m.Expanded(element, more, told + more < size), world.now + world.delay())
+            case m.Graft(element):
+                attempt = self.scheduler.attempt(element)
+                plan = self._graft(element)
+                world.post(self, m.Grafted(element, attempt, plan), world.now + world.delay())
+            case m.Release() | m.Gather():
                 pass
             case m.Finish():
                 self.ended = world.now
@@ -171,8 +204,7 @@ class SimulatedRun:
             begun = NEVER
         else:
             over = begun + script.duration
-            plan = self.scheduler.plan
-            limit = plan.policies[plan.policy[element]].timeout
+            limit = self.scheduler.policy(element).timeout
             if limit and script.duration > limit and self.lanes[lane].enforces_timeouts:
                 over = begun + limit
                 event = m.Interrupted(element, attempt, begun, over)
@@ -234,16 +266,27 @@ class Simulation:
         self._posted = 0
 
     def start(
-        self, plan: Plan, lanes: Sequence[Lane], outcome: Outcome, *, at: int = 0, event: m.RunStarted | None = None
+        self,
+        plan: Plan,
+        lanes: Sequence[Lane],
+        outcome: Outcome,
+        *,
+        at: int = 0,
+        event: m.RunStarted | None = None,
+        limits: Sequence[Limit] = (),
+        size: Callable[[int], int] = lambda _: 0,
+        graft: Callable[[int], Plan] = lambda _: Plan.build([]),
     ) -> SimulatedRun:
         """Add a run that begins at `at` ns. Its lanes may be shared with runs of this simulation, and with no others.
 
-        `event` is what it begins with, when an earlier session of it has finished something.
+        `event` is what it begins with, when an earlier session of it has finished something; `size` says how many items the
+        source of a mapped element has, and `graft` which graph an element becomes.
 
         Backoffs with jitter draw from the seed; without one they take their full length.
         """
         jitter = None if self._random is None else self._random.random
-        run = SimulatedRun(self, Scheduler(plan, lanes, token=len(self.runs), jitter=jitter), lanes, outcome)
+        scheduler = Scheduler(plan, lanes, token=len(self.runs), jitter=jitter, limits=limits)
+        run = SimulatedRun(self, scheduler, lanes, outcome, size, graft)
         self.runs.append(run)
         run.send(m.RunStarted() if event is None else event, at)
         return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from array import array
 from typing import TYPE_CHECKING, Any, assert_never
 
 from flowlane.core import (
@@ -57,10 +58,27 @@ class Play:
 
     def snapshot(self) -> dict[str, Any]:
         """Everything the scheduler and its lanes know, to compare."""
-        known = {name: copy.deepcopy(value) for name, value in vars(self.scheduler).items() if name != "_lanes"}
+        of_a_step = ("_step", "_at", "_released")  # there for the step under way, and of no meaning after it
+        known = {name: plain(value) for name, value in vars(self.scheduler).items() if name not in of_a_step}
         for index, lane in enumerate(self.lanes):
-            known[f"lane {index}"] = {name: copy.copy(getattr(lane, name)) for name in Lane.__slots__}
+            known[f"lane {index}"] = plain(lane)
         return known
+
+
+def plain(value: Any) -> Any:
+    """A copy of `value` in which what we know of objects is a dict, so that it can be compared."""
+    if isinstance(value, dict):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if type(value).__module__ in ("flowlane.core.ready", "flowlane.core.lanes", "flowlane.core.elements"):
+        slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
+        own = {
+            **getattr(value, "__dict__", {}),
+            **{name: getattr(value, name) for name in slots if hasattr(value, name)},
+        }
+        return {name: plain(each) for name, each in own.items()}
+    return copy.copy(value) if isinstance(value, (set, bytearray, array)) else value
 
 
 def apart(count: int) -> list[list[int]]:

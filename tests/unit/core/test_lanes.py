@@ -17,7 +17,7 @@ from flowlane.core import (
     SlotAvailable,
     TimerFired,
 )
-from flowlane.core.lanes import Lane
+from flowlane.core.lanes import Lane, Slots
 from flowlane.testing import Attempt, Simulation
 
 from .play import Play, apart, raised, returned
@@ -170,7 +170,7 @@ def test_a_trade_is_a_gift_and_a_wish(wait: bool) -> None:
             woken_first = apart.give(1, back)
             taken, woken_then = apart.take(1, wanted)
             assert (traded, list(woken)) == (taken, [*woken_first, *woken_then])
-            known = [name for name in Lane.__slots__ if name != "name"]
+            known = [name for name in Slots.__slots__ if name != "name"]
             assert [getattr(both, name) for name in known] == [getattr(apart, name) for name in known]
             both.check()
 
@@ -245,9 +245,19 @@ def test_what_is_set_aside_survives_a_shrinking() -> None:
     lane.check()
 
 
-def test_a_lane_cannot_be_stretched_below_its_slots() -> None:
-    with pytest.raises(ValueError, match="'cpu' cannot be stretched by -1"):
-        Lane("cpu", 2).stretch(-1)
+def test_a_lane_shrinks_below_its_slots_but_keeps_one() -> None:
+    lane = Lane("cpu", 3)
+    lane.take(1, 3)
+    assert lane.stretch(-2) == ()
+    assert (lane.slots, lane.capacity, lane.in_use, lane.free) == (3, 1, 3, 0)
+    lane.check()
+    assert lane.take(2, 1) == (0, ())
+    assert lane.give(1, 2) == ()  # down to 1 of 1
+    assert lane.give(1, 1) == (2,)
+    assert lane.take(2, 1) == (1, ())
+    with pytest.raises(ValueError, match="'cpu' cannot be stretched by -3: of 3 slots 1 must be left"):
+        lane.stretch(-3)
+    assert lane.capacity == 1
 
 
 def test_check_finds_debts_beside_free_slots() -> None:

@@ -1,0 +1,223 @@
+"""Elements that are ready and wait for what they need: a slot of their lane, and what their task asks of limits.
+
+Work is queued by lane and requirement, each queue a heap of ``rank << 40 | element``: so an exhausted limit blocks those that
+ask for it and nobody else, and is never scanned past. A lane whose work needs a slot each and nothing more, which is nearly
+every lane, is filled in one go. Otherwise the queues of a lane take turns by the rank of their first; the first that cannot have
+its slots ends the filling, so that wide work is not overtaken for ever, and one that a limit refuses stops only those that
+need this limit too.
+
+What an element holds is taken when it leaves its queue and given back by its final event, whatever that is.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING, Final
+
+from flowlane.core.messages import NEVER
+from flowlane.core.plan import SLOT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from flowlane.core.lanes import Lane
+    from flowlane.core.limits import Limit
+    from flowlane.core.plan import Requirement
+
+__all__ = ["ELEMENT_BITS", "ELEMENT_MASK", "ReadyQueues"]
+
+ELEMENT_BITS: Final = 40
+ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
+
+
+class ReadyQueues:
+    """The queues of one run. `token` is its number on lanes and limits, which other runs share.
+
+    queues  heaps, by queue
+    freed   attempts of each queue that have ended in this step; their slots go back when it closes
+    stale   entries of each queue whose element has ended meanwhile
+    lane    by queue, the index of its lane
+    woken   tokens of other runs for which something was set aside in this step
+    due     when a rate has room again for who was refused in this step, or NEVER
+    """
+
+    def __init__(self, lanes: Sequence[Lane], limits: Sequence[Limit], token: int) -> None:
+        self.lanes = list(lanes)
+        self.limits = list(limits)
+        self.token = token
+        self.queues: list[list[int]] = []
+        self.freed: list[int] = []
+        self.stale: list[int] = []
+        self.lane: list[int] = []
+        self.requirement: list[Requirement] = []
+        self.woken: list[int] = []
+        self.due = NEVER
+        self._numbers: dict[tuple[int, Requirement], int] = {}
+        self._of_lane: list[list[int]] = [[] for _ in self.lanes]
+        self._asked: set[int] = set()  # limits that this run waits for
+        for index in range(len(self.lanes)):
+            self.number(index, SLOT)
+
+    def number(self, lane: int, requirement: Requirement) -> int:
+        """The queue of elements that run on `lane` and need this. Raises ValueError for a lane or limit there is not."""
+        key = (lane, requirement)
+        number = self._numbers.get(key)
+        if number is not None:
+            return number
+        if lane >= len(self.lanes):
+            raise ValueError(f"the plan uses lane {lane}, but only {len(self.lanes)} lanes are given")
+        for index, _ in requirement.limits:
+            if index >= len(self.limits):
+                raise ValueError(f"the plan uses limit {index}, but only {len(self.limits)} limits are given")
+        number = self._numbers[key] = len(self.queues)
+        self.queues.append([])
+        self.freed.append(0)
+        self.stale.append(0)
+        self.lane.append(lane)
+        self.requirement.append(requirement)
+        self._of_lane[lane].append(number)
+        return number
+
+    def add_lane(self, lane: Lane) -> int:
+        """A further lane, for work that is added; its index."""
+        self.lanes.append(lane)
+        self._of_lane.append([])
+        self.number(len(self.lanes) - 1, SLOT)
+        return len(self.lanes) - 1
+
+    def add_limit(self, limit: Limit) -> int:
+        """A further limit; its index."""
+        self.limits.append(limit)
+        return len(self.limits) - 1
+
+    def free(self, queue: int) -> None:
+        """An attempt has ended: what it held can be had again."""
+        self.freed[queue] += 1
+        for index, weight in self.requirement[queue].limits:
+            self.woken += self.limits[index].give(self.token, weight)
+
+    def clear(self, keep: Callable[[int], bool]) -> None:
+        """Forget all that waits, but for elements that `keep` holds for, and hand on what was set aside."""
+        for number, queue in enumerate(self.queues):
+            if queue:
+                queue[:] = [key for key in queue if keep(key & ELEMENT_MASK)]
+                heapify(queue)
+            self.stale[number] = 0
+        self.leave(all(not queue for queue in self.queues))
+
+    def leave(self, everything: bool = True) -> None:
+        """Want nothing any more."""
+        for index in self._asked:
+            self.woken += self.limits[index].leave(self.token)
+        self._asked.clear()
+        if everything:
+            for lane in self.lanes:
+                self.woken += lane.leave(self.token)
+
+    def fill(self, lane: int, at: int, is_ready: Callable[[int], bool]) -> list[int]:
+        """Give back what has come free on a lane, and take what its work can have: the elements to launch, in order."""
+        numbers = self._of_lane[lane]
+        if len(numbers) == 1:
+            return self._fill_plain(numbers[0], is_ready)
+        return self._fill_by_turns(lane, numbers, at, is_ready)
+
+    def settle(self) -> None:
+        """Stop waiting for limits that nothing in the queues asks for any more."""
+        if not self._asked:
+            return
+        wanted = {
+            index
+            for queue, requirement in zip(self.queues, self.requirement, strict=True)
+            if queue
+            for index, _ in requirement.limits
+        }
+        for index in self._asked - wanted:
+            self.woken += self.limits[index].leave(self.token)
+        self._asked &= wanted
+
+    def idle(self, lane: int) -> bool:
+        """Whether there is nothing to do on a lane."""
+        return all(not self.queues[number] and not self.freed[number] for number in self._of_lane[lane])
+
+    def _fill_plain(self, number: int, is_ready: Callable[[int], bool]) -> list[int]:
+        queue, back, stale = self.queues[number], self.freed[number], self.stale[number]
+        if not queue and not back:
+            return []
+        slots, others = self.lanes[self.lane[number]].trade(self.token, back, len(queue) - stale)
+        self.freed[number] = 0
+        if others:
+            self.woken += others
+        if not stale:
+            return [heappop(queue) & ELEMENT_MASK for _ in range(slots)]
+        elements: list[int] = []
+        while len(elements) < slots:
+            element = heappop(queue) & ELEMENT_MASK
+            if is_ready(element):
+                elements.append(element)
+            else:
+                self.stale[number] -= 1
+        return elements
+
+    def _fill_by_turns(self, index: int, numbers: list[int], at: int, is_ready: Callable[[int], bool]) -> list[int]:
+        lane, queues, token = self.lanes[index], self.queues, self.token
+        back = 0
+        for number in numbers:
+            back += self.freed[number] * self.requirement[number].slots
+            self.freed[number] = 0
+        if back:
+            self.woken += lane.give(token, back)
+        turns: list[tuple[int, int]] = []
+        for number in numbers:
+            self._next_turn(number, turns, is_ready)
+        refused: set[int] = set()
+        elements: list[int] = []
+        waiting = False
+        while turns:
+            _, number = heappop(turns)
+            requirement = self.requirement[number]
+            if refused and any(limit in refused for limit, _ in requirement.limits):
+                continue
+            if not self._claim(requirement, at, refused):
+                continue
+            if requirement.slots == 1:
+                taken, others = lane.take(token, 1)
+            else:
+                taken, others = lane.take_whole(token, min(requirement.slots, lane.slots))
+            self.woken += others
+            if not taken:
+                for limit, weight in requirement.limits:
+                    self.woken += self.limits[limit].unclaim(token, weight)
+                waiting = True
+                break
+            elements.append(heappop(queues[number]) & ELEMENT_MASK)
+            self._next_turn(number, turns, is_ready)
+        if not waiting:
+            self.woken += lane.leave(token)  # what was set aside for work that limits hold back
+        return elements
+
+    def _next_turn(self, number: int, turns: list[tuple[int, int]], is_ready: Callable[[int], bool]) -> None:
+        queue = self.queues[number]
+        while queue and self.stale[number] and not is_ready(queue[0] & ELEMENT_MASK):
+            heappop(queue)
+            self.stale[number] -= 1
+        if queue:
+            heappush(turns, (queue[0], number))
+
+    def _claim(self, requirement: Requirement, at: int, refused: set[int]) -> bool:
+        """Take what a requirement asks of limits, all of it or nothing."""
+        for position, (index, weight) in enumerate(requirement.limits):
+            limit = self.limits[index]
+            claimed, others = limit.claim(self.token, weight, at)
+            self.woken += others
+            if claimed:
+                self._asked.discard(index)
+                continue
+            refused.add(index)
+            self._asked.add(index)
+            due = limit.due(self.token, weight, at)
+            if due != NEVER and (self.due == NEVER or due < self.due):
+                self.due = due
+            for other, held in requirement.limits[:position]:
+                self.woken += self.limits[other].unclaim(self.token, held)
+            return False
+        return True

@@ -1,0 +1,43 @@
+"""Makes programs of what comes into being while a run goes on: work that a task returned, a workflow whose turn has come.
+
+Called by a run, on the engine's loop: a workflow's body runs there, as cheap and free of effects as it has to be anywhere.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Final
+
+from flowlane.declare.nodes import Workflow
+from flowlane.declare.task import Call
+from flowlane.declare.workflow import Bound
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from flowlane.program import Program
+
+__all__ = ["Making"]
+
+
+class Making:
+    """The ``runtime.runner.Maker`` of an engine."""
+
+    work: Final = (Call, Bound)
+
+    def __init__(self, compile: Callable[[Bound[Any], Program], Program]) -> None:
+        """`compile` is ``Engine.compile_added``."""
+        self._compile = compile
+
+    def of_work(self, work: Any, program: Program) -> Program:
+        """The program of a Call or a bound workflow that a task of `program` returned. Raises DefinitionError."""
+        if isinstance(work, Call):
+            call: Call[Any] = work  # pyright: ignore[reportUnknownVariableType]
+            workflow = Workflow(call.task.name)
+            work = workflow.returns(workflow.add(call))
+        return self._compile(work, program)
+
+    def of_definition(
+        self, definition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], program: Program
+    ) -> Program:
+        """The program of a workflow definition with its parameters. Raises DefinitionError, and what its body raises."""
+        return self._compile(definition.bind(*args, **kwargs), program)

@@ -1,0 +1,238 @@
+"""A small language for dynamic workflows, for tests: what the reference evaluates and what is built as real flowlane.
+
+A `Body` is a list of statements, as the body of a ``@workflow`` is: calls, maps, inlined sub-workflows, branches, set-ups. Each
+statement carries a name that is unique in the whole tree, and is the name of its task. What tasks do is a pure function of a
+seed: `Fates` says how an attempt ends, `number` and `numbers` what it returns. Both sides ask them, and nothing else is shared.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from random import Random
+from typing import Any, TypeAlias
+from zlib import crc32
+
+# ── what is read ──────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Lit:
+    """A value that is known from the start: a number, a tuple of numbers, or a tuple of (key, number) as a mapping."""
+
+    value: Any
+    keyed: bool = False
+
+    @property
+    def plain(self) -> Any:
+        """The value as a workflow's author would write it."""
+        if self.keyed:
+            return dict(self.value)
+        return list(self.value) if isinstance(self.value, tuple) else self.value
+
+
+@dataclass(frozen=True)
+class Ref:
+    """The value of a statement above in the same body."""
+
+    name: str
+
+
+@dataclass(frozen=True)
+class Param:
+    """The parameter of the body."""
+
+
+Source: TypeAlias = Lit | Ref | Param
+#: A tuple of sources arrives as a list of their values.
+Arg: TypeAlias = "Source | tuple[Source, ...]"
+
+
+@dataclass(frozen=True)
+class Combined:
+    """Several sources of a starmap: "zip" or "product"."""
+
+    how: str
+    sources: tuple[Source, ...]
+
+
+# ── statements ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@dataclass(frozen=True)
+class Call:
+    """A task, called once.
+
+    makes    "number", or "numbers" for a list of them
+    becomes  work that the task returns in place of a value: a body, or the name of a plain task; it gets the value
+    at_least with cancel_rest: a join; the rule does not count then
+    """
+
+    name: str
+    args: tuple[Arg, ...] = ()
+    after: tuple[str, ...] = ()
+    makes: str = "number"
+    rule: str = "all_success"
+    at_least: int = 0
+    cancel_rest: bool = False
+    may_fail: bool = False
+    retries: int = 0
+    limits: tuple[tuple[str, int], ...] = ()
+    becomes: Body | str | None = None
+
+
+@dataclass(frozen=True)
+class Map:
+    """A task or a body, called for each item.
+
+    over    a literal, a list that a task returns, another map (element by element), or several of these, combined
+    fixed   further arguments, the same for each element
+    body    each element is this workflow; None: it is a task
+    filters the task is a predicate, and the value the items that it likes
+    """
+
+    name: str
+    over: Source | Combined
+    fixed: tuple[Arg, ...] = ()
+    after: tuple[str, ...] = ()
+    makes: str = "number"
+    body: Body | None = None
+    filters: bool = False
+    in_flight: int = 0
+    enough: int = 0
+    cancel_rest: bool = True
+    may_fail: bool = False
+    retries: int = 0
+    limits: tuple[tuple[str, int], ...] = ()
+    becomes: Body | str | None = None
+
+
+@dataclass(frozen=True)
+class Reduce:
+    """The sum of a map, merged so many at a time."""
+
+    name: str
+    over: Ref
+    fan_in: int
+    limits: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
+class Sub:
+    """A body called in a body: its tasks are tasks of the outer one. Carries the body's name."""
+
+    body: Body
+    arg: Source
+
+    @property
+    def name(self) -> str:
+        return self.body.name
+
+
+@dataclass(frozen=True)
+class When:
+    subject: str
+    then: tuple[Statement, ...]
+    otherwise: tuple[Statement, ...] = ()
+
+
+@dataclass(frozen=True)
+class Switch:
+    """Arms by the values that choose them; `default` is None where there is none."""
+
+    subject: str
+    arms: tuple[tuple[tuple[int, ...], tuple[Statement, ...]], ...]
+    default: tuple[Statement, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Either:
+    """The value of whichever of these statements has one."""
+
+    name: str
+    of: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """`start`, a block, and a teardown that reads `start`'s value after the block has ended."""
+
+    start: Call
+    block: tuple[Statement, ...]
+    stop: str
+
+
+Statement: TypeAlias = "Call | Map | Reduce | Sub | When | Switch | Either | Setup"
+
+
+@dataclass(frozen=True)
+class Body:
+    """A workflow of one parameter. `returns` names the statements whose values it returns, one alone as it is."""
+
+    name: str
+    statements: tuple[Statement, ...]
+    returns: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A whole run: the outermost body with its parameter, the limits by name, and what decides how attempts end."""
+
+    body: Body
+    param: int = 0
+    limits: tuple[tuple[str, int], ...] = ()
+    slots: int = 4
+    seed: int = 0
+    fails: float = 0.0
+    skips: float = 0.0
+    fates: tuple[tuple[tuple[str, int], str], ...] = ()
+
+
+# ── what tasks do ─────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Fates:
+    """How attempts end: "ok", "fail" or "skip", by (full name, attempt); what the model does not say, its seed decides."""
+
+    def __init__(self, model: Model) -> None:
+        self._model = model
+        self._said = dict(model.fates)
+
+    def __call__(self, name: str, attempt: int) -> str:
+        if (name, attempt) in self._said:
+            return self._said[name, attempt]
+        draw = Random(f"{self._model.seed}/{name}/{attempt}").random()
+        if draw < self._model.fails:
+            return "fail"
+        return "skip" if draw < self._model.fails + self._model.skips else "ok"
+
+
+def settled(value: Any) -> Any:
+    """A value for comparison: what is missing is an empty list, as a map without elements is."""
+    if value is None:
+        return []
+    if isinstance(value, dict):
+        return {key: settled(item) for key, item in value.items()}
+    return [settled(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def number(task: str, args: list[Any]) -> int:
+    """What a task returns that makes a number: few different ones, so that all arms of a branch are met."""
+    return crc32(repr((task, args)).encode()) % 6
+
+
+def numbers(task: str, args: list[Any]) -> list[int]:
+    """What a task returns that makes a list: 0 to 3 numbers."""
+    draw = crc32(repr((task, args)).encode())
+    return [(draw >> 3 * place) % 6 for place in range(draw % 4)]
+
+
+def likes(task: str, args: list[Any]) -> bool:
+    """What a predicate says."""
+    return number(task, args) % 2 == 0
+
+
+def made(statement: Call | Map, args: list[Any]) -> Any:
+    """What the task of this statement returns for these arguments."""
+    if isinstance(statement, Map) and statement.filters:
+        return likes(statement.name, args)
+    return (numbers if statement.makes == "numbers" else number)(statement.name, args)
