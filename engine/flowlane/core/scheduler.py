@@ -220,6 +220,7 @@ class Scheduler:
         self._forced = False
         self._special: set[int] = set()  # elements that do not simply run when all they wait for has succeeded
         self._rate_due = NEVER
+        self._doomed: list[int] = []  # elements that somebody stopped before the run began
         self._add_graph(plan, NOBODY)
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
@@ -531,7 +532,10 @@ class Scheduler:
             case m.CancelRequested():
                 self._stop(Reason.CANCEL_REQUESTED)
             case m.CancelTasks():
-                self._cancel(event.elements, Reason.CANCEL_REQUESTED)
+                if self._begun:
+                    self._cancel(event.elements, Reason.CANCEL_REQUESTED)
+                else:  # nothing may be launched yet, and what they keep from running might make others ready
+                    self._doomed += event.elements
             case m.DrainRequested():
                 self._stop(Reason.DRAINED)
             case m.RunStarted():
@@ -550,6 +554,8 @@ class Scheduler:
         if event.restored or event.cached or event.unknown or event.skipped:
             self._restore(event)
         self._start_graph(range(self.plan.size))
+        if self._doomed:
+            self._cancel(self._doomed, Reason.CANCEL_REQUESTED)
 
     def _start_graph(self, elements: range) -> None:
         """What waits for nothing is ready."""
