@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy
