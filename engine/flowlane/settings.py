@@ -242,8 +242,9 @@ def _apply(settings: Settings, name: str, value: object, origin: str, base: str 
             for option, setting in _mapping(options, where, f"executors.{executor}").items():
                 if option == "slots":
                     settings.adaptive.pop(executor, None)
-                    if setting == "adaptive" or type(setting) is dict:
-                        adaptive = _adaptive(executor, setting, where)
+                    bounds = {} if setting == "adaptive" else setting
+                    if isinstance(bounds, dict):
+                        adaptive = _adaptive(executor, cast("dict[str, Any]", bounds), where)
                         settings.adaptive[executor] = Setting(adaptive, where)
                         merged[option] = Setting(adaptive.highest, where)
                         continue
@@ -279,12 +280,11 @@ def parse_slots(executor: str, text: str, origin: str) -> int:
     return count
 
 
-def _adaptive(executor: str, value: object, origin: str) -> Adaptive:
-    """What "adaptive" or a table of bounds means. Raises SettingsError."""
+def _adaptive(executor: str, bounds: dict[str, Any], origin: str) -> Adaptive:
+    """The Adaptive with these fields. Raises SettingsError."""
     from flowlane.declare.limits import Adaptive
     from flowlane.errors import DefinitionError
 
-    bounds = cast("dict[str, Any]", value) if isinstance(value, dict) else {}
     names = ("lowest", "highest", "start")
     for name in bounds:
         if name not in names:

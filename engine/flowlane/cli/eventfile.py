@@ -78,12 +78,8 @@ def _sound(event: Mapping[str, Any]) -> bool:
         case "task.noted":
             return _texts(event, "task", "note")
         case "lane.resized":
-            names = {type(get("lane")), type(get("limit"))}
-            return (
-                names == {str, type(None)}
-                and _texts(event, "note")
-                and type(get("before")) is type(get("slots")) is int
-            )
+            named = "lane" if get("limit") is None else "limit"
+            return _texts(event, named, "note") and type(get("before")) is int and type(get("slots")) is int
         case "log.lost":
             return type(get("lost")) is int
         case "run.started":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from dataclasses import dataclass
+from functools import cache
 from math import sqrt
 from typing import TYPE_CHECKING, Any, Final
 
@@ -19,10 +20,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-__all__ = ["MEMORY", "Adaptive", "Limit", "by_name", "machine_memory", "parse_memory"]
+__all__ = ["MEMORY", "SHARE", "Adaptive", "Limit", "by_name", "machine_memory", "parse_memory"]
 
 #: The name of the limit that ``memory=`` counts against, in MB.
 MEMORY: Final = "memory"
+#: Of the memory there is, what tasks may have together unless an engine or a run defines that limit: the rest is for this
+#: process, for workers that idle, and for the system's cache of files.
+SHARE: Final = 0.8
 
 _RATE: Final = re.compile(r"\s*(\d+(?:\.\d+)?)\s*/\s*(\d+(?:\.\d+)?)?\s*([a-z]+)\s*", re.IGNORECASE)
 _PERIODS: Final = {
@@ -66,7 +70,9 @@ class Adaptive:
         whole = all(type(number) is int for number in numbers)
         if not whole or min(numbers) < 1 or list(numbers) != sorted(numbers):
             raise DefinitionError(
-                f"{self!r} is none", where=caller(), hint="whole numbers, 1 ≤ lowest ≤ start ≤ highest"
+                f"{self!r} has numbers that do not fit",
+                where=caller(),
+                hint="whole numbers with 1 ≤ lowest ≤ start ≤ highest",
             )
 
     @property
@@ -186,18 +192,42 @@ def parse_memory(value: str | int) -> int:
     return round(size)
 
 
+@cache
 def machine_memory() -> int:
-    """Bytes of memory that this process may use: the machine's, or its control group's where that is less."""
+    """Bytes of memory that this process may use: the machine's, or those of its control groups where one has less."""
     try:
         total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):  # a system that does not tell
         total = 2**62
-    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+    for path in _limit_files():
         try:
             with open(path, encoding="ascii") as file:
                 text = file.read().strip()
-        except OSError:
+        except (OSError, UnicodeDecodeError):
             continue
-        if text.isdigit():
+        if text.isdigit():  # "max" for none
             total = min(total, int(text))
     return total
+
+
+def _limit_files() -> list[str]:
+    """Where control groups of either version have their limits of memory: of the group that this process is in, and of all above.
+
+    In a container the path that the kernel tells may be one outside, so the root is looked at in any case.
+    """
+    try:
+        with open("/proc/self/cgroup", encoding="utf-8", errors="surrogateescape") as file:
+            rows = [line.rstrip("\n").split(":", 2) for line in file]
+    except OSError:
+        return []
+    files: list[str] = []
+    for number, controllers, group in [row for row in rows if len(row) == 3]:
+        if number == "0" and not controllers:
+            root, name = "/sys/fs/cgroup", "memory.max"
+        elif "memory" in controllers.split(","):
+            root, name = "/sys/fs/cgroup/memory", "memory.limit_in_bytes"
+        else:
+            continue
+        parts = [part for part in group.split("/") if part and part != ".."]
+        files += [os.path.join(root, *parts[:depth], name) for depth in range(len(parts) + 1)]
+    return files

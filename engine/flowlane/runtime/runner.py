@@ -174,6 +174,7 @@ class Runner:
         self._on_finish = on_finish
         self._keeper = keeper
         self._gate: Gate | None = None
+        self._unwatched_told = False
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
         self._values: list[Any] = [None] * program.plan.size
@@ -187,6 +188,7 @@ class Runner:
         capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
+        self._kills = [c.limits_memory for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
         self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
@@ -664,6 +666,7 @@ class Runner:
                 can = self._dispatcher.registry.capabilities(name)
                 self._in_process.append(not can.pickles)
                 self._enforces.append(can.hard_kill)
+                self._kills.append(can.limits_memory)
                 self._deaf.append(not can.interruptible)
                 if can.pickles:
                     self.pickling |= {name}
@@ -877,12 +880,22 @@ class Runner:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
                     job.cores, job.memory = needs
+                    if job.memory and not self._kills[lane]:
+                        self._tell_unwatched(lane, job)
         if self._enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
                 job.timeout = policy_of((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK).timeout / 1e9 or None
         if jobs:
             self._dispatcher.submit(self._names[lane], jobs)
+
+    def _tell_unwatched(self, lane: int, job: Job) -> None:
+        """Say once in a run that memory= holds nobody back there once it has begun."""
+        if not self._unwatched_told:
+            self._unwatched_told = True
+            where = self._names[lane]
+            text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
+            self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
 
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
@@ -903,7 +916,10 @@ class Runner:
         ref = make_ref(self.token, element, attempt)
         target, once = program.targets[node], node in program.once
         cores, memory = _cores_of(program, node), program.memory.get(node, 0)
-        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        if memory and not self._kills[lane]:
+            self._tell_unwatched(lane, job)
+        return job
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
