@@ -242,9 +242,8 @@ def _apply(settings: Settings, name: str, value: object, origin: str, base: str 
             for option, setting in _mapping(options, where, f"executors.{executor}").items():
                 if option == "slots":
                     settings.adaptive.pop(executor, None)
-                    bounds = {} if setting == "adaptive" else setting
-                    if isinstance(bounds, dict):
-                        adaptive = _adaptive(executor, cast("dict[str, Any]", bounds), where)
+                    if _adapts(setting):
+                        adaptive = _adaptive(executor, setting, where)
                         settings.adaptive[executor] = Setting(adaptive, where)
                         merged[option] = Setting(adaptive.highest, where)
                         continue
@@ -280,11 +279,17 @@ def parse_slots(executor: str, text: str, origin: str) -> int:
     return count
 
 
-def _adaptive(executor: str, bounds: dict[str, Any], origin: str) -> Adaptive:
-    """The Adaptive with these fields. Raises SettingsError."""
+def _adapts(slots: object) -> bool:
+    """Whether these slots are to adapt: "adaptive", or a table of bounds."""
+    return slots == "adaptive" or isinstance(slots, dict)
+
+
+def _adaptive(executor: str, slots: Any, origin: str) -> Adaptive:
+    """What such slots mean. Raises SettingsError."""
     from flowlane.declare.limits import Adaptive
     from flowlane.errors import DefinitionError
 
+    bounds: dict[str, Any] = {} if slots == "adaptive" else slots
     names = ("lowest", "highest", "start")
     for name in bounds:
         if name not in names:

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 STATIC = {
     code
     for code, (source, target, reason) in enumerate(RULES)
-    if not {TaskState.SKIPPED, TaskState.EXPANDED} & {source, target} and reason not in (Reason.NOT_NEEDED, Reason.DEADLINE)
+    if not {TaskState.SKIPPED, TaskState.EXPANDED} & {source, target}
+    and reason not in (Reason.NOT_NEEDED, Reason.DEADLINE)
 }
 
 quick = settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])

@@ -341,7 +341,12 @@ def good_enough(x: int) -> bool:
 
 
 def test_a_round_is_step_test_and_what_looks_at_both() -> None:
-    program = of(lambda: [improve.repeat_until(good_enough, 1, limit=10), improve.options(name="tune").repeat_until(good_enough, 1, limit=5)])
+    program = of(
+        lambda: [
+            improve.repeat_until(good_enough, 1, limit=10),
+            improve.options(name="tune").repeat_until(good_enough, 1, limit=5),
+        ]
+    )
     assert program.names == (
         *("repeat/improve", "repeat/good_enough", "repeat/go_on"),
         *("tune/improve", "tune/good_enough", "tune/go_on"),

@@ -164,7 +164,11 @@ def test_retries_make_it_one_node() -> None:
 
 
 def test_it_may_have_a_rule_and_an_order() -> None:
-    program = of(lambda: one.options(after=[anything()], trigger="all_done", may_fail=True, name="x", on_failure="fail_fast")("a"))
+    program = of(
+        lambda: one.options(after=[anything()], trigger="all_done", may_fail=True, name="x", on_failure="fail_fast")(
+            "a"
+        )
+    )
     assert program.names == ("anything", "x")
     assert program.plan.rules == {1: TriggerRule("all_done")}
     assert program.plan.may_fail == {1}

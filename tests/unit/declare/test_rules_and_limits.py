@@ -236,7 +236,14 @@ def test_a_share_counts_tasks_and_the_items_of_literal_maps() -> None:
 
 @pytest.mark.parametrize(
     "given",
-    [{"max_failures": 0}, {"max_failures": "ten"}, {"max_failures": "0%"}, {"deadline": 0}, {"deadline": "1h"}, {"retry_budget": -1}],
+    [
+        {"max_failures": 0},
+        {"max_failures": "ten"},
+        {"max_failures": "0%"},
+        {"deadline": 0},
+        {"deadline": "1h"},
+        {"retry_budget": -1},
+    ],
 )
 def test_bounds_that_are_none(given: dict[str, Any]) -> None:
     name, value = next(iter(given.items()))
