@@ -118,7 +118,9 @@ class Archive:
         else:
             run = LiveRun(program.workflow, keep_history=keep_history, id=stored.id, name=stored.name)
             lease = store.reopen(stored.id, session, after=stored.session)
-        self._keep(run, codes, lease)
+        keeper = self._keep(run, codes, lease)
+        if plan.memory is not None:
+            plan.memory.keep_in(keeper, lambda program: Description.of(program, codes.of))
         return run, plan.beginning
 
     def give_up(self, run: LiveRun) -> None:
@@ -129,7 +131,7 @@ class Archive:
                     run.keeper.lease, RunState.INTERRUPTED, time.time_ns(), "the engine could not start it"
                 )
 
-    def _keep(self, run: LiveRun, codes: Codes, lease: Lease) -> None:
+    def _keep(self, run: LiveRun, codes: Codes, lease: Lease) -> Keeper:
         def soon(action: Callable[[Runner], object]) -> None:
             def act() -> None:
                 if run.runner is not None:
@@ -141,12 +143,14 @@ class Archive:
             if what == "cancel":
                 soon(lambda runner: runner.cancel())
 
-        run.keeper = Keeper(
+        keeper = run.keeper = Keeper(
             self._store,
             lease,
             on_fault=lambda error: soon(lambda runner: runner.stop_for(error)),
             on_request=asked,
             on_caught_up=lambda: soon(lambda runner: runner.caught_up()),
             codes=codes,
+            describe=lambda program: Description.of(program, codes.of),
             listener=run.record if run.steps is not None else None,
         )
+        return keeper

@@ -140,7 +140,7 @@ class Engine:
         self._archive = self._made_archive(store)
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
         self._compiling = threading.Lock()
-        self._making = Making(self.compile)
+        self._making = Making(self.compile_added)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._pid = 0  # of the process that entered it: a fork of that has neither our threads nor our executors
@@ -321,6 +321,22 @@ class Engine:
         workflow = bound.build()
         if part:
             workflow = part_of(workflow, part)
+        return self._compiled(workflow, options.get("routes") or {}, limits, options.get("on_failure"), bounds)
+
+    def compile_added(self, bound: Bound[Any], to: Program) -> Program:
+        """Build and check work that is added to a run of `to`: its routes and limits hold. Raises DefinitionError."""
+        return self._compiled(bound.build(), to.routes, to.known_limits, None, Bounds.of({}, "a run"), added=True)
+
+    def _compiled(
+        self,
+        workflow: Workflow,
+        routes: Mapping[str, str],
+        limits: Mapping[str, Limit],
+        on_failure: OnFailure | None,
+        bounds: Bounds,
+        *,
+        added: bool = False,
+    ) -> Program:
         with self._compiling:
             for name, number in self._slots.items():
                 if type(number) is not int or number < 1:
@@ -334,12 +350,13 @@ class Engine:
             return compile_workflow(
                 workflow,
                 capabilities=self._registry.capabilities,
-                routes=options.get("routes") or {},
+                routes=routes,
                 defaults=self._routes,
-                on_failure=options.get("on_failure"),
+                on_failure=on_failure,
                 bounds=bounds,
                 limits=limits,
                 slots=self._slots,
+                added=added,
             )
 
     def launch(self, program: Program, *, keep_history: bool, origin: str = "") -> RunHandle[Any]:
@@ -444,7 +461,7 @@ class Engine:
         run.wake_readers()
         lanes = program.lanes
         if beginning.restored or beginning.cached:  # what has nothing left to run is not started for it
-            done = {*beginning.restored, *beginning.cached}
+            done = {*beginning.restored, *beginning.cached, *beginning.skipped}
             left = {lane for element, lane in enumerate(program.plan.lane) if element not in done}
             lanes = tuple([name for lane, name in enumerate(lanes) if lane in left])
         if self._dispatcher.is_open(lanes):

@@ -195,6 +195,7 @@ class Program:
     max_depth    node → how deep work may go on returning more work, where it is not 100
     memory       node → bytes that an attempt may take; they also count against the limit "memory", in MB
     retry_when   not by node: index of ``plan.policies`` → what is asked about an error of ``retry_on`` before it is retried
+    known_limits not by node: name → the limit, as it was declared, likewise for work that is added
     routes       not by node: what the run routes where, which holds for work that is added to it as well
     raw_missing  nodes that are given `MISSING` for a value that is missing, where others are given None
     """
@@ -222,4 +223,5 @@ class Program:
         default_factory=dict[int, "Callable[[BaseException], bool]"]
     )
     raw_missing: frozenset[int] = frozenset()
+    known_limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
     routes: Mapping[str, str] = field(default_factory=dict[str, str])

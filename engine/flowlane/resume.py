@@ -1,11 +1,7 @@
 """Going on with a run: what an earlier session finished, and still holds for the workflow as it is now.
 
-A task is *kept* when it succeeded, neither it nor anything it depends on has changed, and its value is at hand for
-everybody who will read it. A value that nobody reads any more is not missed: its task stays done. One that somebody reads
-and that is damaged, gone or was never storable makes its task run again, and so may need values of tasks above it in turn.
-
-A task with ``at_most_once`` that had begun and is not known to have succeeded is *unknown*: only a person can say what became
-of it. Pure, but for looking into stored results.
+Which of its own tasks are kept is decided here, before it begins (see ``flowlane.kept``); what comes into being later is asked
+for then (``flowlane.recollection``). Pure, but for looking into the store.
 """
 
 from __future__ import annotations
@@ -17,33 +13,35 @@ import socket
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.core.states import DONE, REASONS, STATES, Reason, TaskState
+from flowlane.core.elements import NOBODY
+from flowlane.core.states import REASONS, STATES, Reason, TaskState
 from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
-from flowlane.description import Changes, below, compare
+from flowlane.description import compare
 from flowlane.errors import (
-    Failure,
     ResultDamaged,
     RunLocked,
-    StoreError,
     TransportError,
     UnknownName,
     UsageError,
     WorkflowChanged,
 )
+from flowlane.kept import Then, keep
 from flowlane.loader import load_for
-from flowlane.runtime.beginning import Beginning, StoredValue
+from flowlane.recollection import Earlier, Recollection
+from flowlane.runtime.beginning import Beginning
 from flowlane.storage.asked import Asked, seal_asked, unseal_asked
-from flowlane.storage.blob import bound_to, pack, unpack, unseal
+from flowlane.storage.blob import pack, unpack
 from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
 from flowlane.version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
+    from collections.abc import Collection, Mapping
 
     from flowlane.declare.workflow import Workflow
-    from flowlane.description import Description
+    from flowlane.description import Changes, Description
     from flowlane.program import Program
-    from flowlane.storage.port import ResultRef, Store, StoredAttempt, StoredRun
+    from flowlane.recollection import Session, Site
+    from flowlane.storage.port import ResultRef, Store, StoredRun
 
 __all__ = [
     "Resumption",
@@ -58,16 +56,8 @@ __all__ = [
 
 _UNKNOWN: Final = STATES.index(TaskState.UNKNOWN)
 _PROCESS_DIED: Final = REASONS.index(Reason.PROCESS_DIED)
-_BEGAN = frozenset(
-    {
-        TaskState.RUNNING,
-        TaskState.FAILED,
-        TaskState.TIMED_OUT,
-        TaskState.CRASHED,
-        TaskState.CANCELLED,
-        TaskState.RETRYING,
-    }
-)
+_EXPANDED: Final = STATES.index(TaskState.EXPANDED)
+_BECAME_MORE: Final = REASONS.index(Reason.BECAME_MORE)
 
 
 class Resumption(NamedTuple):
@@ -75,14 +65,18 @@ class Resumption(NamedTuple):
 
     beginning  for the runner
     adopted    (element now, where its row is), for the store
+    going_on   rows of tasks that become others again, for the store
     changes    what is different about the workflow
     again      names of tasks that had succeeded and run again all the same
+    memory     that of `beginning`, or None; it wants to know where the run is kept
     """
 
     beginning: Beginning
     adopted: list[tuple[int, ResultRef]]
+    going_on: list[AttemptRow]
     changes: Changes
     again: list[str]
+    memory: Recollection | None
 
 
 def new_run(id: str, name: str, program: Program, origin: str, store: Store, *, parent: str | None = None) -> NewRun:
@@ -111,7 +105,9 @@ def new_session(now: Description, going_on: Resumption | None = None) -> NewSess
         at,
         f"flowlane {version()}, {python}",
         adopted=going_on.adopted if going_on is not None else (),
-        rows=[_unknown_row(element, at) for element in going_on.beginning.unknown] if going_on is not None else (),
+        rows=[*going_on.going_on, *[_unknown_row(element, at) for element in going_on.beginning.unknown]]
+        if going_on is not None
+        else (),
     )
 
 
@@ -188,123 +184,109 @@ def plan_resume(
     `restart` names tasks that run again, with all that depends on them; `rerun` those with ``at_most_once`` of which somebody
     knows that they may. Raises WorkflowChanged (unless accepted), UnknownName, StoreError.
     """
-    plan = program.plan
     changes = compare(then, now)
     if changes and not accept_changes:
         raise WorkflowChanged(
             f"workflow '{run.workflow}' is not what run {run.name} was started with: {'; '.join(changes.lines())}",
             hint="--accept-changes (accept_changes=True) runs what is affected again, and keeps the rest",
         )
-    number = {name: element for element, name in enumerate(now.names)}
+    plan, names = program.plan, now.names
+    earlier = Earlier(store)
+    session = earlier.latest(run)
+    number = {name: node for node, name in enumerate(names)}
+    touched = _check_names(run, session, number, program, restart, rerun)
+    before = {name: element for element, name in enumerate(then.names)}
+    found: dict[int, Then] = {}
+    sites: dict[int, list[Site]] = {}
+    for node, name in enumerate(names):
+        row = session.row(before[name]) if name in before else None
+        if row is None:
+            continue
+        if row.result is not None:  # as nearly all
+            found[node] = Then(row)
+            continue
+        at = sites[node] = earlier.sites(session, row.element)
+        found[node] = earlier.then(at, node in plan.maps or node in plan.grafts)
+    kept = keep(
+        program,
+        found,
+        store,
+        affected={number[name] for name in (*changes.affected, *restart) if name in number},
+        touched={number[name] for name in touched if name in number},
+        rerun={number[name] for name in rerun if name in number},
+    )
+    if kept.twice:
+        name = names[kept.twice[0]]
+        raise UsageError(
+            f"task '{name}' has succeeded, is at_most_once, and would run a second time",
+            hint=f"if it may, say so: --rerun {name} (rerun=[{name!r}])",
+        )
+    states = {node: STATES[row.state] for node, row in kept.rows.items()}
+    memory: Recollection | None = None
+    if kept.expand:
+        memory = Recollection(
+            earlier,
+            {node: sites[node] for node in kept.expand},
+            restart=frozenset(restart),
+            touched=touched,
+            rerun=frozenset(rerun),
+            made={node: row.ended for node, row in kept.rows.items()},
+        )
+    return Resumption(
+        Beginning(
+            restored=[node for node, state in states.items() if state is TaskState.SUCCEEDED],
+            cached=[node for node, state in states.items() if state is TaskState.CACHED],
+            skipped=[node for node, state in states.items() if state is TaskState.SKIPPED],
+            unknown=kept.unknown,
+            chosen=kept.chosen,
+            values=kept.values,
+            memory=memory,
+        ),
+        [(node, session.ref(row)) for node, row in kept.rows.items()],
+        [_going_on_row(node, sites[node][0]) for node in kept.expand],
+        changes,
+        [names[node] for node in kept.again],
+        memory,
+    )
+
+
+def _going_on_row(node: int, site: Site) -> AttemptRow:
+    """What a session begins with of a task that becomes others again: where they are that it had become.
+
+    Told at once, like what is unknown: a process that dies in between must not leave a session that does not know of them.
+    """
+    row = site.row
+    return AttemptRow(node, 0, _EXPANDED, _BECAME_MORE, row.ready, row.started, 0, (), None, site.ref)
+
+
+def _check_names(
+    run: StoredRun,
+    session: Session,
+    number: Mapping[str, int],
+    program: Program,
+    restart: Collection[str],
+    rerun: Collection[str],
+) -> frozenset[str]:
+    """Raise unless names mean tasks, those of `rerun` such that must not run twice. The names of what they are parts of."""
+    parts: set[str] = set()
     for name in (*restart, *rerun):
-        if name not in number:
-            raise _unknown(name, number, run)
+        if name in number:
+            continue
+        try:
+            element = session.census.find(name)
+        except LookupError:
+            raise _unknown(name, number, run) from None
+        while (element := session.census.place(element).owner) != NOBODY:
+            parts.add(session.census.name(element))
     for name in rerun:
-        if number[name] not in program.once:
+        if name in number and number[name] not in program.once:
             raise UsageError(
                 f"task '{name}' is not at_most_once", hint=f"to run it again: --from {name} (restart=[{name!r}])"
             )
-    affected = below(plan, [number[name] for name in (*changes.affected, *restart)])
-    rows = _latest(store.attempts(run.id, run.session))
-    before = {name: element for element, name in enumerate(then.names)}
-    kept: dict[int, StoredAttempt] = {}
-    unknown: dict[int, Failure] = {}
-    again: list[str] = []
-    for element, name in enumerate(now.names):
-        row = rows.get(before.get(name, -1))
-        if row is None:
-            continue
-        state = STATES[row.state]
-        if state in DONE:
-            if element not in affected:
-                kept[element] = row
-            elif element in program.once and name not in rerun:
-                raise UsageError(
-                    f"task '{name}' has succeeded, is at_most_once, and would run a second time",
-                    hint=f"if it may, say so: --rerun {name} (rerun=[{name!r}])",
-                )
-            else:
-                again.append(name)
-        elif element in program.once and name not in rerun and _may_have_begun(row):
-            why = "it had begun when the run stopped" if state is TaskState.RUNNING else f"it ended {state}"
-            unknown[element] = _outcome_unknown(name, why)
-    values = _needed(program, now, kept, unknown, store, again, rerun)
-    return Resumption(
-        Beginning(
-            restored=[element for element, row in kept.items() if STATES[row.state] is TaskState.SUCCEEDED],
-            cached=[element for element, row in kept.items() if STATES[row.state] is TaskState.CACHED],
-            unknown=unknown,
-            values=values,
-        ),
-        [(element, (run.id, run.session, row.element, row.attempt)) for element, row in kept.items()],
-        changes,
-        again,
-    )
+    return frozenset(parts)
 
 
-def _latest(attempts: Iterable[StoredAttempt]) -> dict[int, StoredAttempt]:
-    """By element the row of its latest attempt."""
-    return {row.element: row for row in attempts}  # in order of attempts: the last one stays
-
-
-def _may_have_begun(row: StoredAttempt) -> bool:
-    state = STATES[row.state]
-    return state is TaskState.UNKNOWN or (state in _BEGAN and bool(row.started))
-
-
-def _needed(
-    program: Program,
-    now: Description,
-    kept: dict[int, StoredAttempt],
-    unknown: dict[int, Failure],
-    store: Store,
-    again: list[str],
-    rerun: Collection[str],
-) -> dict[int, StoredValue]:
-    """The values that will be read. A task whose value is needed and not to be had is taken out of `kept`."""
-    plan = program.plan
-    values: dict[int, StoredValue] = {}
-    for element in reversed(plan.order):  # so that who reads a value is decided before who made it
-        row = kept.get(element)
-        if row is None:
-            continue
-        readers = [each for each in plan.dependants[element] if each not in kept and each not in unknown]
-        if element not in plan.pinned and not any(element in plan.inputs[reader] for reader in readers):
-            continue
-        value, why = _value(store, row)
-        if value is not None:
-            values[element] = value
-            continue
-        del kept[element]
-        name = now.names[element]
-        if element in program.once and name not in rerun:
-            unknown[element] = _outcome_unknown(name, f"it has succeeded, but its value is lost: {why}")
-        else:
-            again.append(name)
-    return values
-
-
-def _value(store: Store, row: StoredAttempt) -> tuple[StoredValue | None, str]:
-    """A stored result, if it is whole; else why not."""
-    if row.result is None:
-        return None, "it could not be stored"
-    try:
-        unseal(store.read(row.result), store.secret, bound_to(row.result))
-    except StoreError as error:
-        return None, error.message
-    return StoredValue(store, row.result, row.size), ""
-
-
-def _outcome_unknown(name: str, why: str) -> Failure:
-    return Failure(
-        "OutcomeUnknown",
-        f"{why}; it is at_most_once, so it is not run again",
-        notes=(f"hint: find out what it did; if it may run, resume with --rerun {name} (rerun=[{name!r}])",),
-        ancestry=("Exception", "BaseException"),
-    )
-
-
-def _unknown(name: str, number: dict[str, Any], run: StoredRun) -> UnknownName:
+def _unknown(name: str, number: Mapping[str, Any], run: StoredRun) -> UnknownName:
     import difflib
 
     close = difflib.get_close_matches(name, number, 1)

@@ -11,6 +11,7 @@ import pytest
 
 from flowlane import Engine, RunState, Task, TaskState, Workflow, task
 from flowlane.runtime.ports import Executor
+from flowlane.testing.executors import ExecutorContract
 
 from .pages import blocks
 
@@ -108,3 +109,13 @@ async def test_leaving_the_engine_waits_for_what_runs(example: Any) -> None:
         handle = running.start(graph(waits))
         threading.Timer(0.05, release.set).start()
     assert handle.state is RunState.SUCCEEDED
+
+
+class TestContract(ExecutorContract):
+    """The suite that the page tells authors to run."""
+
+    reopens = False  # its thread's queue has ended
+
+    @pytest.fixture
+    def make(self, example: Any) -> Any:
+        return lambda: example("example")

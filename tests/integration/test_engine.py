@@ -508,10 +508,11 @@ async def test_leaving_by_an_exception_cancels_the_runs() -> None:
 
 
 async def test_cancelling_arun_cancels_the_run() -> None:
-    stopped = asyncio.Event()
+    begun, stopped = asyncio.Event(), asyncio.Event()
 
     @task.io
     async def stoppable() -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -522,7 +523,7 @@ async def test_cancelling_arun_cancels_the_run() -> None:
         stoppable()
 
     waiting = asyncio.ensure_future(arun(endless))
-    await asyncio.sleep(0.02)
+    await begun.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -9,11 +9,11 @@ as dear to build, and one is built for every task.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowlane.core.plan import Plan
     from flowlane.core.states import Reason, RunState
@@ -66,13 +66,16 @@ class RunStarted:
     """The run begins. The first event of every run, exactly once.
 
     Of a run that goes on where an earlier session stopped it tells, by element, what has ended: `restored` succeeded,
-    `cached` had its value from the cache, of `unknown` nobody knows. A restored element may stand below one that is not:
+    `cached` had its value from the cache, `skipped` said that there was nothing to do, of `unknown` nobody knows. `chosen` tells
+    by element which conditions on its value hold. A restored element may stand below one that is not:
     then that one runs again, because somebody needs its value.
     """
 
     restored: Sequence[int] = ()
     cached: Sequence[int] = ()
     unknown: Sequence[int] = ()
+    skipped: Sequence[int] = ()
+    chosen: Mapping[int, int] = field(default_factory=dict[int, int])
 
 
 @dataclass(slots=True)

@@ -144,7 +144,7 @@ class Scheduler:
     jitter  returns a share in [0, 1) for each backoff with jitter; default: always the full delay
     limits  indexed by the requirements of the plan; may be shared with other schedulers
     recall  asked, for each element that comes into being while the run goes on, how an earlier session had ended it: the index
-            of a state (SUCCEEDED, CACHED, SKIPPED, UNKNOWN) or 0
+            of a state (SUCCEEDED, CACHED, SKIPPED, UNKNOWN), above its 8 bits the conditions on its value that hold; or 0
 
     Feed it with `handle`, first a RunStarted. Not thread-safe: one owner calls it.
     """
@@ -220,6 +220,7 @@ class Scheduler:
         self._forced = False
         self._special: set[int] = set()  # elements that do not simply run when all they wait for has succeeded
         self._rate_due = NEVER
+        self._doomed: list[int] = []  # elements that somebody stopped before the run began
         self._add_graph(plan, NOBODY)
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
@@ -292,6 +293,10 @@ class Scheduler:
     def is_tree(self, element: int) -> bool:
         return element in self._trees
 
+    def block(self, element: int) -> Block:
+        """The block that an element is in."""
+        return self._elements.block(element)
+
     def sibling(self, element: int, container: int) -> int:
         """The element of the same index in another map of the chain."""
         block = self._elements.block(element)
@@ -299,9 +304,29 @@ class Scheduler:
         own = (element - block.start) % len(block.chain.stages)
         return element - own + self._stages[container][1].position
 
+    def position(self, container: int) -> int:
+        """Which stage of its chain a map is, from 0."""
+        return self._stages[container][1].position
+
     def inputs(self, element: int) -> Sequence[int]:
         """The elements whose values it reads; of an element of a map only those that it merges."""
         return self._inputs[element]
+
+    def is_graft(self, element: int) -> bool:
+        """Whether it becomes a graph when its turn comes, without running before."""
+        return element in self._grafts
+
+    def is_read(self, element: int) -> bool:
+        """Whether somebody will read its value yet."""
+        return self._uses[element] > 0
+
+    def chain_of(self, container: int) -> tuple[Chain, Stage]:
+        """The chain that a map is in, and its stage there; only to look at."""
+        return self._stages[container]
+
+    def tree_of(self, container: int) -> Tree:
+        """What is known of a reduction by tree; only to look at."""
+        return self._trees[container]
 
     def upstreams(self, element: int) -> Sequence[int]:
         """The elements it waits for."""
@@ -431,6 +456,8 @@ class Scheduler:
                     if not uses[element]:
                         released.append(element)
                     continue
+                if self._land(event):
+                    continue
             try:
                 self._out_of_line(event)
             except InvalidTransition as error:
@@ -513,7 +540,10 @@ class Scheduler:
             case m.CancelRequested():
                 self._stop(Reason.CANCEL_REQUESTED)
             case m.CancelTasks():
-                self._cancel(event.elements, Reason.CANCEL_REQUESTED)
+                if self._begun:
+                    self._cancel(event.elements, Reason.CANCEL_REQUESTED)
+                else:  # nothing may be launched yet, and what they keep from running might make others ready
+                    self._doomed += event.elements
             case m.DrainRequested():
                 self._stop(Reason.DRAINED)
             case m.RunStarted():
@@ -529,9 +559,11 @@ class Scheduler:
         self._begun = True
         if self.plan.deadline:
             heappush(self._times, (self._at + self.plan.deadline, _RUN_DEADLINE, 0, 0))
-        if event.restored or event.cached or event.unknown:
+        if event.restored or event.cached or event.unknown or event.skipped:
             self._restore(event)
         self._start_graph(range(self.plan.size))
+        if self._doomed:
+            self._cancel(self._doomed, Reason.CANCEL_REQUESTED)
 
     def _start_graph(self, elements: range) -> None:
         """What waits for nothing is ready."""
@@ -561,14 +593,28 @@ class Scheduler:
 
     def _restore(self, event: m.RunStarted) -> None:
         """Begin with what an earlier session had finished."""
-        done = {**dict.fromkeys(event.restored, SUCCEEDED), **dict.fromkeys(event.cached, CACHED)}
+        done = {
+            **dict.fromkeys(event.restored, SUCCEEDED),
+            **dict.fromkeys(event.cached, CACHED),
+            **dict.fromkeys(event.skipped, SKIPPED),
+        }
         self._restored.update(done)
+        self._chosen.update(event.chosen)
         for element, target in sorted(done.items()):  # as they were declared: people read this
             self._settle(element, target, Reason.RESTORED)
         for element in event.unknown:
             self._settle(element, UNKNOWN, Reason.PROCESS_DIED)
         self._ripple()
+        self._rest_is_not_needed(done)
         self._released[:] = dict.fromkeys(self._released)  # who read it and who made it may both have told
+
+    def _rest_is_not_needed(self, restored: Iterable[int]) -> None:
+        """Of joins that an earlier session had made, the upstreams that had not ended by then."""
+        for element in restored:
+            rule = self._rules.get(element)
+            if rule is not None and rule.cancel_rest and self._state[element] in _DONE:
+                self._cancel([up for up in self.upstreams(element) if self._state[up] not in _ENDED], Reason.NOT_NEEDED)
+        self._ripple()
 
     def _make_ready(self, element: int, attempt: int, code: int) -> None:
         at = self._at
@@ -1025,6 +1071,7 @@ class Scheduler:
             if node not in plan.maps and node not in plan.grafts:
                 queue = self._waiting.number(plan.lane[node], plan.requirements[number])
                 e.queue[start + node] = queue
+                e.linked[start + node] = 1  # what it holds of limits is given back out of line
         special = {*plan.rules, *plan.teardowns, *plan.guards, *plan.maps, *plan.grafts}
         self._special.update([start + node for node in special])
         for up, nodes in cut.items():
@@ -1115,9 +1162,9 @@ class Scheduler:
         scope.blocks.append(len(self._elements.blocks))
         elements = self._add_graph(event.plan, element)
         if self._recall is not None:
-            for each in elements:
-                self._remember(each)
+            remembered = [each for each in elements if self._remember(each)]
             self._ripple()
+            self._rest_is_not_needed(remembered)
         self._start_graph(elements)
         if not scope.open and not scope.concluded:
             self._conclude_graph(element, scope)
@@ -1125,9 +1172,12 @@ class Scheduler:
     def _remember(self, element: int) -> bool:
         """Let an element end as it had in an earlier session, if it had."""
         assert self._recall is not None
-        code = self._recall(element)
-        if not code:
+        told = self._recall(element)
+        if not told:
             return False
+        code, chosen = told & 0xFF, told >> 8
+        if chosen:
+            self._chosen[element] = chosen
         self._restored.add(element)
         self._settle(element, code, Reason.PROCESS_DIED if code == UNKNOWN else Reason.RESTORED)
         return True
@@ -1421,9 +1471,66 @@ class Scheduler:
         if stage.spec.enough or (not stage.open and chain.complete):
             self._try_conclude(chain, stage)
 
+    def _land(self, event: Succeeded) -> bool:
+        """The success of an element of a map, as a rule: what `_end`, `_settle` and `_tell_chain` do, without their detours.
+
+        False when it is anything else, and nothing has changed.
+        """
+        element, state = event.element, self._state
+        if not (
+            0 <= element < len(state)
+            and self._held[element] == _LINKED
+            and self._attempt[element] == event.attempt
+            and 0 <= event.started <= event.ended
+        ):
+            return False
+        e = self._elements
+        block = e.blocks[e.block_of[element]]
+        chain = block.chain
+        if chain is None:
+            return False
+        stages = chain.stages
+        index, position = divmod(element - block.start, len(stages))
+        stage = stages[position]
+        if stage.trees or stage.spec.enough or self._overdue:
+            return False
+        record, uses = self._step.transitions.append, self._uses
+        if state[element] == READY:
+            self.started_ns[element] = event.started
+            record((element, event.attempt, _STARTED, event.started))
+        state[element] = SUCCEEDED
+        self._held[element] = 0
+        self.ended_ns[element] = event.ended
+        record((element, event.attempt, _RETURNED, event.ended))
+        self._waiting.free(self._queue_of[element])
+        self._open -= 1
+        stage.open -= 1
+        stage.ok += 1
+        base = element - position
+        for other in stage.over:
+            up = base + other
+            uses[up] -= 1
+            if not uses[up]:
+                self._released.append(up)
+        for other in stage.below:
+            below = base + other
+            self._left[below] -= 1
+            if not self._left[below] and state[below] == PENDING:
+                self._all_landed(below, stages[other])
+        if not uses[element]:
+            self._released.append(element)
+        block.left[index] -= 1
+        if not block.left[index] and block.first + index < chain.admitted:
+            chain.under_way -= 1
+            self._dirty[chain] = None
+        if not stage.open and chain.complete:
+            self._try_conclude(chain, stage)
+            self._ripple()
+        return True
+
     def _all_landed(self, element: int, stage: Stage) -> None:
         """The items that an element takes from others are there, or one of them was skipped."""
-        barred = self._barred.pop(element, None)
+        barred = self._barred.pop(element, None) if self._barred else None
         if barred is not None:
             self._bar(element, *barred)
         elif stage.gate:
@@ -1447,16 +1554,22 @@ class Scheduler:
             if stage.spec.cancel_rest:
                 self._not_needed(chain, stage)
         elif chain.failed and stage.position == 0:
-            self._settle(container, FAILED, Reason.RAISED)
+            self._end_container(container, FAILED, Reason.RAISED)
         elif stage.failed:
-            self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
+            self._end_container(container, FAILED, Reason.ELEMENTS_FAILED)
         elif stage.upstream_failed:
-            self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+            self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif stage.cancelled:
-            self._settle(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)
+            self._end_container(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)
         else:
             self._succeed_container(container, Reason.ELEMENTS_DONE)
         self._part_with(container)
+
+    def _end_container(self, container: int, target: int, reason: Reason) -> None:
+        """A map has not succeeded. Somebody may want what there is of it all the same."""
+        if self._uses[container] and any(below in self._rules for below in self._dependants[container]):
+            self._step.commands.append(m.Gather(container))
+        self._settle(container, target, reason)
 
     def _succeed_container(self, container: int, reason: Reason) -> None:
         if self._uses[container]:
@@ -1602,7 +1715,7 @@ class Scheduler:
                 stage.dead, stage.reason, stage.concluded = CANCELLED, reason, True
                 self._dirty[chain] = None
             work += self._parts_of(element)
-            self._settle(element, CANCELLED, reason)
+            self._end_container(element, CANCELLED, reason)
             self._part_with(element)
 
     def _parts_of(self, container: int) -> list[int]:

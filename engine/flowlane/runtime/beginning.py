@@ -6,18 +6,63 @@ Made by who resumes a run (``flowlane.resume``), read by the runner.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.runtime.ports import RemoteValue
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from flowlane.core.scheduler import Scheduler
     from flowlane.errors import Failure
+    from flowlane.program import Program
+    from flowlane.runtime.growth import Growth
     from flowlane.storage.blob import Payload
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["NOTHING_DONE", "Beginning", "StoredValue"]
+__all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredValue", "Work"]
+
+
+class Recalled(NamedTuple):
+    """What is new to a run about elements that came into being, and had ended in an earlier session.
+
+    done  elements of maps among them: they need their items no more
+    """
+
+    done: list[int]
+    values: dict[int, StoredValue]
+    failures: dict[int, Failure]
+
+
+class Work(NamedTuple):
+    """What a task had returned instead of a value: more work, and that as it is stored."""
+
+    work: Any
+    payload: Payload
+
+
+class Memory(Protocol):
+    """What earlier sessions had finished of that which comes into being while a run goes on. Of one run, on its loop's thread."""
+
+    def attach(self, scheduler: Scheduler, growth: Growth) -> None:
+        """Get to know the run, before it begins."""
+        ...
+
+    def recall(self, element: int) -> int:
+        """How an element had ended that has come into being: see ``core.scheduler.Scheduler``."""
+        ...
+
+    def grafted(self, start: int, owner: int, program: Program) -> None:
+        """`owner` is about to become a graph, from element `start` on."""
+        ...
+
+    def work(self, element: int) -> Work | None:
+        """What an element that is about to run had returned in an earlier session, and need not run again to say."""
+        ...
+
+    def take(self) -> Recalled:
+        """What has come of `recall` since it was asked last."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +70,17 @@ class Beginning:
     """By element: what has ended, and the values that somebody will read.
 
     unknown  element → why it cannot go on
+    chosen   element → which conditions on its value hold, as bits
+    memory   of what comes into being later; None where nothing is to be recalled
     """
 
     restored: Sequence[int] = ()
     cached: Sequence[int] = ()
+    skipped: Sequence[int] = ()
     unknown: Mapping[int, Failure] = field(default_factory=dict[int, "Failure"])
+    chosen: Mapping[int, int] = field(default_factory=dict[int, int])
     values: Mapping[int, StoredValue] = field(default_factory=dict[int, "StoredValue"])
+    memory: Memory | None = None
 
 
 NOTHING_DONE: Final = Beginning()

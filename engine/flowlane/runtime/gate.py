@@ -17,10 +17,12 @@ Belongs to the loop's thread; the recorder and the cache answer through the run'
 
 from __future__ import annotations
 
+from itertools import islice
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.errors import FlowError
+from flowlane.runtime.blocks import WORK_MAX, grown
 from flowlane.runtime.keeper import NOT_BEGUN, Found, ToCache, Unstored
 from flowlane.runtime.ports import INTERRUPTED, NEVER, RemoteValue, Report
 from flowlane.storage.blob import pack
@@ -30,7 +32,9 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.program import Program
+    from flowlane.runtime.blocks import Describes
     from flowlane.runtime.cache import CacheAnswer, Lookups
+    from flowlane.runtime.growth import Growth, Roster
     from flowlane.runtime.keeper import CacheKey, Keeper
     from flowlane.runtime.recorder import Recorder
     from flowlane.storage.blob import Payload
@@ -53,6 +57,8 @@ class Run(Protocol):
 
     program: Program
     scheduler: Scheduler
+    growth: Growth
+    roster: Roster
 
     def submit(self, lane: int, elements: list[int]) -> None: ...
 
@@ -81,9 +87,14 @@ class Gate:
         self._keeper = keeper
         self._lookups = lookups
         self._codes = keeper.codes
-        self._once, self._caches, self._passing = run.program.once, run.program.caches, run.program.passing
+        self._program = run.program
+        self._size = run.program.plan.size  # elements below are nodes of the program
+        self._choosy = bool(run.program.once or run.program.caches)  # whether any task wants more than room
+        self._passing = bool(run.program.passing)
         self._keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
         self._held: dict[int, _Held] = {}
+        self._described: dict[int, tuple[Describes, Payload | None]] = {}  # graphs that are about to be added
+        self._blocks_told = 1  # all but the run's own graph, which its session tells
         self._paused = False
         self._shut = False
 
@@ -96,18 +107,35 @@ class Gate:
         if self._paused:
             self._hold(lane, elements, _ROOM)
             return []
-        if not self._once and not self._caches:
-            return elements
-        return self._sorted(lane, elements)
+        return self._sorted(lane, elements) if self._choosy else elements
+
+    def grafted(self, start: int, program: Program, work: Payload | None) -> None:
+        """Tasks of `program` come into being, from element `start` on; it was made of `work`, where a task returned that."""
+        self._choosy = self._choosy or bool(program.once or program.caches)
+        self._passing = self._passing or bool(program.passing)
+        self._described[start] = (self._keeper.describe(program), work)
+
+    def grown(self) -> None:
+        """Tasks have come into being: they are stored before anything that becomes of them."""
+        blocks = self._run.scheduler.blocks
+        for block in islice(blocks, self._blocks_told, None):
+            described = self._described.pop(block.start, None)
+            self._keeper.grow(grown(block, self._run.roster.keys, self._run.scheduler.inputs, described))
+        self._blocks_told = len(blocks)
+
+    def _declared(self, element: int) -> tuple[Program, int]:
+        """The program and the node that an element was declared as."""
+        return (self._program, element) if element < self._size else self._run.growth.declared(element)
 
     def _sorted(self, lane: int, elements: list[int]) -> list[int]:
         go: list[int] = []
         intended: list[int] = []
         for element in elements:
-            if element in self._once:
+            program, node = self._declared(element)
+            if node in program.once:
                 intended.append(element)
-            elif element in self._caches:
-                self._look_up(lane, element)
+            elif node in program.caches:
+                self._look_up(lane, element, program, node)
             else:
                 go.append(element)
         if intended:
@@ -162,7 +190,7 @@ class Gate:
 
     # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _look_up(self, lane: int, element: int) -> None:
+    def _look_up(self, lane: int, element: int, program: Program, node: int) -> None:
         attempt = self._run.scheduler.attempt(element)
         self._hold(lane, (element,), _CACHE)
         try:
@@ -173,9 +201,9 @@ class Gate:
             return
         self._lookups.ask(
             self._keeper.store,
-            self._run.program.targets[element],
+            program.targets[node],
             self._codes,
-            self._caches[element],
+            program.caches[node],
             args,
             kwargs,
             lambda answer: self._run.later(self._looked_up, lane, element, attempt, answer),
@@ -197,13 +225,14 @@ class Gate:
 
     def encoded(self, element: int, attempt: int, value: Any) -> Payload | ToCache | Unstored:
         """A result as the store will have it."""
-        if element in self._passing:
+        if self._passing and self._passes(element):
             return Unstored("its task says persist=False")
         try:
             payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
         except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
             reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
-            then = "end as unknown, as it must not run twice" if element in self._once else "run it again"
+            program, node = self._declared(element)
+            then = "end as unknown, as it must not run twice" if node in program.once else "run it again"
             self._run.note_once(element, attempt, f"returns what cannot be stored, so a resume would {then}: {reason}")
             return Unstored(reason)
         self._keeper.admit(0, payload.nbytes)
@@ -212,6 +241,20 @@ class Gate:
             if key is not None:
                 return ToCache(payload, key)
         return payload
+
+    def packed_work(self, element: int, work: Any) -> Payload | None:
+        """Work that a task returned, so that a resume need not run it again to hear that; None where it cannot be stored."""
+        if self._passing and self._passes(element):
+            return None
+        try:
+            payload = pack(work).detached()
+        except Exception:  # noqa: BLE001 - user code pickles; the task will run again, and say the same
+            return None
+        return payload if payload.nbytes <= WORK_MAX else None
+
+    def _passes(self, element: int) -> bool:
+        program, node = self._declared(element)
+        return node in program.passing
 
     def take_back(self, elements: Sequence[int]) -> Sequence[int]:
         """Of elements that are to stop, those that an executor has. The others were held here, and will not begin."""

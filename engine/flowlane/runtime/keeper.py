@@ -11,13 +11,14 @@ is called when that is no longer so (`on_caught_up`). Each counter has one write
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core.states import DONE, REASONS, RULES, STATES, Reason, RunState, TaskState
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import measures
 from flowlane.runtime.ports import NEVER
-from flowlane.storage.blob import Payload, bound_to, seal
+from flowlane.storage.blob import Payload, bound_to, bound_to_work, seal
 from flowlane.storage.port import AttemptRow, CacheRow
 
 if TYPE_CHECKING:
@@ -25,9 +26,11 @@ if TYPE_CHECKING:
 
     from flowlane.core.messages import Transition
     from flowlane.errors import StoreError
+    from flowlane.program import Program
+    from flowlane.runtime.blocks import Describes, Grown
     from flowlane.runtime.codes import Codes
     from flowlane.runtime.ports import Report, RunInfo, RunOutcome
-    from flowlane.storage.port import Blob, Lease, ResultRef, Store
+    from flowlane.storage.port import Blob, BlockRow, Lease, ResultRef, Store
 
 __all__ = ["BYTES_WAITING", "NOT_BEGUN", "ROWS_WAITING", "CacheKey", "Ending", "Found", "Keeper", "ToCache", "Unstored"]
 
@@ -42,6 +45,7 @@ _REASONS: Final = tuple([REASONS.index(rule.reason) for rule in RULES])
 _RESTORED: Final = tuple([rule.reason is Reason.RESTORED for rule in RULES])
 _DONE: Final = tuple([STATES.index(state) for state in DONE])
 _STARTED: Final = REASONS.index(Reason.STARTED)
+_EXPANDED: Final = STATES.index(TaskState.EXPANDED)
 
 
 class CacheKey(NamedTuple):
@@ -91,6 +95,7 @@ class Keeper:
     """Writes the session that `lease` is for. `on_fault`, `on_request` and `on_caught_up` are called on the recorder's thread.
 
     codes     fingerprints of the run's functions, taken before any task could change what they refer to
+    describe  tells what a graph looks like that a task has become
     listener  called with (transitions, reports) once they are committed; the reports' values are gone by then
     """
 
@@ -103,6 +108,7 @@ class Keeper:
         on_request: Callable[[str], object],
         on_caught_up: Callable[[], object],
         codes: Codes,
+        describe: Callable[[Program], Describes],
         listener: Callable[[list[Transition], dict[tuple[int, int], Report]], None] | None = None,
     ) -> None:
         self.store = store
@@ -111,6 +117,7 @@ class Keeper:
         self.on_caught_up = on_caught_up
         self.listener = listener
         self.codes = codes
+        self.describe = describe
         self.waiting = False  # the loop waits to be told that there is room; set by the loop, cleared by the recorder
         self.ending: Ending | None = None  # once the end is stored, or cannot be
         self._on_request = on_request
@@ -121,6 +128,10 @@ class Keeper:
         self._intended: dict[tuple[int, int], int] = {}  # (element, attempt) → from when it may have begun
         self._rows: list[AttemptRow] = []
         self._cached: list[CacheRow] = []
+        self._grown: deque[Grown] = deque()  # what the loop has added, and is not stored yet
+        self._blocks: list[BlockRow] = []
+        self._origins: dict[int, ResultRef] = {}
+        self._adopted: dict[int, AttemptRow] = {}  # of the loop: rows of what an earlier session had finished
         self._heard: set[str] = set()
         self._rows_in = self._bytes_in = 0  # of the loop
         self._rows_out = self._bytes_out = 0  # of the recorder: what is committed,
@@ -132,6 +143,18 @@ class Keeper:
         """So much is handed over: rows, and bytes of results and of output."""
         self._rows_in += rows
         self._bytes_in += nbytes
+
+    def grow(self, block: Grown) -> None:
+        """More tasks have come into being. Before history that tells of them is handed over."""
+        self._grown.append(block)
+
+    def adopt(self, row: AttemptRow) -> None:
+        """A task that comes into being ends as an earlier session saw it end; `row` is stored in the place of that news."""
+        self._adopted[row.element] = row
+
+    def go_on(self, element: int, origin: ResultRef) -> None:
+        """A task becomes others again that an earlier session had begun with: all its rows say where."""
+        self._origins[element] = origin
 
     def behind(self, share: float = 1.0) -> bool:
         """Whether more than `share` of what may wait is waiting. Any thread."""
@@ -167,7 +190,12 @@ class Keeper:
 
     def flush(self) -> None:
         """Commit what is left. Raises StoreError."""
-        if self._rows:
+        while self._grown:
+            self._blocks.append(self._bound(self._grown.popleft()))
+        if self._blocks:
+            self.store.write(self.lease, self._rows, self._cached, self._blocks)
+            self._rows, self._cached, self._blocks = [], [], []
+        elif self._rows:
             self.store.write(self.lease, self._rows, self._cached)
             self._rows, self._cached = [], []
         self._rows_out, self._bytes_out = self._rows_folded, self._bytes_folded
@@ -183,6 +211,15 @@ class Keeper:
         """Commit what is left, and how the run ended. Raises StoreError."""
         self.flush()
         self.store.close_run(self.lease, RunState(outcome.state), outcome.ended + self._offset, outcome.error)
+
+    def _bound(self, block: Grown) -> BlockRow:
+        """A block as it is stored."""
+        row, description, work = block
+        if description is not None:
+            row = row._replace(data=description.packed())
+        if work is not None:
+            row = row._replace(work=seal(work, self.store.secret, bound_to_work(*self.lease, row.start)))
+        return row
 
     # ── folding ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -207,7 +244,11 @@ class Keeper:
                 opened[element] = attempt
                 continue
             if _RESTORED[code]:
+                if self._adopted and (row := self._adopted.pop(element, None)) is not None:
+                    add(row)
                 continue
+            if target == _EXPANDED and started[element] == NEVER:
+                started[element] = t
             result: Blob = ()
             detail: str | None = None
             origin: ResultRef | None = None
@@ -227,6 +268,8 @@ class Keeper:
                     origin = value.origin
                 if report.cpu >= 0 or report.failure is not None or type(value) is Unstored:
                     detail = _detail(report)
+            if self._origins and not result and origin is None:
+                origin = self._origins.get(element)
             came, began = ready[element], started[element]
             if self._intended and (element, attempt) in self._intended:
                 intended = self._intended.pop((element, attempt))
@@ -240,7 +283,7 @@ class Keeper:
                     _REASONS[code],
                     came + offset if came != NEVER else 0,
                     began + offset if began != NEVER else 0,
-                    t + offset,
+                    t + offset if target != _EXPANDED else 0,
                     result,
                     detail,
                     origin,

@@ -21,7 +21,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.core import messages as m
-from flowlane.core.elements import NOBODY
+from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
@@ -39,7 +39,7 @@ from flowlane.runtime.failures import (
     unreadable,
     worker_died,
 )
-from flowlane.runtime.growth import Growth, Roster
+from flowlane.runtime.growth import Growth, Roster, cores_of
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.adapting import Resized
-    from flowlane.runtime.beginning import Beginning
+    from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
@@ -74,6 +74,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import Executor
     from flowlane.runtime.recorder import Recorder
+    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -177,6 +178,7 @@ class Runner:
         self._unwatched_told = False
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
+        self._memory = beginning.memory
         self._values: list[Any] = [None] * program.plan.size
         for element, value in beginning.values.items():
             self._values[element] = value
@@ -190,7 +192,7 @@ class Runner:
         self._enforces = [c.hard_kill for c in capabilities]
         self._kills = [c.limits_memory for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values)
+        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
         self.token = dispatcher.enlist(self)
         self._limits = {spec.name: number for number, spec in enumerate(program.limits)}
@@ -200,10 +202,13 @@ class Runner:
             token=self.token,
             jitter=random.Random().random,
             limits=[dispatcher.limit(spec, self.token) for spec in program.limits],
+            recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
         self.growth.remote = self._remote
+        if self._memory is not None:
+            self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
         self._needs = _needs_of(program)
         self._curious = frozenset(
@@ -249,7 +254,7 @@ class Runner:
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
-        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown))], {})
+        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
 
     def caught_up(self) -> None:
         """The store has written what was waiting for it."""
@@ -336,11 +341,18 @@ class Runner:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
             if report.kind is SUCCEEDED:
-                if type(report.value) in self._work or element >= self._size or element in self._curious:
-                    if events:
-                        self._step(events, recorded)
-                        events, recorded = [], {}
-                    self._succeeded(element, attempt, report)
+                if element >= self._size or type(report.value) in self._work or element in self._curious:
+                    if type(report.value) in self._work and scheduler.awaits(element, attempt):
+                        if events:
+                            self._step(events, recorded)
+                            events, recorded = [], {}
+                        self._returned_work(element, attempt, report)
+                        continue
+                    events.append(self._succeeded(element, attempt, report))
+                    if keep:
+                        if report.output is not None:
+                            report = self._printed(report)  # noqa: PLW2901
+                        recorded[element, attempt] = report
                     continue
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
@@ -424,6 +436,8 @@ class Runner:
     def found(self, element: int, attempt: int, value: Any, stored: object) -> None:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
+        if element >= self._size:
+            self.growth.used_up(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
             chosen = self._chosen(element, value)
@@ -543,44 +557,42 @@ class Runner:
 
     # ── what comes into being ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _succeeded(self, element: int, attempt: int, report: Report) -> None:
-        """A success that means more than its value: work, an item that passes or not, a choice."""
-        if not self.scheduler.awaits(element, attempt):
-            self._step([Succeeded(element, attempt, report.started, report.ended)], {(element, attempt): report})
-            return
-        value = report.value
-        if type(value) in self._work:
-            self._returned_work(element, attempt, report, value)
-            return
-        growth = self.growth
+    def _succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
+        """The event of a success that may mean more than its value: an item that passes or not, a choice."""
+        scheduler, growth, value = self.scheduler, self.growth, report.value
+        if not scheduler.awaits(element, attempt):
+            if self._gate is None:
+                report.value = None
+            return Succeeded(element, attempt, report.started, report.ended)
+        chosen = 0
         try:
-            if growth.filters(element):
-                if not local(value, None):
-                    growth.used(element)
-                    self._take(element, attempt, report)
-                    self._step(
-                        [m.Skipped(element, attempt, report.started, report.ended)], {(element, attempt): report}
-                    )
-                    return
-                value = growth.own_item(element)
-            chosen = self._chosen(element, value)
+            block = scheduler.block(element)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                if cast.filters:
+                    passes = bool(local(value, None))
+                    value = growth.own_item(element)
+                    if not passes:
+                        growth.used(cast.container, block.first + index)
+                        self._take(element, attempt, report)
+                        report.value = None
+                        return m.Skipped(element, attempt, report.started, report.ended)
+                if not cast.over:
+                    growth.used(cast.container, block.first + index)
+            elif block.kind == GRAPH:
+                chosen = self._chosen(element, value)
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             report.kind, report.value = FAILED, None
             report.failure = Failure.of(undecidable(self.roster.names[element], error))
-            self._step([self._event(report, element, attempt)], {(element, attempt): report})
-            return
+            return self._event(report, element, attempt)
         self._values[element] = value
-        asked = self.scheduler.asked(element)
+        asked = scheduler.asked(element)
         report.value = self._gate.encoded(element, attempt, value) if self._gate is not None else None
-        if element >= self._size:
-            growth.used(element)
-        self._take(element, attempt, report)
+        if attempt > 1 or report.cpu >= 0:
+            self._take(element, attempt, report)
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-        if report.output is not None and self._heard:
-            report = self._printed(report)
-        events: list[m.Event] = [Succeeded(element, attempt, report.started, report.ended, chosen)]
-        self._step(events, {(element, attempt): report} if self._heard else {})
+        return Succeeded(element, attempt, report.started, report.ended, chosen)
 
     def _take(self, element: int, attempt: int, report: Report) -> None:
         if attempt > 1:
@@ -600,11 +612,9 @@ class Runner:
             passed.append(bool(test.passes(value, passed)))
         return sum([1 << bit for bit, holds in enumerate(passed) if holds])
 
-    def _returned_work(self, element: int, attempt: int, report: Report, work: Any) -> None:
-        report.value = None
+    def _returned_work(self, element: int, attempt: int, report: Report) -> None:
+        work, report.value = report.value, None
         self._take(element, attempt, report)
-        if element >= self._size:
-            self.growth.used(element)
         try:
             program, _ = self.growth.declared(element)
             made = self._maker.of_work(work, program)
@@ -614,7 +624,8 @@ class Runner:
             report.failure = Failure.of(error)
             self._step([self._event(report, element, attempt)], {(element, attempt): report})
             return
-        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report})
+        payload = self._gate.packed_work(element, work) if self._gate is not None else None
+        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report}, payload)
 
     def _check_depth(self, element: int) -> None:
         program, node = self.growth.declared(element)
@@ -637,8 +648,17 @@ class Runner:
             return
         self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, {})
 
-    def _graft(self, element: int, attempt: int, made: Program, started: int, ended: int, reports: Reports) -> None:
-        """Let an element become a program's graph, once the executors that it needs are open."""
+    def _graft(
+        self,
+        element: int,
+        attempt: int,
+        made: Program,
+        started: int,
+        ended: int,
+        reports: Reports,
+        work: Payload | None = None,
+    ) -> None:
+        """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
         if not self._dispatcher.is_open(made.lanes):
             opening = self._loop.create_task(self._dispatcher.open(made.lanes))
 
@@ -647,13 +667,17 @@ class Runner:
                     error = task.exception() if not task.cancelled() else asyncio.CancelledError()
                     self.fail(error or asyncio.CancelledError())
                 else:
-                    self._if_running(self._graft, element, attempt, made, started, ended, reports)
+                    self._if_running(self._graft, element, attempt, made, started, ended, reports, work)
 
             opening.add_done_callback(opened)
             return
         plan = self._fitted(made)
         start = self.scheduler.size
         self.growth.grafted(start, made)
+        if self._gate is not None:
+            self._gate.grafted(start, made, work)
+        if self._memory is not None:
+            self._memory.grafted(start, element, made)
         self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
 
     def _fitted(self, made: Program) -> Plan:
@@ -755,6 +779,8 @@ class Runner:
             step = self.scheduler.handle(events, at)
             if self.scheduler.size > len(self._values):
                 self._grow()
+            if self._memory is not None:
+                self._remember(self._memory)
             if step.transitions and self._heard:
                 self._record(step.transitions, reports)
             if step.commands:
@@ -779,6 +805,38 @@ class Runner:
         size = self.scheduler.size
         self._values.extend([None] * (size - len(self._values)))
         self.measured.grow(size)
+        if self._gate is not None:
+            self._gate.grown()
+
+    def _remember(self, memory: Memory) -> None:
+        """Take over what an earlier session had finished of that which has come into being."""
+        recalled = memory.take()
+        self.failures.update(recalled.failures)
+        for element, value in recalled.values.items():
+            self._values[element] = value
+        for element in recalled.done:
+            self.growth.used_up(element)
+
+    def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
+        """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
+        go: list[int] = []
+        for element in elements:
+            found = memory.work(element) if self.scheduler.attempt(element) == 1 else None
+            if found is None:
+                go.append(element)
+            else:
+                self._loop.call_soon(self._if_running, self._go_on_with, element, found)
+        return go
+
+    def _go_on_with(self, element: int, found: Work) -> None:
+        try:
+            program, _ = self.growth.declared(element)
+            made = self._maker.of_work(found.work, program)
+        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
+            self.failures[element] = Failure.of(error)
+            self._step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
+            return
+        self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
 
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
@@ -794,6 +852,8 @@ class Runner:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
                     go = command.elements
+                    if self._memory is not None:
+                        go = self._go_on(self._memory, go)
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
@@ -900,22 +960,32 @@ class Runner:
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
         growth = self.growth
+        home = self._homes[lane] if self._homes is not None else None
+        block = self.scheduler.block(element)
         try:
-            args, kwargs = growth.arguments(element, self._homes[lane] if self._homes is not None else None)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                index += block.first
+                keys = self.roster.keys(block.owner)
+                name = f"{cast.name}[{index if keys is None else keys[index]}]"
+                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
+                args, kwargs = growth.arguments_of(element, index, cast, home)
+            else:
+                name = self.roster.names[element]
+                program, node = growth.declared(element)
+                target, once = program.targets[node], node in program.once
+                cores, memory = cores_of(program, node), program.memory.get(node, 0)
+                args, kwargs = growth.arguments(element, home)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
             return None
-        name = self.roster.names[element]
         context: contextvars.Context | None = None
         if self._in_process[lane]:
             context = self._context.copy()
             context.run(TASK.set, name)
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
-        program, node = growth.declared(element)
         ref = make_ref(self.token, element, attempt)
-        target, once = program.targets[node], node in program.once
-        cores, memory = _cores_of(program, node), program.memory.get(node, 0)
         job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
         if memory and not self._kills[lane]:
             self._tell_unwatched(lane, job)
@@ -1002,14 +1072,8 @@ class Runner:
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
 
 
-def _cores_of(program: Program, node: int) -> int:
-    """Slots of its lane that an attempt holds."""
-    plan = program.plan
-    return plan.requirements[plan.requirement[node]].slots if node in plan.requirement else 1
-
-
 def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
     """node → (cores, memory) of those that need others than (1, 0)."""
     nodes = {*program.plan.requirement, *program.memory}
-    found = {node: (_cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
     return {node: needs for node, needs in found.items() if needs != (1, 0)}

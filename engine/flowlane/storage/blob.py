@@ -57,6 +57,7 @@ __all__ = [
     "Payload",
     "bound_to",
     "bound_to_run",
+    "bound_to_work",
     "digest_of",
     "pack",
     "pickled",
@@ -95,6 +96,11 @@ def bound_to(ref: ResultRef) -> bytes:
 def bound_to_run(run: str) -> bytes:
     """What the parameters of a run are bound to."""
     return b"params " + run.encode("utf-8", "surrogatepass")
+
+
+def bound_to_work(run: str, session: int, start: int) -> bytes:
+    """What the work is bound to that the graph was made of whose first task has number `start`."""
+    return f"work {run} {session} {start}".encode("utf-8", "surrogatepass")
 
 
 def seal(payload: Payload, key: bytes, bound: bytes) -> Blob:

@@ -5,6 +5,9 @@ self-contained: what an earlier one had finished is *adopted* into it, in the sa
 process ever finds a session that does not have it. So the state of a run is the state of its latest session, and a changed
 workflow may number its tasks anew.
 
+Not all tasks are there when a session is opened. Those that come into being later (elements of maps, graphs that tasks become)
+are told in *blocks* of consecutive numbers: `write` commits a block with, or before, the first row of its tasks.
+
 Order is the promise. `write` gets the rows of a run in the order of history and commits them all, or none, before it
 returns. So the store always holds a prefix of what happened, and whatever is reported as succeeded is in it.
 
@@ -36,6 +39,7 @@ __all__ = [
     "RUN_ID",
     "AttemptRow",
     "Blob",
+    "BlockRow",
     "CacheEntry",
     "CacheRow",
     "Lease",
@@ -45,6 +49,7 @@ __all__ = [
     "ResultRef",
     "Store",
     "StoredAttempt",
+    "StoredBlock",
     "StoredRun",
     "StoredSession",
 ]
@@ -143,6 +148,26 @@ class AttemptRow(NamedTuple):
     origin: ResultRef | None = None
 
 
+class BlockRow(NamedTuple):
+    """Tasks number `start` to ``start + length - 1`` of a session: what they are. See ``core.elements`` for `kind`.
+
+    owner   the task that has become them; of elements of maps that of the first map of the chain
+    first   elements of maps: the index of the first of them; a merge: its number in its level
+    level   of a merge, else 0
+    data    bytes of ours: for a graph its description, for elements of maps which maps, and their keys
+    work    of a task that returned more work: that, sealed, so that it need not run again to say it; () where it cannot be stored
+    """
+
+    start: int
+    length: int
+    kind: int
+    owner: int
+    first: int
+    level: int
+    data: bytes
+    work: Blob = ()
+
+
 class CacheRow(NamedTuple):
     """A result to be found again by its key.
 
@@ -206,6 +231,7 @@ class StoredAttempt(NamedTuple):
     size    bytes of the sealed result, 0 without one
     adopted whether another row has the result: an earlier session, the run it was forked from, or the one that filled the
             cache did the work
+    origin  that row, also where it has no result: of a task that had become others, they are in its session
     """
 
     element: int
@@ -219,6 +245,20 @@ class StoredAttempt(NamedTuple):
     result: ResultRef | None
     size: int
     adopted: bool
+    origin: ResultRef | None = None
+
+
+class StoredBlock(NamedTuple):
+    """A `BlockRow` as it was stored; `size` is that of its work, 0 where it has none."""
+
+    start: int
+    length: int
+    kind: int
+    owner: int
+    first: int
+    level: int
+    data: bytes
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -274,9 +314,17 @@ class Store(Protocol):
         """
         ...
 
-    def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
-        """Commit rows. Raises StoreError when the lease was taken over (`error.lost` is then true) or the disk will not
-        have them.
+    def write(
+        self,
+        lease: Lease,
+        rows: Sequence[AttemptRow],
+        cached: Sequence[CacheRow] = (),
+        blocks: Sequence[BlockRow] = (),
+    ) -> None:
+        """Commit rows, and the blocks of tasks that they may be of. A block that is there already is replaced.
+
+        Raises StoreError when the lease was taken over (`error.lost` is then true), the disk will not have them, or there are
+        more tasks than a store can number.
         """
         ...
 
@@ -317,8 +365,18 @@ class Store(Protocol):
         """What the run was asked to do, sealed, as it was begun with."""
         ...
 
-    def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:
-        """All rows of a session (the latest unless told), or those of one task, by element and attempt."""
+    def attempts(
+        self, run_id: str, session: int | None = None, element: int | range | None = None
+    ) -> Iterator[StoredAttempt]:
+        """All rows of a session (the latest unless told), or those of one task or a range of them, by element and attempt."""
+        ...
+
+    def blocks(self, run_id: str, session: int | None = None) -> list[StoredBlock]:
+        """What came into being in a session (the latest unless told), in order of numbers."""
+        ...
+
+    def work(self, run_id: str, session: int, start: int) -> bytes:
+        """The work of the block that begins at `start`, sealed. Raises StoreError when it is not there."""
         ...
 
     def read(self, ref: ResultRef) -> bytes | memoryview:

@@ -21,7 +21,18 @@ import pytest
 
 from flowlane.core.states import REASONS, STATES, Reason, RunState, TaskState
 from flowlane.errors import RunLocked, StoreError, UnknownRun
-from flowlane.storage.port import INLINE_MAX, AttemptRow, CacheRow, NewRun, NewSession, Owner, Store, StoredAttempt
+from flowlane.storage.port import (
+    INLINE_MAX,
+    AttemptRow,
+    BlockRow,
+    CacheRow,
+    NewRun,
+    NewSession,
+    Owner,
+    Store,
+    StoredAttempt,
+    StoredBlock,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -308,6 +319,71 @@ class StoreContract:
         assert errors == []
         assert sum(1 for _ in store.attempts(lease.run)) == 400
 
+    # ── tasks that come into being ────────────────────────────────────────────────────────────────────────────────────
+
+    def test_blocks_come_back_in_order_as_they_were(self, open_store: Callable[[], Store]) -> None:
+        store = open_store()
+        lease = store.begin(new_run(), new_session())
+        assert store.blocks(lease.run) == []
+        store.write(lease, [attempt(1003)], (), [BlockRow(1003, 1, 2, 1, 7, 3, b"")])
+        store.write(
+            lease, [], (), [BlockRow(3, 1000, 1, 1, 0, 0, b'{"stages":[1]}'), BlockRow(1004, 2, 0, 5, 0, 0, b"\0")]
+        )
+        for each in (store, open_store()):
+            assert each.blocks(lease.run) == [
+                StoredBlock(3, 1000, 1, 1, 0, 0, b'{"stages":[1]}', 0),
+                StoredBlock(1003, 1, 2, 1, 7, 3, b"", 0),
+                StoredBlock(1004, 2, 0, 5, 0, 0, b"\0", 0),
+            ]
+
+    def test_a_block_is_of_its_session_and_replaces_the_one_before(self, store: Store) -> None:
+        run = new_run()
+        first = store.begin(run, new_session())
+        store.write(first, [], (), [BlockRow(3, 1, 1, 0, 0, 0, b"one")])
+        store.write(first, [], (), [BlockRow(3, 2, 1, 0, 0, 0, b"two")])
+        store.close_run(first, RunState.INTERRUPTED, _T, None)
+        store.reopen(run.id, new_session())
+        assert store.blocks(run.id) == []
+        assert [(block.length, block.data) for block in store.blocks(run.id, 1)] == [(2, b"two")]
+        with pytest.raises(UnknownRun):
+            store.blocks(run.id, 9)
+
+    def test_a_block_is_there_or_its_rows_are_not(self, open_store: Callable[[], Store]) -> None:
+        store = open_store()
+        run = new_run()
+        lease = store.begin(run, new_session())
+        store.seize(run.id, _T)
+        with pytest.raises(StoreError):
+            store.write(lease, [attempt(3)], (), [BlockRow(3, 1, 1, 0, 0, 0, b"")])
+        assert (store.blocks(run.id), list(store.attempts(run.id))) == ([], [])
+
+    @pytest.mark.parametrize("size", [10, INLINE_MAX + 1])
+    def test_the_work_of_a_block_comes_back(self, store: Store, size: int) -> None:
+        lease = store.begin(new_run(), new_session())
+        work = secrets.token_bytes(size)
+        pieces = (work[:3], memoryview(work)[3:])
+        store.write(lease, [], (), [BlockRow(3, 1, 0, 0, 0, 0, b"", pieces), BlockRow(4, 1, 0, 0, 0, 0, b"")])
+        assert [block.size for block in store.blocks(lease.run)] == [size, 0]
+        assert store.work(lease.run, 1, 3) == work
+        for start in (4, 5):
+            with pytest.raises(StoreError):
+                store.work(lease.run, 1, start)
+
+    def test_rows_of_a_range_of_tasks(self, store: Store) -> None:
+        lease = store.begin(new_run(), new_session())
+        store.write(lease, [attempt(element, number) for element in range(6) for number in (1, 2)])
+        assert [row[:2] for row in store.attempts(lease.run, 1, range(2, 4))] == [(2, 1), (2, 2), (3, 1), (3, 2)]
+        assert list(store.attempts(lease.run, 1, range(6, 9))) == []
+
+    def test_blocks_go_with_their_run(self, store: Store) -> None:
+        run = new_run()
+        lease = store.begin(run, new_session())
+        store.write(lease, [attempt(3)], (), [BlockRow(3, 1, 1, 0, 0, 0, b"")])
+        store.close_run(lease, RunState.SUCCEEDED, _T, None)
+        assert store.remove([run.id]) == 1
+        with pytest.raises(UnknownRun):
+            store.blocks(run.id)
+
     # ── adopting ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
     @pytest.mark.parametrize("size", [10, INLINE_MAX + 1])
@@ -327,6 +403,7 @@ class StoreContract:
         assert rows[2][1:8] == before[0][1:8]
         assert (rows[2].result, rows[2].size) == ((run.id, 1, 0, 2), size)
         assert (rows[0].result, rows[0].size) == (None, 0)
+        assert [row.origin for row in rows] == [(run.id, 1, 1, 1), None, (run.id, 1, 0, 2)]
         assert store.runs()[0].counts == {"succeeded": 3}
         assert bytes(store.read((run.id, 2, 7, 2))) == blob  # by either address
 

@@ -12,13 +12,13 @@ from typing import TYPE_CHECKING
 
 from flowlane.core.states import STATES, RunState
 from flowlane.errors import RunLocked, StoreError
-from flowlane.storage.port import CacheEntry, Lease, StoredAttempt, StoredRun, StoredSession
+from flowlane.storage.port import CacheEntry, Lease, StoredAttempt, StoredBlock, StoredRun, StoredSession
 from flowlane_plugins.stores.names import Named, choose, unknown
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
 
-    from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, Owner, ResultRef
+    from flowlane.storage.port import AttemptRow, BlockRow, CacheRow, NewRun, NewSession, Owner, ResultRef
 
 __all__ = ["MemoryStore"]
 
@@ -28,6 +28,7 @@ class _Session:
     stored: StoredSession
     order: int  # of all sessions of the store
     rows: dict[tuple[int, int], StoredAttempt] = field(default_factory=dict[tuple[int, int], StoredAttempt])
+    blocks: dict[int, BlockRow] = field(default_factory=dict[int, "BlockRow"])
     requests: list[str] = field(default_factory=list[str])
     state: RunState = RunState.RUNNING
     error: str | None = None
@@ -107,9 +108,18 @@ class MemoryStore:
                 run.last.state, run.last.error = RunState.INTERRUPTED, "it was taken over"
             run.owner = None
 
-    def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
+    def write(
+        self,
+        lease: Lease,
+        rows: Sequence[AttemptRow],
+        cached: Sequence[CacheRow] = (),
+        blocks: Sequence[BlockRow] = (),
+    ) -> None:
         with self._lock:
             session = self._held(lease)
+            for block in blocks:
+                work = (b"".join(block.work),) if block.work else ()
+                session.blocks[block.start] = block._replace(work=work)
             self._put(lease, session, rows)
             for key, task, parts, created, expires, element, attempt in cached:
                 row = session.rows.get((element, attempt))
@@ -158,10 +168,25 @@ class MemoryStore:
         with self._lock:
             return self._run(run_id).new.params
 
-    def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:
+    def attempts(
+        self, run_id: str, session: int | None = None, element: int | range | None = None
+    ) -> Iterator[StoredAttempt]:
+        among = range(element, element + 1) if isinstance(element, int) else element
         with self._lock:
             rows = self._session(run_id, session).rows
-            return iter([rows[key] for key in sorted(rows) if element in (None, key[0])])
+            return iter([rows[key] for key in sorted(rows) if among is None or key[0] in among])
+
+    def blocks(self, run_id: str, session: int | None = None) -> list[StoredBlock]:
+        with self._lock:
+            found = sorted(self._session(run_id, session).blocks.items())
+            return [StoredBlock(*block[:7], sum(map(len, block.work))) for _, block in found]
+
+    def work(self, run_id: str, session: int, start: int) -> bytes:
+        with self._lock:
+            block = self._session(run_id, session).blocks.get(start)
+            if block is None or not block.work:
+                raise StoreError(f"no work of task number {start} and those behind it is in the store")
+            return bytes(block.work[0])
 
     def read(self, ref: ResultRef) -> bytes | memoryview:
         with self._lock:
@@ -226,7 +251,7 @@ class MemoryStore:
                 raise StoreError(
                     f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in the store any more"
                 )
-            session.rows[element, row.attempt] = row._replace(element=element, adopted=True)
+            session.rows[element, row.attempt] = row._replace(element=element, adopted=True, origin=row.origin or ref)
         self._put(lease, session, new.rows)
         self._sessions += 1
         run.sessions.append(session)
@@ -236,6 +261,7 @@ class MemoryStore:
     def _put(self, lease: Lease, session: _Session, rows: Sequence[AttemptRow]) -> None:
         for element, attempt, state, reason, ready, started, ended, result, detail, origin in rows:
             ref: ResultRef | None = None
+            source: StoredAttempt | None = None
             size = 0
             if result:
                 ref = (lease.run, lease.session, element, attempt)
@@ -255,7 +281,8 @@ class MemoryStore:
                 detail,
                 ref,
                 size,
-                ref is not None and not result,
+                source is not None,
+                None if source is None else source.origin or origin,
             )
 
     def _held(self, lease: Lease) -> _Session:

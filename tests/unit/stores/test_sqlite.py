@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import os
 import secrets
 import socket
@@ -17,7 +18,7 @@ import pytest
 
 from flowlane.core.states import RunState, TaskState
 from flowlane.errors import ResultDamaged, RunLocked, StoreError, UnknownRun
-from flowlane.storage.port import CacheRow, Lease, Owner
+from flowlane.storage.port import BlockRow, CacheRow, Lease, Owner
 from flowlane.storage.upkeep import Swept, Upkeep
 from flowlane.testing.stores import attempt, new_run, new_session
 from flowlane_plugins.stores.sqlite import SqliteStore, database, key, locks, place, schema
@@ -154,7 +155,7 @@ def test_a_store_of_a_newer_version_is_refused(store: SqliteStore, path: Path, o
     stamp(path, "user_version = 99")
     before = path.read_bytes()
     with pytest.raises(
-        StoreError, match="was written by a newer flowlane: its schema is 99, this one knows 1"
+        StoreError, match="was written by a newer flowlane: its schema is 99, this one knows 2"
     ) as caught:
         open_store()
     assert "upgrade" in (caught.value.hint or "")
@@ -189,12 +190,12 @@ def test_an_older_store_is_copied_and_then_migrated(
     store = open_store()
     assert bytes(store.read((lease.run, 1, 0, 1))) == b"value"
     with contextlib.closing(sqlite3.connect(path)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (2,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(migrations),)
         assert db.execute("SELECT note FROM runs").fetchone() == ("brisk-otter",)
-    copy = path.parent / "flow.db.v1.bak"
+    copy = path.parent / f"flow.db.v{len(migrations) - 1}.bak"
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     with contextlib.closing(sqlite3.connect(copy)) as db:
-        assert db.execute("PRAGMA user_version").fetchone() == (1,)
+        assert db.execute("PRAGMA user_version").fetchone() == (len(migrations) - 1,)
         assert db.execute("SELECT count(*) FROM attempts").fetchone() == (1,)
     store.close()
     before = copy.stat()
@@ -215,14 +216,58 @@ def test_a_migration_that_fails_leaves_the_old_schema(
     assert len(store.runs()) == 1
 
 
-def test_the_first_schema_is_never_changed() -> None:
+def test_a_store_that_version_1_wrote_is_read_and_gone_on_with(path: Path, open_store: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(gzip.decompress((Path(__file__).parent / "version1.db.gz").read_bytes()))
+    store = open_store()
+    run = store.find("brisk-otter")
+    assert (run.session, run.state, run.counts) == (2, RunState.RUNNING, {"running": 1, "succeeded": 1})
+    rows = list(store.attempts(run.id))
+    assert [(row.element, row.adopted) for row in rows] == [(0, True), (2, False)]
+    assert bytes(store.read(rows[0].result)) == b"one"
+    assert [row[:2] for row in store.attempts(run.id, 1)] == [(0, 1), (1, 1), (1, 2)]
+    assert [entry.task for entry in store.cache_entries()] == ["parse"]
+    assert (store.blocks(run.id), store.check()) == ([], [])
+    store.seize(run.id, 1)
+    lease = store.reopen(run.id, new_session())
+    store.write(lease, [attempt(3)], (), [BlockRow(3, 1, 1, 0, 0, 0, b"")])
+    assert len(store.blocks(run.id)) == 1
+    assert (path.parent / "flow.db.v1.bak").exists()
+
+
+def test_more_tasks_than_a_store_can_number_are_refused(store: SqliteStore) -> None:
+    lease = store.begin(new_run(), new_session())
+    last = schema.ELEMENTS_MAX - 1
+    store.write(lease, [attempt(last)], (), [BlockRow(last, 1, 1, 0, 0, 0, b"")])
+    for rows, blocks in (([attempt(last + 1)], []), ([], [BlockRow(last, 2, 1, 0, 0, 0, b"")])):
+        with pytest.raises(StoreError, match="task number 16,777,216 is too many") as refused:
+            store.write(lease, rows, (), blocks)
+        assert "several runs" in str(refused.value.hint)
+    assert [row.element for row in store.attempts(lease.run)] == [last]
+
+
+def test_a_damaged_block_is_never_believed(store: SqliteStore, path: Path) -> None:
+    lease = store.begin(new_run(), new_session())
+    store.write(lease, [], (), [BlockRow(3, 1, 1, 0, 0, 0, b""), BlockRow(4, 1, 1, 0, 0, 0, b"")])
+    store.close_run(lease, RunState.FAILED, 1, None)
+    with contextlib.closing(sqlite3.connect(path)) as db:
+        db.execute("UPDATE blocks SET owner = 7 WHERE id & 0xffffffffff = 3 << 16")
+        db.commit()
+    with pytest.raises(StoreError, match="what a run has become is not what was written"):
+        store.blocks(lease.run)
+    assert any("of blocks is not what was written" in trouble for trouble in store.check())
+    assert store.repair().lost == 1
+    assert [block.start for block in store.blocks(lease.run)] == [4]
+
+
+def test_the_schemas_are_never_changed() -> None:
     """A released migration is history: a change of it needs another one behind it."""
-    assert len(schema.MIGRATIONS) == 1
+    assert len(schema.MIGRATIONS) == 2
     db = sqlite3.connect(":memory:")
     with contextlib.closing(db):
         schema.migrate(db, ":memory:")
         tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    assert {"runs", "sessions", "attempts", "files", "adopted", "cache", "requests"} <= tables
+    assert {"runs", "sessions", "attempts", "files", "adopted", "cache", "requests", "blocks"} <= tables
 
 
 # ── where it is ───────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 from flowlane.errors import StoreError
 from flowlane_plugins.stores.sqlite.base import Base
 from flowlane_plugins.stores.sqlite.faults import RAISED, telling, translate
-from flowlane_plugins.stores.sqlite.rows import attempt_crc
+from flowlane_plugins.stores.sqlite.rows import BLOCK_COLUMNS, attempt_crc
 from flowlane_plugins.stores.sqlite.schema import crc, unpack
 
 if TYPE_CHECKING:
@@ -40,6 +40,7 @@ TABLES: Final[dict[str, tuple[str, ...]]] = {
         *("ended", "state", "error", "counts", "rows", "end_crc", "graph"),
     ),
     "attempts": ("id", "state", "reason", "ready", "started", "ended", "size", "crc", "detail", "result"),
+    "blocks": BLOCK_COLUMNS,
     "files": ("row", "digest"),
     "adopted": ("row", "origin"),
     "cache": ("key", "task", "parts", "created", "expires", "row", "crc", "hits"),
@@ -56,6 +57,8 @@ def is_good(table: str, row: tuple[Any, ...], origin: int | None = None) -> bool
             return bool(crc(*row[2:9]) == row[9] and (row[16] == b"" or crc(row[16]) == row[8]))
         if table == "attempts":
             return bool(attempt_crc(row[:7], row[8], origin) == row[7])
+        if table == "blocks":
+            return bool(crc(*row[:7], row[8]) == row[7])
         if table == "cache":
             return bool(crc(*row[:6]) == row[6])
     except (struct.error, AttributeError, TypeError):  # a value of another type
@@ -138,6 +141,10 @@ class Checking(Base):
                 "SELECT a.id FROM attempts a WHERE a.size > 0 AND a.result IS NULL AND a.id NOT IN (SELECT row FROM files)"
                 " AND a.id NOT IN (SELECT row FROM adopted)",
                 lambda row: f"the result of {self._name(row)} is not there",
+            ),
+            (
+                "SELECT b.id FROM blocks b WHERE b.id >> 40 NOT IN (SELECT sid FROM sessions)",
+                lambda row: f"what {self._name(row)} belongs to is of a session that is not there",
             ),
             (
                 "SELECT a.id FROM attempts a WHERE a.result IS NOT NULL AND length(a.result) != a.size",

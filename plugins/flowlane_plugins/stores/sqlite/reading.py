@@ -11,14 +11,14 @@ from flowlane.storage.port import CacheEntry, Owner, StoredRun, StoredSession
 from flowlane_plugins.stores.names import Named, choose, unknown
 from flowlane_plugins.stores.sqlite.base import Base
 from flowlane_plugins.stores.sqlite.faults import damaged
-from flowlane_plugins.stores.sqlite.rows import read_attempts
+from flowlane_plugins.stores.sqlite.rows import read_attempts, read_blocks
 from flowlane_plugins.stores.sqlite.schema import ATTEMPTS_MAX, crc, row_id, span, unpack
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator
 
-    from flowlane.storage.port import ResultRef, StoredAttempt
+    from flowlane.storage.port import ResultRef, StoredAttempt, StoredBlock
 
 __all__ = ["Latest", "Reading", "count", "counts_as_text", "latest", "sid_of"]
 
@@ -120,12 +120,33 @@ class Reading(Base):
             raise unknown(run_id)
         return bytes(found[0])
 
-    def attempts(self, run_id: str, session: int | None = None, element: int | None = None) -> Iterator[StoredAttempt]:
+    def attempts(
+        self, run_id: str, session: int | None = None, element: int | range | None = None
+    ) -> Iterator[StoredAttempt]:
         with self._database.reading() as db:
             _, sid, rows = self._session(db, run_id, session)
         return self._attempts(sid, element, rows)
 
-    def _attempts(self, sid: int, element: int | None, rows: int | None) -> Iterator[StoredAttempt]:
+    def blocks(self, run_id: str, session: int | None = None) -> list[StoredBlock]:
+        with self._database.reading() as db:
+            _, sid, _ = self._session(db, run_id, session)
+            return read_blocks(db, self._path, sid)
+
+    def work(self, run_id: str, session: int, start: int) -> bytes:
+        with self._database.reading() as db:
+            sid = sid_of(db, run_id, session)
+            found = None
+            if sid is not None:
+                row = (row_id(sid, start, 0),)
+                found = db.execute("SELECT size, work FROM blocks WHERE id = ?", row).fetchone()
+        if found is None or not found[0]:
+            raise StoreError(f"no work of task number {start} and those behind it in run {run_id} is in {self._path}")
+        size, work = found
+        if not isinstance(work, bytes) or len(work) != size:
+            raise ResultDamaged(f"the work of task number {start} in run {run_id} has not the {size:,} bytes of before")
+        return work
+
+    def _attempts(self, sid: int, element: int | range | None, rows: int | None) -> Iterator[StoredAttempt]:
         with self._database.reading() as db:
             expected = rows if element is None else None
             yield from read_attempts(db, self._path, sid, element, expected, self._place)

@@ -7,18 +7,30 @@ from typing import TYPE_CHECKING, Any, Final
 from zlib import crc32
 
 from flowlane.errors import StoreError
-from flowlane.storage.port import INLINE_MAX, StoredAttempt
+from flowlane.storage.port import INLINE_MAX, StoredAttempt, StoredBlock
 from flowlane_plugins.stores.sqlite.faults import damaged
-from flowlane_plugins.stores.sqlite.schema import ATTEMPTS_MAX, ELEMENTS_MAX, row_id, span, unpack
+from flowlane_plugins.stores.sqlite.schema import ATTEMPTS_MAX, ELEMENTS_MAX, crc, row_id, span, unpack
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Callable, Iterator, Sequence
 
-    from flowlane.storage.port import AttemptRow, Blob, ResultRef
+    from flowlane.storage.port import AttemptRow, Blob, BlockRow, ResultRef
     from flowlane_plugins.stores.sqlite.files import ResultFiles
 
-__all__ = ["UPSERT", "Bound", "attempt_crc", "bind", "clean", "read_attempts"]
+__all__ = [
+    "BLOCK_COLUMNS",
+    "PUT_BLOCK",
+    "UPSERT",
+    "Bound",
+    "attempt_crc",
+    "bind",
+    "bind_blocks",
+    "clean",
+    "read_attempts",
+    "read_blocks",
+    "read_sources",
+]
 
 _COLUMNS: Final = ("state", "reason", "ready", "started", "ended", "size", "crc", "detail", "result")
 
@@ -26,6 +38,10 @@ _COLUMNS: Final = ("state", "reason", "ready", "started", "ended", "size", "crc"
 UPSERT: Final = (
     f"INSERT INTO attempts (id, {', '.join(_COLUMNS)}) VALUES (?{', ?' * len(_COLUMNS)}) "
     f"ON CONFLICT (id) DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in _COLUMNS)}"
+)
+BLOCK_COLUMNS: Final = ("id", "length", "kind", "owner", "first", "level", "size", "crc", "data", "work")
+PUT_BLOCK: Final = (
+    f"INSERT OR REPLACE INTO blocks ({', '.join(BLOCK_COLUMNS)}) VALUES (?{', ?' * (len(BLOCK_COLUMNS) - 1)})"
 )
 _SELECT: Final = (
     "SELECT a.id, a.state, a.reason, a.ready, a.started, a.ended, a.size, a.crc, a.detail, o.origin "
@@ -57,10 +73,7 @@ def bind(sid: int, rows: Sequence[AttemptRow], files: ResultFiles) -> Bound:
     try:
         for element, attempt, state, reason, ready, started, ended, result, detail, origin in rows:
             if element >> 24 or attempt >> 16:
-                raise StoreError(
-                    f"attempt {attempt} of task number {element} is too many: a store takes {ATTEMPTS_MAX - 1:,} attempts of"
-                    f" {ELEMENTS_MAX:,} tasks"
-                )
+                raise too_many(element, attempt)
             row = base | element << 16 | attempt
             size, inline = 0, None
             if result:
@@ -79,6 +92,39 @@ def bind(sid: int, rows: Sequence[AttemptRow], files: ResultFiles) -> Bound:
     except (struct.error, OverflowError, TypeError) as error:
         raise StoreError(f"a row does not fit its columns: {error}") from error
     return bound
+
+
+def bind_blocks(sid: int, blocks: Sequence[BlockRow]) -> list[tuple[Any, ...]]:
+    """`blocks` of session `sid` for the table. Raises StoreError."""
+    rows: list[tuple[Any, ...]] = []
+    for start, length, kind, owner, first, level, data, work in blocks:
+        if start + length > ELEMENTS_MAX:
+            raise too_many(start + length - 1, 1)
+        sealed = b"".join(work) if work else None
+        fields = (row_id(sid, start, 0), length, kind, owner, first, level, len(sealed) if sealed else 0)
+        rows.append((*fields, crc(*fields, data), data, sealed))
+    return rows
+
+
+def read_blocks(db: sqlite3.Connection, path: str, sid: int) -> list[StoredBlock]:
+    """The blocks of a session in order, each checked. Raises sqlite3.Error, StoreError."""
+    query = f"SELECT {', '.join(BLOCK_COLUMNS[:-1])} FROM blocks WHERE id BETWEEN ? AND ? ORDER BY id"
+    found: list[StoredBlock] = []
+    for *fields, check, data in db.execute(query, span(sid)):
+        if crc(*fields, data) != check:
+            raise damaged(path, "what a run has become is not what was written")
+        number, length, kind, owner, first, level, size = fields
+        found.append(StoredBlock(unpack(number)[1], length, kind, owner, first, level, data, size))
+    return found
+
+
+def too_many(element: int, attempt: int) -> StoreError:
+    """The error for what has no row id."""
+    return StoreError(
+        f"attempt {attempt} of task number {element:,} is too many: a store takes {ATTEMPTS_MAX - 1:,} attempts of"
+        f" {ELEMENTS_MAX:,} tasks a session, elements of maps included",
+        hint="split the work into several runs, or run it without a store",
+    )
 
 
 def attempt_crc(row: Sequence[Any], detail: str | None, origin: int | None) -> int:
@@ -118,7 +164,7 @@ def read_attempts(
     db: sqlite3.Connection,
     path: str,
     sid: int,
-    element: int | None,
+    element: int | range | None,
     expected: int | None,
     place: Callable[[int], tuple[str, int]],
 ) -> Iterator[StoredAttempt]:
@@ -137,11 +183,15 @@ def read_attempts(
                     raise damaged(path, _NOT_WRITTEN)
                 _, index, attempt = unpack(number)
                 ref: ResultRef | None = None
-                if size:
+                if size or origin is not None:
                     home, of, nth = unpack(number if origin is None else origin)
                     ref = (*place(home), of, nth)
                 adopted = origin is not None
-                yield StoredAttempt(index, attempt, state, reason, ready, started, ended, detail, ref, size, adopted)
+                source = ref if adopted else None
+                result = ref if size else None
+                yield StoredAttempt(
+                    index, attempt, state, reason, ready, started, ended, detail, result, size, adopted, source
+                )
     finally:
         cursor.close()  # also when the reader stops half-way: an open cursor holds the log back
     if expected is not None and count != expected:

@@ -213,6 +213,7 @@ def _reconcile(db: sqlite3.Connection, path: str) -> None:
     for statement in (
         "DELETE FROM sessions WHERE run NOT IN (SELECT key FROM runs)",
         "DELETE FROM attempts WHERE id >> 40 NOT IN (SELECT sid FROM sessions)",
+        "DELETE FROM blocks WHERE id >> 40 NOT IN (SELECT sid FROM sessions)",
         "DELETE FROM adopted WHERE row NOT IN (SELECT id FROM attempts)",
         "DELETE FROM files WHERE row NOT IN (SELECT id FROM attempts)",
         "DELETE FROM cache WHERE row NOT IN (SELECT id FROM attempts)",

@@ -127,8 +127,26 @@ _FIRST: Final = (
     "CREATE INDEX requests_sid ON requests (sid)",
 )
 
+_SECOND: Final = (
+    # What came into being while a run went on: consecutive elements, from the one in the id on.
+    """
+    CREATE TABLE blocks (
+        id       INTEGER PRIMARY KEY,        -- sid << 40 | first element << 16
+        length   INTEGER NOT NULL,
+        kind     INTEGER NOT NULL,           -- 0 a graph, 1 elements of maps, 2 a merge
+        owner    INTEGER NOT NULL,           -- the element that has become them
+        first    INTEGER NOT NULL,           -- index of the first, or the number of a merge in its level
+        level    INTEGER NOT NULL,
+        size     INTEGER NOT NULL,           -- of the work; 0 without
+        crc      INTEGER NOT NULL,           -- of all above and data
+        data     BLOB NOT NULL,
+        work     BLOB
+    )
+    """,
+)
+
 #: Statements that turn version n into n + 1. Entries are only ever appended, and never changed once released.
-MIGRATIONS: Sequence[Sequence[str]] = (_FIRST,)
+MIGRATIONS: Sequence[Sequence[str]] = (_FIRST, _SECOND)
 
 
 # ── rows ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -144,10 +162,13 @@ def unpack(row: int) -> tuple[int, int, int]:
     return row >> _SESSION_BITS, row >> _ATTEMPT_BITS & ELEMENTS_MAX - 1, row & ATTEMPTS_MAX - 1
 
 
-def span(sid: int, element: int | None = None) -> tuple[int, int]:
-    """The first and last row id of a session, or of one of its elements."""
+def span(sid: int, element: int | range | None = None) -> tuple[int, int]:
+    """The first and last row id of a session, of one of its elements, or of a range of them."""
     if element is None:
         return sid << _SESSION_BITS, (sid + 1 << _SESSION_BITS) - 1
+    if isinstance(element, range):
+        last = min(element.stop, ELEMENTS_MAX)
+        return row_id(sid, min(element.start, ELEMENTS_MAX), 0), row_id(sid, last, 0) - 1
     return row_id(sid, element, 0), row_id(sid, element, ATTEMPTS_MAX - 1)
 
 

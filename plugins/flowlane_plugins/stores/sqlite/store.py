@@ -29,7 +29,7 @@ from flowlane_plugins.stores.sqlite.upkeep import Upkeep
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from flowlane.storage.port import AttemptRow, CacheRow, NewRun, NewSession, ResultRef
+    from flowlane.storage.port import AttemptRow, BlockRow, CacheRow, NewRun, NewSession, ResultRef
 
 __all__ = ["SqliteStore"]
 
@@ -159,12 +159,21 @@ class SqliteStore(Reading, Upkeep, Salvage):
                 with suppress(FileNotFoundError):
                     os.unlink(self._lock_path(run_id))
 
-    def write(self, lease: Lease, rows: Sequence[AttemptRow], cached: Sequence[CacheRow] = ()) -> None:
+    def write(
+        self,
+        lease: Lease,
+        rows: Sequence[AttemptRow],
+        cached: Sequence[CacheRow] = (),
+        blocks: Sequence[BlockRow] = (),
+    ) -> None:
         hold = self._held(lease)
         with telling(self._path):
             bound = hot.bind(hold.sid, rows, self._files)
+            made = hot.bind_blocks(hold.sid, blocks) if blocks else ()
         with self._database.writing() as db:
             self._prove(db, lease)
+            if made:
+                db.executemany(hot.PUT_BLOCK, made)
             adopted = self._put(db, bound, hold.adopted)
             if cached:
                 self._write_cached(db, hold, cached)

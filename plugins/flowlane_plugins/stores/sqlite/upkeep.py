@@ -115,6 +115,7 @@ class Upkeep(Base):
             db.execute(f"DELETE FROM files WHERE row {others.format('row')}", bounds)
             db.execute(f"DELETE FROM attempts WHERE id {others.format('id')}", bounds)
             db.execute("DELETE FROM requests WHERE sid = ?", (sid,))
+            db.execute("DELETE FROM blocks WHERE id BETWEEN :lo AND :hi", bounds)
             if db.execute("SELECT 1 FROM attempts WHERE id BETWEEN ? AND ? LIMIT 1", (lo, hi)).fetchone() is None:
                 db.execute("DELETE FROM sessions WHERE sid = ?", (sid,))
             else:
