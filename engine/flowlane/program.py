@@ -23,6 +23,7 @@ __all__ = [
     "Missing",
     "Program",
     "Ref",
+    "SlotBounds",
     "Test",
     "Work",
     "key_text",
@@ -154,13 +155,25 @@ class Test(Protocol):
         ...
 
 
+class SlotBounds(NamedTuple):
+    """Of slots that adapt: between which numbers, and with how many they start."""
+
+    lowest: int
+    highest: int
+    start: int
+
+
 class LimitSpec(NamedTuple):
-    """A limit by name: `slots` None for no limit of concurrency, `rate` (count, period in ns, burst) or None."""
+    """A limit by name: `slots` None for no limit of concurrency, `rate` (count, period in ns, burst) or None.
+
+    Where its slots adapt, `slots` are the most it may ever have.
+    """
 
     name: str
     slots: int | None
     rate: tuple[int, int, int] | None
     shared: bool
+    adaptive: SlotBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)

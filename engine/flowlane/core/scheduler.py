@@ -66,7 +66,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from flowlane.core.elements import Place
-    from flowlane.core.lanes import Lane
+    from flowlane.core.lanes import Lane, Slots
     from flowlane.core.limits import Limit
     from flowlane.core.plan import Plan, Policy
     from flowlane.core.rules import TriggerRule
@@ -349,6 +349,14 @@ class Scheduler:
         """The index of the lane it runs on; NOBODY for what runs nowhere."""
         queue = self._queue_of[element]
         return self._waiting.lane[queue] if queue >= 0 else NOBODY
+
+    def holds(self, element: int) -> Iterator[Slots]:
+        """The lane and the limits that an attempt of it needs."""
+        waiting, queue = self._waiting, self._queue_of[element]
+        if queue >= 0:
+            yield waiting.lanes[waiting.lane[queue]]
+            for index, _ in waiting.requirement[queue].limits:
+                yield waiting.limits[index]
 
     def add_lane(self, lane: Lane) -> int:
         """A further lane, for graphs that are added; the index by which their plans know it."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from flowlane.core.plan import SLOT, Guard, MapSpec, Requirement
 from flowlane.core.rules import ALL_SUCCESS, AT_LEAST
 from flowlane.declare.callsite import did_you_mean
-from flowlane.declare.limits import MEMORY, Limit, machine_memory
+from flowlane.declare.limits import MEMORY, SHARE, Limit, machine_memory
 from flowlane.errors import DefinitionError, UnknownName
 from flowlane.program import MapCall, Ref
 
@@ -255,7 +255,7 @@ class _Limits:
     def _memory(self) -> int:
         number = self._number.get(MEMORY)
         if number is None:
-            limit = self._given.get(MEMORY) or Limit(MEMORY, max(1, machine_memory() // _MB))
+            limit = self._given.get(MEMORY) or Limit(MEMORY, max(1, int(machine_memory() * SHARE) // _MB))
             number = self._number[MEMORY] = len(self.specs)
             self.specs.append(limit.spec)
         return number
