@@ -2,8 +2,8 @@
 
 A task is *kept* when it succeeded (or said that there was nothing to do), neither it nor anything it depends on has changed,
 and its value is at hand for everybody who will read it. A value that nobody reads any more is not missed: its task stays done. A
-value that somebody reads and that is damaged, gone or was never storable makes its task run again, and so may need values of tasks
-above it in turn.
+value that somebody reads and that is damaged, gone or was never storable makes its task run again, and so may need values of
+tasks above it in turn.
 
 A task with ``at_most_once`` that had begun and is not known to have succeeded is *unknown*: only a person can say what became
 of it.
