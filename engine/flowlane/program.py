@@ -137,14 +137,12 @@ class MapCall(NamedTuple):
     combine  see Combine
     star     an item is a tuple of positional arguments
     filters  the value of an element is its item, where its task returns something true; else it is skipped
-    batch    items in one job: a number, 0 for one each, -1 to measure and choose
     """
 
     sources: tuple[Any, ...]
     combine: Combine = "each"
     star: bool = False
     filters: bool = False
-    batch: int = 0
 
 
 class Test(Protocol):

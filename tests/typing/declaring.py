@@ -254,7 +254,7 @@ def maps(client: Client, by_region: dict[str, str], numbers: list[int]) -> None:
     assert_type(measure.map(parse.map(pages), strict=True), list[float])
     assert_type(fetch.map(by_region), dict[str, bytes])
     assert_type(fetch.map({1: "u"}, 3.0), dict[int, bytes])
-    assert_type(head.options(in_flight=3, batch="auto", enough=1, cancel_rest=False).map(iter(["u"])), list[int])
+    assert_type(head.options(in_flight=3, enough=1, cancel_rest=False).map(iter(["u"])), list[int])
     assert_type(client.get.map(["/x"]), list[bytes])
     assert_type(is_good.filter(numbers), list[int])
     assert_type(is_good.filter({"a": 1}), dict[str, int])
@@ -291,7 +291,7 @@ def wrong_maps(client: Client, numbers: list[int]) -> None:
     etl.map(["u"], 3)  # E:
     etl.map([["u"]], loose=True)  # E:
     fetch.options(in_flight="3")  # E:
-    fetch.options(batch="all")  # E:
+    fetch.options(in_flight="all")  # E:
     task.io(enough=3)  # E:
 
 
