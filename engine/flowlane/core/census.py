@@ -70,7 +70,7 @@ class Census:
             raise ValueError("the same lane is given twice; its waiting list knows one wish a run")
         self.plan = plan
         self.token = token
-        self.late = 0
+        self.late: int = 0
         self.finished: RunState | None = None
         self._jitter = jitter
         self._recall = recall
@@ -123,7 +123,7 @@ class Census:
         self._released: list[int] = []
         self._rippling: list[int] = []
         self._dirty: dict[Chain, None] = {}  # whose window may have room
-        self._open = 0
+        self._open: int = 0
         self._forced = False
         self._special: set[int] = set()  # elements that do not simply run when all they wait for has succeeded
         self._rate_due = NEVER

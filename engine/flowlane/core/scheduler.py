@@ -121,7 +121,8 @@ class Scheduler(Graphs):
         """
         self._step = step = Step([], [])
         self._at = at
-        self._released = released = []
+        released: list[int] = []
+        self._released = released
         record = step.transitions.append
         state, attempts, held = self._state, self._attempt, self._held
         waits_for, uses, inputs, queue_of = self._left, self._uses, self._inputs, self._queue_of

@@ -644,9 +644,11 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
             failure = self.failures[element] = Failure.of(error)
             event = m.Failed(element, attempt, NEVER, monotonic_ns(), self._retryable(element, failure))
-            self._loop.call_soon(self._if_running, self._step, [event], {})
+            nothing: Reports = {}
+            self._loop.call_soon(self._if_running, self._step, [event], nothing)
             return
-        self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, {})
+        untold: Reports = {}
+        self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, untold)
 
     def _graft(
         self,
