@@ -72,7 +72,7 @@ def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
 def _check_task(store: Store, run: StoredRun, task: str) -> None:
     from flowlane.past import look
 
-    look(store, run).number(task)
+    look(store, run, task).number(task)
 
 
 def _no_log(run: StoredRun, path: str) -> UsageError:
