@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
+from flowlane.core.elements import TREE
 from flowlane.core.states import DONE, REASONS, STATES, Reason, RunState, TaskState
 from flowlane.errors import Failure, UnknownName
 
@@ -344,6 +345,9 @@ class Past:
         if found:
             return found
         found = list(self.upstreams(element))
+        place = self.census.place(element)
+        if place.kind == TREE:  # what failed is not among what it would have merged
+            found += self.upstreams(place.owner)
         while not found and (owner := self.census.place(element).owner) >= 0:
             element = owner
             found = list(self.upstreams(element))
