@@ -15,6 +15,7 @@ from flowlane.results import RunResult
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
+    from flowlane.declare.limits import Adaptive
     from flowlane.program import Program
     from flowlane.runtime.ports import Executor, Sink
 
@@ -28,11 +29,15 @@ class RunOptions(StartOptions, total=False):
     """Options of `run` and `arun`: raise unless the run succeeds (`check`, default True), and all that Engine takes."""
 
     check: bool
-    slots: Mapping[str, int] | None
+    slots: Mapping[str, int | Adaptive] | None
     executors: Mapping[str, Executor] | None
     sinks: Sequence[Sink]
     options: Mapping[str, Mapping[str, Any]] | None
     grace: float
+
+
+#: Options of a run that say what is compiled; the rest of run's are Engine's.
+_START = tuple(StartOptions.__annotations__)
 
 
 @overload
@@ -45,7 +50,7 @@ def run(target: Any, /, *args: Any, **kwargs: Any) -> RunResult[Any]:
     """Run a workflow to its end and return its RunResult; blocks. Raises RunFailed (unless ``check=False``).
 
     ``run(etl, urls=[...])`` takes the workflow's parameters; ``run(etl.bind(urls=[...]), check=False, ...)`` the run's
-    options: `check`, `routes`, `on_failure`, and all that Engine takes.
+    options: `check`, those of StartOptions (`routes`, `on_failure`, `limits`, `only`, ...), and all that Engine takes.
 
     In the main thread Ctrl-C cancels the run, as with ``asyncio.run``. Raises UsageError inside a running event loop.
     """
@@ -81,9 +86,9 @@ def _prepare(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
         own, kwargs = own_options(kwargs, RunOptions)
     bound: Bound[Any] = as_bound(target, args, kwargs)
     check = own.pop("check", True)
-    routes, on_failure = own.pop("routes", None), own.pop("on_failure", None)
+    start: Any = {name: own.pop(name) for name in _START if name in own}
     engine = Engine(**own)
-    return engine, engine.compile(bound, routes=routes, on_failure=on_failure), check
+    return engine, engine.compile(bound, **start), check
 
 
 async def _one_run(engine: Engine, program: Program, check: bool) -> RunResult[Any]:

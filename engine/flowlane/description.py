@@ -47,7 +47,9 @@ class Description:
     tasks      the task's name as declared
     kinds, executors  "cpu", "processes"
     upstreams  what it waits for
-    calls      short digest of how it is called
+    calls      short digest of how it is called, and of a map what it goes over
+    part       not by element: the options that named a part of the workflow, if it is one
+    shapes     sparse: what it is besides a plain call, such as a map, conditional, or run by a rule of its own
     codes      not by element: task → its code
     """
 
@@ -58,6 +60,8 @@ class Description:
     upstreams: Sequence[Sequence[int]]
     calls: Sequence[str]
     codes: Mapping[str, Code]
+    shapes: Mapping[int, str] = field(default_factory=dict[int, str])
+    part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
 
     @classmethod
     def of(cls, program: Program, code_of: Callable[[Any], Fingerprint]) -> Description:
@@ -67,17 +71,19 @@ class Description:
             found = code_of(target.fn)
             codes[target.name] = Code(found.digest.hex(), dict(found.parts))
         names = program.names
-        calls = [_call(arguments, names) for arguments in program.arguments]
-        for node, words in _ways(program).items():
-            calls[node] = _hashed([calls[node], *words])
         return cls(
             names=names,
             tasks=[target.name for target in program.targets],
             kinds=program.kinds,
             executors=[program.lanes[lane] for lane in program.plan.lane],
             upstreams=program.plan.upstreams,
-            calls=calls,
+            calls=[
+                _call(arguments, names, program.maps[node].sources if node in program.maps else ())
+                for node, arguments in enumerate(program.arguments)
+            ],
             codes=codes,
+            shapes=_shapes(program),
+            part=program.part,
         )
 
     def packed(self) -> bytes:
@@ -87,7 +93,7 @@ class Description:
         def coded(column: Iterable[str]) -> list[int]:
             return [words.setdefault(word, len(words)) for word in column]
 
-        document = {
+        document: dict[str, Any] = {
             "format": _FORMAT,
             "names": list(self.names),
             "tasks": coded(self.tasks),
@@ -98,6 +104,10 @@ class Description:
             "codes": {task: [code.digest, dict(code.parts)] for task, code in self.codes.items()},
             "words": list(words),
         }
+        if self.shapes:
+            document["shapes"] = {str(element): shape for element, shape in self.shapes.items()}
+        if self.part:
+            document["part"] = {option: list(names) for option, names in self.part.items()}
         return zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 1)
 
     @classmethod
@@ -122,44 +132,45 @@ class Description:
                 upstreams=document["upstreams"],
                 calls=document["calls"],
                 codes={task: Code(*code) for task, code in document["codes"].items()},
+                part=document.get("part", {}),
+                shapes={int(element): shape for element, shape in document.get("shapes", {}).items()},
             )
         except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:
             raise StoreError(f"the record of the run's tasks is damaged: {error}", hint="flow store check") from error
 
 
-def _call(arguments: Arguments, names: Sequence[str]) -> str:
+def _shapes(program: Program) -> dict[int, str]:
+    """What changes when a task is, and does the same no longer: not how many at a time, or what it holds meanwhile."""
+    plan = program.plan
+    words: dict[int, list[str]] = {}
+    for node, spec in plan.maps.items():
+        call = program.maps[node]
+        marks = [call.combine, "star" if call.star else "", "filter" if call.filters else ""]
+        marks += [f"fan_in {spec.fan_in}" if spec.fan_in else "", f"enough {spec.enough}" if spec.enough else ""]
+        words.setdefault(node, []).append(f"map {' '.join(filter(None, marks))}")
+    for node, definition in program.definitions.items():
+        words.setdefault(node, []).append(f"workflow {definition.name}")
+    for node, guards in plan.guards.items():
+        for guard in guards:
+            test = program.choices[guard.node][guard.bit]
+            told = _word((getattr(test, "values", ()), getattr(test, "bits", ())), program.names)
+            words.setdefault(node, []).append(f"if {program.names[guard.node]} {type(test).__name__} {told}")
+    for node, rule in plan.rules.items():
+        words.setdefault(node, []).append(f"{rule.name} {rule.at_least}" if rule.at_least else rule.name)
+    for node in plan.teardowns:
+        words.setdefault(node, []).append("teardown")
+    return {node: "; ".join(each) for node, each in words.items()}
+
+
+def _call(arguments: Arguments, names: Sequence[str], sources: Sequence[Any] = ()) -> str:
     """How a task is called: 16 hex digits. What cannot be hashed counts as its type."""
     args, kwargs = arguments.args, arguments.kwargs
     if not args and not kwargs:
         return ""
-    words = [_word(value, names) for value in args]
+    words = [_word(value, names) for value in (*args, *sources)]
     if kwargs:
         words += [f"{name}={_word(kwargs[name], names)}" for name in sorted(kwargs)]
-    return _hashed(words)
-
-
-def _hashed(words: Sequence[str]) -> str:
     return blake2b("\0".join(words).encode("utf-8", "surrogatepass"), digest_size=8).hexdigest()
-
-
-def _ways(program: Program) -> dict[int, list[str]]:
-    """What else makes a difference to what comes of a node: items of maps, rules, conditions. Of most there is nothing."""
-    plan, names = program.plan, program.names
-    ways: dict[int, list[str]] = {}
-    for node, call in program.maps.items():
-        spec = plan.maps[node]
-        over = [names[up] for up in spec.over]
-        how = f"{call.combine} {call.star} {call.filters} {spec.enough} {spec.fan_in} {spec.grafts} {over}"
-        ways.setdefault(node, []).extend([how, *[_word(source, names) for source in call.sources]])
-    for node, rule in plan.rules.items():
-        ways.setdefault(node, []).append(f"rule {rule.name} {rule.at_least}")
-    for node, guards in plan.guards.items():
-        for guard in guards:
-            test = program.choices[guard.node][guard.bit]
-            ways.setdefault(node, []).append(f"if <{names[guard.node]} {_word(test, names)}")
-    for node, block in plan.teardowns.items():
-        ways.setdefault(node, []).append(f"after {sorted([names[each] for each in block])}")
-    return ways
 
 
 def _word(value: Any, names: Sequence[str]) -> str:
@@ -167,10 +178,10 @@ def _word(value: Any, names: Sequence[str]) -> str:
     kind: type = type(value)  # pyright: ignore[reportUnknownVariableType] - truly anything
     if kind is Ref:
         return f"<{names[value.node]}"
+    if kind is Item:
+        return "*"
     if kind in _PLAIN:
         return repr(value)
-    if kind is Item:
-        return "<item"
     filled = fill(value, cast("Sequence[Any]", _Marks(names)))
     try:
         return digest(filled).hex()
@@ -202,6 +213,7 @@ class Changes:
     code: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     calls: Sequence[str] = ()
     edges: Sequence[str] = ()
+    shapes: Sequence[str] = ()
     affected: frozenset[str] = frozenset()  # those of the new version that are new or not what they were
 
     def __bool__(self) -> bool:
@@ -217,6 +229,7 @@ class Changes:
             (self.removed, "removed"),
             (self.calls, "called with other arguments"),
             (self.edges, "waiting for other tasks"),
+            (self.shapes, "mapped, conditional or triggered otherwise"),
         ):
             if names:
                 lines.append(f"{what}: {_listed(names)}")
@@ -239,6 +252,7 @@ def compare(old: Description, new: Description) -> Changes:
     added: list[str] = []
     calls: list[str] = []
     edges: list[str] = []
+    shapes: list[str] = []
     affected: set[str] = set()
     for element, name in enumerate(new.names):
         was_at = before.pop(name, None)
@@ -253,10 +267,13 @@ def compare(old: Description, new: Description) -> Changes:
         if _above(old, was_at) != _above(new, element):
             edges.append(name)
             affected.add(name)
+        elif old.shapes.get(was_at, "") != new.shapes.get(element, ""):
+            shapes.append(name)
+            affected.add(name)
         elif old.calls[was_at] != new.calls[element]:
             calls.append(name)
             affected.add(name)
-    return Changes(added, list(before), code, calls, edges, frozenset(affected))
+    return Changes(added, list(before), code, calls, edges, shapes, frozenset(affected))
 
 
 def _above(description: Description, element: int) -> list[str]:

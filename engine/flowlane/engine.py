@@ -17,7 +17,9 @@ import threading
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from flowlane.core.states import RunState
+from flowlane.declare.bounds import Bounds
 from flowlane.declare.compile import compile_workflow
+from flowlane.declare.part import part_of, part_options
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
@@ -39,8 +41,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from flowlane.archive import Archive, ResumeOptions
+    from flowlane.declare.limits import Adaptive, Limit
     from flowlane.declare.workflow import OnFailure
-    from flowlane.program import Program
+    from flowlane.program import Program, SlotBounds
     from flowlane.runtime.beginning import Beginning
     from flowlane.runtime.ports import Executor, Sink
     from flowlane.storage.port import Store, StoredRun
@@ -61,10 +64,26 @@ _AT_ONCE: Final = 0.02
 
 
 class StartOptions(TypedDict, total=False):
-    """Options of one run on an engine: `routes` win over the engine's and the tasks' own, `on_failure` over the workflow's."""
+    """Options of one run on an engine.
+
+    routes        what runs where: wins over the engine's routes and the tasks' own word
+    on_failure, max_failures, deadline, retry_budget  win over the workflow's, see `workflow`
+    limits        Limits by name: win over the engine's, and over those that tasks bring along
+    only          run these tasks alone: names, or patterns with ``*`` and ``?``. The value is then {name: value} of those of them
+                  that no other waits for
+    start_at      run these and what depends on them
+    until         run these and what they depend on; with `start_at`, what lies between
+    """
 
     routes: Mapping[str, str] | None
     on_failure: OnFailure | None
+    max_failures: int | str | None
+    deadline: float | None
+    retry_budget: int | None
+    limits: Sequence[Limit]
+    only: Sequence[str]
+    start_at: Sequence[str]
+    until: Sequence[str]
 
 
 class Engine:
@@ -72,12 +91,13 @@ class Engine:
 
     routes     what runs where: keys ``io``, ``io.async``, ``io.sync``, ``cpu``, ``*`` or a task's name → executor name
     executors  name → instance of an Executor (docs/writing-an-executor.md), beside those installed
-    slots      executor name → how many jobs at a time
+    slots      executor name → how many jobs at a time; an Adaptive for one that waits, and measures no appetite of its own
     sinks      who hears every transition (docs/events.md)
     options    executor name → keywords for its constructor
     grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes``
     has that
                executor's own: options={"processes": {"grace": 2.0}}
+    limits     Limits that tasks may name, see `Limit`; they win over those that tasks bring along
     store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
                keeps nothing. One that was given as a Store is not closed with the engine
 
@@ -90,26 +110,37 @@ class Engine:
         *,
         routes: Mapping[str, str] | None = None,
         executors: Mapping[str, Executor] | None = None,
-        slots: Mapping[str, int] | None = None,
+        slots: Mapping[str, int | Adaptive] | None = None,
         sinks: Sequence[Sink] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         grace: float = GRACE,
+        limits: Sequence[Limit] = (),
         store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
         given = dict(executors or {})
         keywords = {name: dict(own) for name, own in (options or {}).items()}
-        for name, number in (slots or {}).items():
+        numbers: dict[str, int] = {}
+        self._adaptive: dict[str, SlotBounds] = {}
+        wishes: Mapping[str, Any] = slots or {}
+        for name, wish in wishes.items():
+            if hasattr(wish, "bounds"):  # not by its class, which is not imported for those who have no use for it
+                self._adaptive[name] = wish.bounds
+                numbers[name] = wish.highest
+            else:
+                numbers[name] = wish
+        for name, number in numbers.items():
             if name in _SIZED and name not in given:
                 keywords.setdefault(name, {})["slots"] = number
         self._routes = dict(routes or {})
-        self._slots = dict(slots or {})
+        self._limits = _named(limits, "Engine(limits=...)")
+        self._slots = numbers
         self._registry = Registry(given, keywords)
-        self._dispatcher = Dispatcher(self._registry, self._slots, grace)
+        self._dispatcher = Dispatcher(self._registry, self._slots, grace, self._adaptive)
         self._journal = Journal([*sinks, make_sink("logging")])
         self._archive = self._made_archive(store)
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
         self._compiling = threading.Lock()
-        self._making = Making(self.compile)
+        self._making = Making(self.compile_added)
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._pid = 0  # of the process that entered it: a fork of that has neither our threads nor our executors
@@ -270,34 +301,63 @@ class Engine:
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
-        from flowlane.resume import asked_of, sealed_origin, with_parameters
+        from flowlane.resume import asked_of, part_of_run, sealed_origin, with_parameters
 
         store = self._archive.store
         stored = store.find(run)
         if target is None:
             target = find_again(stored, asked_of(stored, store).origin)
         bound = with_parameters(target, stored, store)
-        program = self.compile(bound, routes=routes, on_failure=on_failure)
+        part: Any = part_of_run(stored, store)
+        program = self.compile(bound, routes=routes, on_failure=on_failure, **part)
         return self.relaunch(
             program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
         )
 
-    def compile(
-        self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None, on_failure: OnFailure | None = None
-    ) -> Program:
+    def compile(self, bound: Bound[Any], **options: Unpack[StartOptions]) -> Program:
         """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
+        bounds = Bounds.of(options, "a run")
+        limits = {**self._limits, **_named(options.get("limits") or (), "a run's limits=...")}
+        part = part_options(options)
         workflow = bound.build()
+        if part:
+            workflow = part_of(workflow, part)
+        return self._compiled(workflow, options.get("routes") or {}, limits, options.get("on_failure"), bounds)
+
+    def compile_added(self, bound: Bound[Any], to: Program) -> Program:
+        """Build and check work that is added to a run of `to`: its routes and limits hold. Raises DefinitionError."""
+        return self._compiled(bound.build(), to.routes, to.known_limits, None, Bounds.of({}, "a run"), added=True)
+
+    def _compiled(
+        self,
+        workflow: Workflow,
+        routes: Mapping[str, str],
+        limits: Mapping[str, Limit],
+        on_failure: OnFailure | None,
+        bounds: Bounds,
+        *,
+        added: bool = False,
+    ) -> Program:
         with self._compiling:
             for name, number in self._slots.items():
                 if type(number) is not int or number < 1:
                     raise SettingsError(f"slots of '{name}' must be a whole number of at least 1, not {number!r}")
                 self._registry.capabilities(name)
+                if name in self._adaptive and hasattr(self._registry.get(name), "appetite"):
+                    raise SettingsError(
+                        f"slots of '{name}' cannot adapt: it measures by itself how much it takes",
+                        hint="Adaptive is for executors that wait: asyncio, threads",
+                    )
             return compile_workflow(
                 workflow,
                 capabilities=self._registry.capabilities,
-                routes=routes or {},
+                routes=routes,
                 defaults=self._routes,
                 on_failure=on_failure,
+                bounds=bounds,
+                limits=limits,
+                slots=self._slots,
+                added=added,
             )
 
     def launch(self, program: Program, *, keep_history: bool, origin: str = "") -> RunHandle[Any]:
@@ -511,6 +571,14 @@ def _check_resume_options(how: Mapping[str, Any]) -> None:
             )
         if name in ("restart", "rerun") and isinstance(value, str):
             raise UsageError(f"{name} is a list of tasks' names, not {value!r}", hint=f"{name}=[{value!r}]")
+
+
+def _named(limits: Sequence[Limit], who: str) -> dict[str, Limit]:
+    if not limits:
+        return {}
+    from flowlane.declare.limits import by_name
+
+    return by_name(limits, who)
 
 
 def _closed() -> EngineClosed:

@@ -28,6 +28,7 @@ __all__ = [
     "FlowError",
     "HandleError",
     "LoadError",
+    "MemoryExceeded",
     "NameTaken",
     "ParameterError",
     "PoisonTask",
@@ -183,6 +184,17 @@ class WorkerCrashed(FlowError):
 
 class PoisonTask(WorkerCrashed):
     """A task's worker died twice, the second time alone in a fresh one: the task kills workers. Never retried again."""
+
+
+class MemoryExceeded(WorkerCrashed):
+    """A task took more memory than its ``memory=`` allows, and its worker was killed. Retried as any crash, where the policy has
+    attempts left. `limit` and `peak` are bytes; `peak` is what it held when that was seen.
+    """
+
+    def __init__(self, message: str, *, limit: int = 0, peak: int = 0, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.limit = limit
+        self.peak = peak
 
 
 class RepeatLimit(FlowError):

@@ -41,6 +41,7 @@ class Grounds(StrEnum):
     INPUT_CHANGED = "input_changed"
     EXPIRED = "expired"
     INPUT_UNKNOWN = "input_unknown"  # a task that it reads from runs
+    ELEMENTS_UNKNOWN = "elements_unknown"  # it is a map: each of its elements is looked up by itself, when it runs
     UNHASHABLE = "unhashable"  # an argument, so that nothing is ever found
     UNREADABLE = "unreadable"  # the result is there, and damaged or gone
 
@@ -109,6 +110,8 @@ class _Forecast:
         through = tuple([up for up in program.plan.inputs[node] if self._found[up].runs])
         if self._store is None or not self._entries(task):
             return Foreseen(node, Grounds.NEVER_RUN, through=through)
+        if node in program.maps:
+            return Foreseen(node, Grounds.ELEMENTS_UNKNOWN, through=through)
         if through:
             return Foreseen(node, Grounds.INPUT_UNKNOWN, through=through)
         try:

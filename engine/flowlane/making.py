@@ -12,16 +12,9 @@ from flowlane.declare.task import Call
 from flowlane.declare.workflow import Bound
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from typing import Protocol
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.program import Program
-
-    class Compile(Protocol):
-        """``Engine.compile``, as far as it is needed here."""
-
-        def __call__(self, bound: Bound[Any], *, routes: Mapping[str, str] | None = None) -> Program: ...
-
 
 __all__ = ["Making"]
 
@@ -31,7 +24,8 @@ class Making:
 
     work: Final = (Call, Bound)
 
-    def __init__(self, compile: Compile) -> None:
+    def __init__(self, compile: Callable[[Bound[Any], Program], Program]) -> None:
+        """`compile` is ``Engine.compile_added``."""
         self._compile = compile
 
     def of_work(self, work: Any, program: Program) -> Program:
@@ -40,10 +34,10 @@ class Making:
             call: Call[Any] = work  # pyright: ignore[reportUnknownVariableType]
             workflow = Workflow(call.task.name)
             work = workflow.returns(workflow.add(call))
-        return self._compile(work, routes=program.routes)
+        return self._compile(work, program)
 
     def of_definition(
         self, definition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], program: Program
     ) -> Program:
         """The program of a workflow definition with its parameters. Raises DefinitionError, and what its body raises."""
-        return self._compile(definition.bind(*args, **kwargs), routes=program.routes)
+        return self._compile(definition.bind(*args, **kwargs), program)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from flowlane.core.states import DONE, STATES, RunState, TaskState
 from flowlane.errors import Failure, RunCancelled, RunFailed
+from flowlane.runtime.adapting import summed_up
 from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
 from flowlane.times import Times, times_of
@@ -210,9 +211,12 @@ class RunResult(Generic[R]):
         """The chain of tasks with the longest summed time: with any number of slots the run would have taken this long.
 
         (name, seconds) from source to sink: the latest attempt, and for a retried task what came before it. Tasks that did
-        not run count 0.
+        not run count 0. Of a run in which tasks became others it is the way that led to its end: from what ended last
+        back to what that had waited for, element by element.
         """
         record = self._record
+        if len(record.states) > record.plan.size:
+            return _way_back(record)
         took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in record.spans()]
         for element, first in record.first_ready_ns.items():
             took[element] += max(0, record.ready_ns[element] - first)
@@ -245,8 +249,13 @@ class RunResult(Generic[R]):
 
     @property
     def slots(self) -> dict[str, int]:
-        """Executor → slots it had."""
+        """Executor → slots it had; where they adapt, the mean over the run."""
         return dict(self._record.slots)
+
+    @property
+    def resizes(self) -> list[str]:
+        """How slots that adapt have changed while the run went on: a sentence for each executor and limit, and why the latest."""
+        return summed_up([each.change for each in self._record.resizes])
 
     def upstream(self, task: str) -> list[str]:
         """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""
@@ -259,6 +268,20 @@ class RunResult(Generic[R]):
     def __repr__(self) -> str:
         counts = ", ".join(f"{count} {state}" for state, count in self.counts.items())
         return f"<RunResult {self.name} of {self.workflow!r}: {self.state} in {self.duration:.3g} s, {counts or 'no tasks'}>"
+
+
+def _way_back(record: Record) -> list[tuple[str, float]]:
+    ended, path = record.ended_ns, list[tuple[str, float]]()
+    last = max(range(len(ended)), key=ended.__getitem__, default=None)
+    while last is not None and ended[last] != NEVER:
+        if (
+            record.lane(last) >= 0 and record.started_ns[last] != NEVER
+        ):  # a map or a workflow took the time of what it became
+            first = record.first_ready_ns.get(last, record.started_ns[last])
+            began = min(record.started_ns[last], first) if record.attempts[last] > 1 else record.started_ns[last]
+            path.append((record.names[last], max(0, ended[last] - began) / 1e9))
+        last = max(record.roster.waited_for(last), key=ended.__getitem__, default=None)
+    return path[::-1]
 
 
 class Counts(dict[TaskState, int]):

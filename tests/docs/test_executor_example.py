@@ -11,6 +11,7 @@ import pytest
 
 from flowlane import Engine, RunState, Task, TaskState, Workflow, task
 from flowlane.runtime.ports import Executor
+from flowlane.testing.executors import ExecutorContract
 
 from .pages import blocks
 
@@ -48,7 +49,7 @@ def example() -> Iterator[Any]:
     release.clear()
     yield module.OneThreadExecutor
     release.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(thread.name == "example" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread of the example is left over"
         time.sleep(0.005)
@@ -108,3 +109,13 @@ async def test_leaving_the_engine_waits_for_what_runs(example: Any) -> None:
         handle = running.start(graph(waits))
         threading.Timer(0.05, release.set).start()
     assert handle.state is RunState.SUCCEEDED
+
+
+class TestContract(ExecutorContract):
+    """The suite that the page tells authors to run."""
+
+    reopens = False  # its thread's queue has ended
+
+    @pytest.fixture
+    def make(self, example: Any) -> Any:
+        return lambda: example("example")

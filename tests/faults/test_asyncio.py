@@ -634,9 +634,13 @@ def test_a_lock_that_another_thread_keeps_is_not_the_loops_fault() -> None:
 def test_a_regular_expression_that_runs_away() -> None:
     """The real thing: a search in C, the interpreter's lock kept throughout."""
 
+    shares: list[float] = []
+
     async def evil() -> None:
         await asyncio.sleep(0.03)
+        began, cpu = time.monotonic(), time.thread_time()
         re.match(r"(a+)+$", "a" * 22 + "b")
+        shares.append((time.thread_time() - cpu) / (time.monotonic() - began))
 
     async def main() -> list[str]:
         executor = AsyncioExecutor(blocked_after=0.05)
@@ -649,6 +653,9 @@ def test_a_regular_expression_that_runs_away() -> None:
     for _ in range(20):  # on a machine so busy that the search is mostly off the CPU, it rather says nothing
         if notes := asyncio.run(main()):
             break
+    if not notes and max(shares) < 0.75:
+        pytest.skip(f"too busy a machine: the search had {max(shares):.0%} of a CPU at best")
+    assert notes
     assert re.fullmatch(rf"held the event loop for \d+ ms at \S*{HERE}:\d+ in evil( \(re.match\))?", notes[0])
 
 

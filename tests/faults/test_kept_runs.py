@@ -248,7 +248,7 @@ def races(folder: Path, count: int, seed: int) -> Counter[str]:
 
 
 def test_of_two_that_resume_one_run_at_once_one_does(tmp_path: Path) -> None:
-    assert races(tmp_path, 10, seed=1)["one was refused"]
+    assert races(tmp_path, 5, seed=1)["one was refused"]
 
 
 @pytest.mark.slow

@@ -14,8 +14,8 @@ import pytest
 
 WORKFLOWS = Path(__file__).parents[2] / "workflows"
 SMALL = {
-    "mirror_crawl": ["-p", "pages=60", "-p", "stalls=0"],
-    "source_audit": ["-p", "limit=120", "-p", "probes=[]"],
+    "mirror_crawl": ["-p", "pages=40", "-p", "stalls=0"],
+    "source_audit": ["-p", "limit=60", "-p", "probes=[]"],
     "airports": ["-p", 'countries=["CH", "AT", "DE"]', "-p", "chunk=100"],
 }
 pytestmark = [pytest.mark.timeout(170), pytest.mark.skipif(os.name != "posix", reason="SIGKILL")]

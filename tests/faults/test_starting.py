@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import flowlane.testing
 from flowlane.loader import address_of, load_file
 from flowlane.runtime.ports import CRASHED, Job, Report, Target
 from flowlane_plugins.workers.nest import Nest
@@ -22,8 +23,8 @@ OPTIONS: dict[str, Any] = {"preload": (), "max_tasks": None, "max_rss": None, "g
 async def test_workers_that_cannot_start_say_why(nest: Any, capfd: pytest.CaptureFixture[str]) -> None:
     if not nest.supported():
         pytest.skip("not here")
-    cases = load_file(Path(__file__).parent.parent / "contract" / "cases.py", "_flow_contract_cases")
-    target = Target("add", cases.add, False, address_of(cases.add))
+    jobs = load_file(Path(flowlane.testing.__file__).with_name("jobs.py"), "_flow_contract_jobs")
+    target = Target("add", jobs.add, False, address_of(jobs.add))
     got: list[Report] = []
     pool = Pool(2, got.extend, object(), partial(nest, entry="flowlane_no_such_module:live"), **OPTIONS)
     try:

@@ -12,6 +12,8 @@ import pytest
 
 from flowlane.loader import address_of, load_file
 from flowlane.runtime.ports import INTERRUPTED, NOTED, STARTED, SUCCEEDED, Job, Report, Target
+from flowlane_plugins.workers import dispatch
+from flowlane_plugins.workers import pool as pool_module
 from flowlane_plugins.workers.nest import Nest
 from flowlane_plugins.workers.page import SKIP_FROM, SKIP_TO
 from flowlane_plugins.workers.pool import Pool
@@ -28,10 +30,13 @@ async def test_a_second_taking_back_waits_until_the_first_is_passed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Red when `WorkerHandle.let_go` does not look at the numbers that are to be skipped."""
-    stall, ran = tmp_path / "stall", tmp_path / "ran"
+    stall, gate, ran = tmp_path / "stall", tmp_path / "gate", tmp_path / "ran"
     monkeypatch.setenv("FLOWLANE_TEST_STALL", str(stall))
     monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    # On a slow machine too, jobs travel together, and nobody but this test takes any back.
+    monkeypatch.setattr(pool_module, "_LONG", 1 << 60)
+    monkeypatch.setattr(dispatch, "FRAME", 1 << 60)
     module = load_file(Path(__file__).with_name("stalling.py"), "_flow_stalling")
     target = Target("quick", module.quick, False, address_of(module.quick))
     got: list[Report] = []
@@ -44,8 +49,8 @@ async def test_a_second_taking_back_waits_until_the_first_is_passed(
             while not true():
                 await asyncio.sleep(0.0005)
 
-    def job(ref: int, seconds: float = 0.0) -> Job:
-        return Job(ref, target, (ref, str(ran), seconds), {}, run="run", task=f"quick#{ref}", attempt=1)
+    def job(ref: int, gate: Path | None = None) -> Job:
+        return Job(ref, target, (ref, str(ran), str(gate or "")), {}, run="run", task=f"quick#{ref}", attempt=1)
 
     pool = Pool(1, got.extend, object(), partial(Nest, entry="stalling:live"), **OPTIONS)
     try:
@@ -53,14 +58,19 @@ async def test_a_second_taking_back_waits_until_the_first_is_passed(
             pool.submit([job(ref)])
             await until(lambda ref=ref: ref in finals())  # type: ignore[misc]
         (worker,) = pool._workers.values()
+        gate.touch()
         stall.write_text(str(worker.given + 1))
-        pool.submit([job(10, 0.008), *[job(ref) for ref in range(11, 16)]])
-        await asyncio.sleep(0.003)
+        cells = worker.page.cells
+        pool.submit([job(10, gate), *[job(ref) for ref in range(11, 16)]])
+        await until(lambda: "10" in ran.read_text().split())
         pool.interrupt([12], 1.0)  # 12 to 15 are taken back, and 13 to 15 are queued again
+        await until(lambda: worker.withdrawal is None)
+        assert cells[SKIP_FROM] < cells[SKIP_TO], "nothing was taken back"
+        gate.unlink()
         await until(lambda: 11 in finals())
-        assert worker.page.cells[SKIP_FROM] < worker.page.cells[SKIP_TO], "nothing was taken back: the test is too slow"
-        await asyncio.sleep(0.002)
         pool.interrupt([14], 1.0)  # while the worker has not yet passed over those
+        await until(lambda: worker.withdrawal is None)
+        stall.unlink()
         await until(lambda: {10, 11, 12, 13, 14, 15} <= set(finals()))
     finally:
         await pool.close(1.0)

@@ -272,14 +272,14 @@ CASES: dict[str, Case] = {
     "malformed route": Case("run etl.py --route cpu", ["'cpu' is not of the form KEY=EXECUTOR", "--route"]),
     "route to an unknown executor": Case(
         "run etl.py --route cpu=thread",
-        ["no executor 'thread'", "installed:", "did you mean 'threads'?", "--route cpu=thread"],
+        ["no executor 'thread'", "known:", "did you mean 'threads'?", "--route cpu=thread"],
     ),
     "route of an unknown key": Case("run etl.py --route cpuu=threads", ["route cpuu=threads", "did you mean 'cpu'"]),
     "coroutine routed to threads": Case("run etl.py --route io=threads", ["'fetch'", "'threads'", "etl.py:"]),
     "function routed to asyncio": Case("run etl.py --route cpu=asyncio", ["'work'", "'asyncio'", "etl.py:"]),
     "all routed to asyncio": Case("check etl.py --route *=asyncio", ["'asyncio'", "etl.py:"]),
     "executor of a task unknown": Case(
-        RUN, ["'bad'", "'gpu'", "installed:"], body="@task.cpu(executor='gpu')\ndef bad(): ...\n" + body("return bad()")
+        RUN, ["'bad'", "'gpu'", "known:"], body="@task.cpu(executor='gpu')\ndef bad(): ...\n" + body("return bad()")
     ),
     "executor of a task, checked without parameters": Case(
         "check etl.py",

@@ -46,7 +46,7 @@ COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="
 def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while (left := [t for t in threading.enumerate() if t not in before]) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left
@@ -508,10 +508,11 @@ async def test_leaving_by_an_exception_cancels_the_runs() -> None:
 
 
 async def test_cancelling_arun_cancels_the_run() -> None:
-    stopped = asyncio.Event()
+    begun, stopped = asyncio.Event(), asyncio.Event()
 
     @task.io
     async def stoppable() -> None:
+        begun.set()
         try:
             await asyncio.Event().wait()
         finally:
@@ -522,7 +523,7 @@ async def test_cancelling_arun_cancels_the_run() -> None:
         stoppable()
 
     waiting = asyncio.ensure_future(arun(endless))
-    await asyncio.sleep(0.02)
+    await begun.wait()
     waiting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiting

@@ -278,7 +278,6 @@ class _Author:
         self.limits = limits
         self.left = most
         self.number = 0
-        self.needs: dict[str, set[str]] = {}
         self.subjects: list[
             str
         ] = []  # of the conditions that we are in: a graph has one edge for this and for an order
@@ -289,22 +288,6 @@ class _Author:
         self.number += 1
         self.dice = Random(f"{self.seed}/{self.number}")
         return f"{letter}{self.number}"
-
-    def add(self, known: dict[str, str], name: str, kind: str, *reads: Arg | str) -> None:
-        """From now on `name` may be read; `reads` is what it waits for."""
-        known[name] = kind
-        direct = {
-            one.name for arg in reads for one in (arg if isinstance(arg, tuple) else (arg,)) if isinstance(one, Ref)
-        }
-        direct |= {*self.subjects, *(arg for arg in reads if isinstance(arg, str))}
-        self.needs[name] = direct.union(*(self.needs.get(one, set()) for one in direct))
-
-    def apart(self, known: dict[str, str], over: Source) -> dict[str, str]:
-        """Of `known` what a map over `over` may read beside it: nothing that waits for all of a map that it goes on with."""
-        if not isinstance(over, Ref):
-            return known
-        chain = {over.name, *(one for one in self.needs[over.name] if one[0] in "ms")}
-        return {name: kind for name, kind in known.items() if not ({name} | self.needs[name]) & chain}
 
     def one(self, items: Sequence[Any]) -> Any:
         return self.draw(st.sampled_from(items))
@@ -324,7 +307,7 @@ class _Author:
         return Body(name, statements, (self.one(list(known)),))
 
     def statements(self, depth: int, known: dict[str, str], fewest: int = 0) -> tuple[Statement, ...]:
-        """A few statements; `known` is what may be read, by name: a number, numbers, a map, or a filter's list."""
+        """A few statements; `known` is what may be read, by name: a number, numbers, a map of numbers, or of others."""
         found: list[Statement] = []
         for _ in range(self.draw(st.integers(fewest, max(fewest, 3)))):
             if self.left <= 0:
@@ -345,21 +328,22 @@ class _Author:
             case "reduce" if maps := [name for name, kind in known.items() if kind == "map"]:
                 over = Ref(self.one(maps))
                 reduce = Reduce(self.name("r"), over, self.detail([2, 3]), self.holds())
-                self.add(known, reduce.name, "number", over)
+                known[reduce.name] = "number"
                 return [reduce]
             case "sub":
                 sub = Sub(self.body(depth - 1), self.source(known))
-                self.add(known, sub.name, "sub", sub.arg)
+                known[sub.name] = "sub"
                 return [sub]
             case "mapped":
-                mapped = Map(self.name("s"), self.over(known, True), body=self.body(depth - 1), in_flight=self.window())
-                self.add(known, mapped.name, "mapped", mapped.over)
+                mapped = Map(self.name("s"), self.over(known), body=self.body(depth - 1), in_flight=self.window())
+                known[mapped.name] = "mapped"
                 return [mapped]
             case "when" | "switch" as how if asked := [n for n, kind in known.items() if kind in ("number", "numbers")]:
                 return self.branch(depth, known, how, self.one(asked))
             case "setup":
                 start = self.call(known, plain=True)
-                return [Setup(start, self.statements(depth - 1, known), self.name("d"))]
+                block = (self.call(known), *self.statements(depth - 1, known))  # an empty one is refused
+                return [Setup(start, block, self.name("d"))]
             case _:
                 return [self.call(known)]
 
@@ -379,7 +363,7 @@ class _Author:
             limits=self.holds(),
             becomes=None if plain or not self.chance(12) else self.work(),
         )
-        self.add(known, call.name, "sub" if call.becomes else call.makes, *args, *call.after)
+        known[call.name] = "sub" if call.becomes else call.makes
         return call
 
     def work(self) -> Body | str:
@@ -387,8 +371,7 @@ class _Author:
 
     def map(self, known: dict[str, str]) -> Map:
         name = self.name("m")
-        over: Source | Combined = self.over(known, True)
-        beside = self.apart(known, over)
+        over: Source | Combined = self.over(known)
         if self.chance(20):
             how, width = self.detail(["zip", "product"]), self.dice.randint(0, 2)
             columns: tuple[Source, ...] = tuple(self.numbers(width) for _ in range(2))
@@ -397,16 +380,14 @@ class _Author:
             over = Combined(how, columns)
         elif self.chance(10):
             over = Lit(tuple((f"k{key}", key) for key in range(self.dice.randint(0, 3))), keyed=True)
-        filters = self.chance(15) and not isinstance(over, Combined) and not getattr(over, "keyed", False)
-        if filters and isinstance(over, Ref) and known[over.name] in ("map", "mapped"):
-            filters = False
+        filters = self.chance(20) and not isinstance(over, Combined)
         whole = isinstance(over, Combined | Lit) or known.get(getattr(over, "name", "")) == "numbers"
         enough = self.dice.randint(1, 3) if whole and not filters and self.chance(15) else 0
         chosen = Map(
             name,
             over,
-            fixed=() if filters or self.chance(60) else (self.source(beside),),
-            after=self.after(beside, 10),
+            fixed=() if filters or self.chance(60) else (self.source(known),),
+            after=self.after(known, 10),
             makes=self.detail(["number", "number", "numbers"]),
             filters=filters,
             in_flight=self.window(),
@@ -417,9 +398,8 @@ class _Author:
             becomes=None if filters or enough or not self.chance(10) else self.work(),
         )
         if not chosen.enough:  # what such a map holds depends on who is first
-            kind = "list" if filters else "map" if self.sums(chosen) else "mapped"
-            reads = over.sources if isinstance(over, Combined) else (over,)
-            self.add(known, chosen.name, kind, *reads, *chosen.fixed, *chosen.after)
+            numbers = not isinstance(over, Ref) or known[over.name] in ("numbers", "map")
+            known[chosen.name] = "map" if (numbers if filters else self.sums(chosen)) else "mapped"
         return chosen
 
     @staticmethod
@@ -434,7 +414,7 @@ class _Author:
         after = (*(racer.name for racer in racers), *others)
         at_least = self.dice.randint(1, len(after))
         join = Call(self.name("j"), after=after, at_least=at_least, cancel_rest=cancels)
-        self.add(known, join.name, "number", *others)
+        known[join.name] = "number"
         return [*racers, join]
 
     def branch(self, depth: int, known: dict[str, str], how: str, subject: str) -> list[Statement]:
@@ -455,7 +435,7 @@ class _Author:
                 found = [Switch(subject, ((tuple(values[:3]), arms[0]),), arms[1])]
         if len(ends) == 2 and self.chance(60):
             both = Either(self.name("e"), tuple(ends))
-            self.add(known, both.name, "number", *ends)
+            known[both.name] = "number"
             found.append(both)
         return found
 
@@ -464,10 +444,8 @@ class _Author:
             return Ref(self.one(list(known)))
         return Param() if self.chance(50) else Lit(self.dice.randrange(6))
 
-    def over(self, known: dict[str, str], chained: bool = False) -> Source:
-        lists = [name for name, kind in known.items() if kind in ("numbers", "map", "mapped", "list")]
-        if chained:  # no condition may wait for all of a map that is gone on with
-            lists = [name for name in lists if not {*self.subjects} - {*self.apart(known, Ref(name))}]
+    def over(self, known: dict[str, str]) -> Source:
+        lists = [name for name, kind in known.items() if kind in ("numbers", "map", "mapped")]
         return Ref(self.one(lists)) if lists and self.chance(65) else self.numbers(self.dice.randint(0, 3))
 
     def numbers(self, width: int) -> Lit:

@@ -114,7 +114,7 @@ class Play:
                 case Map(over=over, fixed=fixed):
                     sources = [*flat(fixed), *(over.sources if isinstance(over, Combined) else [over])]
                     reads = self.read_nodes(placing, room, placed, sources, number)
-                    chained = None if isinstance(over, Combined) else placing.chained(placed.room, over)
+                    chained = placing.chained(placed)
                     chain = () if chained is None else (number[chained],)
                     above += chain
                     sparse["maps"][index] = MapSpec(
@@ -122,9 +122,7 @@ class Play:
                     )
                 case Reduce(over=over, fan_in=fan_in):
                     (source,) = reads = self.read_nodes(placing, room, placed, [over], number)
-                    chain = (source,) if isinstance(nodes[source].statement, Map) else ()
-                    if chain and nodes[source].statement.filters:
-                        chain = ()
+                    chain = () if placing.chained(placed) is None else (source,)
                     sparse["maps"][index] = MapSpec(chain, fan_in=fan_in)
                 case Either():
                     reads = above
@@ -183,7 +181,7 @@ class Play:
         return self.graphs[place.owner], element - place.number, self.graphs[place.owner].nodes[place.number]
 
     def head(self, container: int) -> int:
-        graph, start, placed = self.graph_of(container)
+        graph, start, _ = self.graph_of(container)
         over = graph.plan.maps[container - start].over
         return container if not over else self.head(start + over[0])
 
@@ -294,9 +292,7 @@ class Play:
         self.out[element] = attempt
         held: dict[str, int] = {}
         for other in self.out:
-            for limit, weight in getattr(
-                self.arguments_of[other] if other in self.arguments_of else statement, "limits", ()
-            ):
+            for limit, weight in getattr(self.arguments_of.get(other, statement), "limits", ()):
                 held[limit] = held.get(limit, 0) + weight
         self.arguments_of[element] = statement
         for limit, slots in self.model.limits:
@@ -321,7 +317,14 @@ class Play:
         elif statement.becomes is not None:
             self.become(element, attempt, statement.becomes, made(statement, args))
         else:
-            self.values[element] = made(statement, args)
+            value = made(statement, args)
+            if getattr(statement, "filters", False):
+                if not value:
+                    self.news.append(m.Skipped(element, attempt, at, at))
+                    return
+                place = scheduler.place(element)
+                value = self.item(place.owner, place.number)
+            self.values[element] = value
             self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
 
     arguments_of: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -359,8 +362,13 @@ class Play:
         if container not in self.todo:
             graph, start, placed = self.graph_of(container)
             statement = placed.statement
-            assert isinstance(statement, Map)
-            if isinstance(statement.over, Combined):
+            assert isinstance(statement, Map | Reduce)
+            if isinstance(statement, Reduce):  # of a list: its elements merge the first groups
+                items = list(self.listed(self.read(graph, start, placed, statement.over)).values())
+                width = statement.fan_in
+                groups = [items[at : at + width] for at in range(0, len(items), width)] or [[]]
+                self.todo[container] = list(enumerate(groups))
+            elif isinstance(statement.over, Combined):
                 columns = [self.listed(self.read(graph, start, placed, one)) for one in statement.over.sources]
                 rows = [()]
                 if statement.over.how == "zip":
@@ -385,8 +393,10 @@ class Play:
         return dict(value) if isinstance(value, dict) else dict(enumerate(value or ()))
 
     def merge(self, element: int) -> int:
-        block = self.scheduler._elements.inputs[element]
-        return sum(self.values[item] for item in block)
+        place = self.scheduler.place(element)
+        if place.kind == CHAIN:
+            return sum(self.item(place.owner, place.number))
+        return sum(self.values[item] for item in self.scheduler.inputs(element))
 
     def gather(self, element: int) -> Any:
         scheduler = self.scheduler
@@ -396,8 +406,7 @@ class Play:
             (returned,) = [self.node(graph, graph.room, Ref(name)) for name in graph.room.body.returns]
             return self.value(start + returned)
         _, _, placed = self.graph_of(element)
-        statement = placed.statement
-        if isinstance(statement, Reduce):
+        if isinstance(placed.statement, Reduce):
             return self.values[scheduler.root(element)]
         keys = self.keys[self.head(element)]
         have = {
@@ -405,8 +414,6 @@ class Play:
             for index in range(len(keys))
             if (element, index) in self.elements and scheduler.state(self.elements[element, index]) in DONE
         }
-        if isinstance(statement, Map) and statement.filters:
-            return [self.item(element, index) for index, liked in have.items() if liked]
         if any(isinstance(key, str) for key in keys):
             return {keys[index]: value for index, value in have.items()}
         return list(have.values())

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["Ending", "Outcome", "evaluate"]
 
 OK = "succeeded"
+NEVER = ""  # of an element that never came to be
 
 
 @dataclass
@@ -132,6 +133,7 @@ class Interpreter:
         self.fate = Fates(model)
         self._choose = choose
         self._known: dict[Placed, Outcome] = {}
+        self._before: dict[Placed, set[Placed]] = {}
 
     def run(self) -> Ending:
         room = self.enter("", self.model.body, Lit(self.model.param))
@@ -277,7 +279,7 @@ class Interpreter:
                 over = statement.over
                 if isinstance(over, Combined):
                     sources += over.sources
-                elif not self.chained(room, over):
+                elif self.chained(placed) is None:
                     sources.append(over)
             case Reduce():
                 sources = [statement.over]
@@ -288,12 +290,36 @@ class Interpreter:
         found = [self.find(room, source) for source in sources]
         return list(dict.fromkeys(one for one in found if isinstance(one, Placed)))
 
-    def chained(self, room: Room, over: Source) -> Placed | None:
-        """The map above, if elements go from it to this one one by one."""
-        above = self.find(room, over)
-        if isinstance(above, Placed) and isinstance(above.statement, Map) and not above.statement.filters:
-            return above
-        return None
+    def chained(self, placed: Placed) -> Placed | None:
+        """The map above, if elements go from it to this one one by one.
+
+        They cannot where something else that is waited for needs all of that map, or of the first that it goes on with.
+        """
+        over = getattr(placed.statement, "over", None)
+        if over is None or isinstance(over, Combined):
+            return None
+        above = self.find(placed.room, over)
+        if not isinstance(above, Placed) or not isinstance(above.statement, Map):
+            return None
+        whole = {subject for subject, _ in placed.guards}
+        if isinstance(placed.statement, Map):
+            sources = [*flat(placed.statement.fixed), *map(Ref, placed.statement.after)]
+            whole |= {one for one in (self.find(placed.room, source) for source in sources) if isinstance(one, Placed)}
+        elif whole:
+            return None
+        first = above
+        while (further := self.chained(first)) is not None:
+            first = further
+        return None if any(first is one or first in self.before(one) for one in whole) else above
+
+    def before(self, placed: Placed) -> set[Placed]:
+        """All that something waits for, directly or not."""
+        if placed not in self._before:
+            direct = {*self.upstreams(placed), *(subject for subject, _ in placed.guards)}
+            if (above := self.chained(placed)) is not None:
+                direct.add(above)
+            self._before[placed] = direct.union(*map(self.before, direct))
+        return self._before[placed]
 
     def do(self, placed: Placed) -> Outcome:
         statement = placed.statement
@@ -304,6 +330,9 @@ class Interpreter:
                 return self.elements(placed, statement)
             case Reduce():
                 values = self.value(placed.room, statement.over)
+                over = self.outcome(self.placed(placed.room, statement.over)).items
+                if over and not values and self.chained(placed) is not None:
+                    return Outcome("skipped")  # it had something to merge, and all of it was skipped
                 return Outcome(OK, sum(values.values() if isinstance(values, dict) else values))
             case Either():
                 ends = [self.outcome(self.placed(placed.room, Ref(name))) for name in statement.of]
@@ -354,7 +383,7 @@ class Interpreter:
 
     def elements(self, placed: Placed, statement: Map) -> Outcome:
         room = placed.room
-        above = None if isinstance(statement.over, Combined) else self.chained(room, statement.over)
+        above = self.chained(placed)
         if above is not None:
             before = self.outcome(above)
             if before.items is None:  # it never came to have elements
@@ -377,9 +406,15 @@ class Interpreter:
                     [settled(v) for v in item.value] if isinstance(statement.over, Combined) else [settled(item.value)]
                 )
                 done[key] = self.attempts(name, statement, [*own, *fixed])
+                if statement.filters and done[key].state == OK:
+                    done[key] = Outcome(OK, item.value) if done[key].value else Outcome("skipped")
             if statement.enough:
                 self.ending.loose.add(name)
-                if self.pick(name, {done[key].state, "cancelled"}) == "cancelled":
+                ended = self.pick(name, {done[key].state, "cancelled", NEVER})
+                if ended == NEVER:  # there was enough before its turn came
+                    del done[key]
+                    continue
+                if ended == "cancelled":
                     done[key] = Outcome("cancelled")
             self.ending.states[name] = done[key].state
         return self.gathered(statement, todo, done)
@@ -388,12 +423,10 @@ class Interpreter:
         """What a map comes to, once its elements have."""
         states = {end.state for end in done.values()}
         state = next((bad for bad in ("failed", FAIL, "cancelled") if bad in states), OK)
-        if statement.enough and done:
-            state = OK if sum(end.state == OK for end in done.values()) >= statement.enough else "failed"
+        if statement.enough and sum(end.state == OK for end in done.values()) >= statement.enough:
+            state = OK
         have = {key: end.value for key, end in done.items() if end.state == OK}
-        if statement.filters:
-            return Outcome(state, [todo[key].value for key, liked in have.items() if liked], done)
-        keyed = any(isinstance(key, str) for key in done)
+        keyed = any(isinstance(key, str) for key in todo)
         return Outcome(state, have if keyed else list(have.values()), done)
 
     def items(self, room: Room, over: Source | Combined) -> dict[Any, Any]:

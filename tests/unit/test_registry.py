@@ -165,7 +165,7 @@ def test_checking_makes_nothing(plugins: list[importlib.metadata.EntryPoint], mo
 def test_an_unknown_name_lists_what_is_installed(ask: str) -> None:
     with pytest.raises(RouteError) as caught:
         getattr(Registry(), ask)("thread")
-    assert caught.value.message == f"there is no executor 'thread'; installed: {', '.join(BUILTIN)}"
+    assert caught.value.message == f"there is no executor 'thread'; known: {', '.join(BUILTIN)}"
     assert caught.value.hint == "did you mean 'threads'?"
     with pytest.raises(RouteError) as caught:
         getattr(Registry(), ask)("kubernetes")

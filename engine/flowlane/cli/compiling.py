@@ -9,9 +9,10 @@ from flowlane.cli.options import check_executors
 from flowlane.cli.target import bind, build
 from flowlane.cli.terminal import inert
 from flowlane.declare.compile import compile_workflow
+from flowlane.declare.part import part_of, part_options
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from flowlane.cli.target import Found
     from flowlane.declare.workflow import Bound, Workflow
@@ -30,13 +31,16 @@ def compile_found(
     registry: Registry,
     settings: Settings,
     routes: Mapping[str, Setting[str]],
+    part: Mapping[str, Sequence[str]] | None = None,
 ) -> Program:
     """`found` with these parameters, ready to run. `routes` are the command line's; they win over everything.
+
+    `part` names the tasks that it is about, see ``flowlane.declare.part``; all of them unless given.
 
     Raises what is wrong with settings, parameters, body, graph or routes, in that order; starts nothing.
     """
     check_executors(registry, settings, routes)
-    return compile_bound(bind(found, texts, values), registry=registry, settings=settings, routes=routes)
+    return compile_bound(bind(found, texts, values), registry=registry, settings=settings, routes=routes, part=part)
 
 
 def compile_bound(
@@ -45,14 +49,18 @@ def compile_bound(
     registry: Registry,
     settings: Settings,
     routes: Mapping[str, Setting[str]],
+    part: Mapping[str, Sequence[str]] | None = None,
 ) -> Program:
     """The same for a workflow that has its parameters."""
     check_executors(registry, settings, routes)
+    named = part_options(part or {})
+    workflow = build(bound)
     return compile_workflow(
-        build(bound),
+        part_of(workflow, named) if named else workflow,
         capabilities=registry.capabilities,
         routes={key: setting.value for key, setting in routes.items()},
         defaults=settings.route_values(),
+        slots=settings.slot_values(),
     )
 
 
@@ -67,6 +75,9 @@ def describe(program: Program) -> str:
         + (f" ({', '.join(f'{kind} {n}' for kind, n in sorted(kinds.items(), reverse=True))})" if kinds else ""),
         f"{edges} edge{'' if edges == 1 else 's'}",
     ]
+    maps = len(program.plan.maps)
+    if maps:
+        parts.insert(1, f"{maps} map{'' if maps == 1 else 's'}")
     if lanes:
         parts.append(", ".join(f"{inert(name)} {n}" for name, n in sorted(lanes.items())))
     return " · ".join(parts)

@@ -1,4 +1,4 @@
-"""``flow executors``: what is installed, what each accepts, and where it comes from, on stdout."""
+"""``flow executors``: which there are, what each accepts, where it comes from, and how to get what is missing, on stdout."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ EXECUTORS_VERSION: Final = 1
 _INSTANCE: Final = "an instance: Engine(executors={...})"
 
 
-@click.command("executors", short_help="list the executors that are installed")
+@click.command("executors", short_help="list the executors, and what each can do")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def command(as_json: bool) -> int:
-    """List the executors that are installed: what they accept, their slots, and what they can do.
+    """List the executors: what they accept, their slots, what they can do, and how to install those that lack something.
 
     Each is made with its options from the settings, and not opened: nothing is started.
     """
@@ -49,6 +49,10 @@ def _row(name: str, options: dict[str, dict[str, Any]], slots: dict[str, int]) -
     row: dict[str, Any] = {"name": name}
     try:
         row["origin"] = registry.origin(name)
+        install = registry.install(name)
+        if install is not None:
+            row["install"] = install
+            return row
         can = registry.capabilities(name)
     except FlowError as error:
         if name == "futures" and "pool" not in options.get(name, {}):  # a pool is an object: no setting can name it
@@ -67,12 +71,19 @@ def _row(name: str, options: dict[str, dict[str, Any]], slots: dict[str, int]) -
     return row
 
 
+def _why_not(row: dict[str, Any]) -> str:
+    """Why an executor cannot be used as things are."""
+    if "install" in row:
+        return f"not installed: {row['install']}"
+    return f"needs {row['needs']}" if "needs" in row else str(row["error"])
+
+
 def _table(rows: list[dict[str, Any]]) -> str:
     cells = [("executor", "runs", "slots", "notes")]
     for row in rows:
         name = inert(row["name"])
         if "accepts" not in row:
-            cells.append((name, "-", "-", inert(f"needs {row['needs']}" if "needs" in row else row["error"])))
+            cells.append((name, "-", "-", inert(_why_not(row))))
             continue
         notes = [
             text

@@ -8,12 +8,16 @@ import click
 
 from flowlane.cli import options
 from flowlane.cli.terminal import DataOutput, inert
+from flowlane.cli.traits import conditions, is_mapped, shown_name, traits, traits_as_json
 from flowlane.settings import load_settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from flowlane.program import Program
+
+    #: (upstream, node, kind): "value" is read, "element" is read item by item, "condition" decides, "order" comes before
+    Edge = tuple[int, int, str]
 
 __all__ = ["FORMATS", "command", "render"]
 
@@ -55,13 +59,24 @@ def render(program: Program, form: str) -> str:
     return _json(program)
 
 
-def _edges(program: Program) -> Iterator[tuple[int, int, bool]]:
-    """(upstream, node, whether the value is read): an edge of order only is drawn dashed."""
-    inputs = program.plan.inputs
-    for node, upstreams in enumerate(program.plan.upstreams):
-        reads = frozenset(inputs[node])
+def _edges(program: Program) -> Iterator[Edge]:
+    """All edges; those along which no value goes are drawn dashed."""
+    plan = program.plan
+    for node, upstreams in enumerate(plan.upstreams):
+        reads = frozenset(plan.inputs[node])
+        over = plan.maps[node].over if node in plan.maps else ()
+        guards = {guard.node for guard in plan.guards.get(node, ())}
         for upstream in upstreams:
-            yield upstream, node, upstream in reads
+            if upstream in over:
+                yield upstream, node, "element"
+            elif upstream in reads:
+                yield upstream, node, "value"
+            else:
+                yield upstream, node, "condition" if upstream in guards else "order"
+
+
+def _is_read(kind: str) -> bool:
+    return kind in ("value", "element")
 
 
 def _executor(program: Program, node: int) -> str:
@@ -76,7 +91,7 @@ def _text(program: Program) -> str:
     level = [0] * len(program.names)
     for node in plan.order:
         level[node] = 1 + max((level[upstream] for upstream in plan.upstreams[node]), default=0)
-    names = [inert(name) for name in program.names]
+    names = [inert(shown_name(program, node)) for node in range(len(program.names))]
     by_level: dict[int, list[int]] = {}
     for node in range(len(names)):
         by_level.setdefault(level[node], []).append(node)
@@ -87,22 +102,30 @@ def _text(program: Program) -> str:
     for number in sorted(by_level):
         lines.append(f"{number}")
         for node in by_level[number]:
-            upstreams = plan.upstreams[node]
+            guards = conditions(program, node)
+            upstreams = [up for up in plan.upstreams[node] if up not in guards or up in plan.inputs[node]]
             waits = ", ".join(names[upstream] for upstream in upstreams[:_UPSTREAMS])
             if len(upstreams) > _UPSTREAMS:
                 waits += f", … ({len(upstreams)})"
             executor = inert(_executor(program, node))
             line = f"  {names[node]:{width}}  {program.kinds[node]:3}  {executor:{lane_width}}"
-            lines.append(f"{line}  ← {waits}" if waits else line.rstrip())
+            line = f"{line}  ← {waits}" if waits else line.rstrip()
+            more = [inert(trait) for trait in traits(program, node)]
+            lines.append(f"{line}  ({'; '.join(more)})" if more else line)
     return "\n".join(lines) + "\n"
 
 
 def _mermaid(program: Program) -> str:
     lines = ["flowchart TD"]
-    for node, name in enumerate(program.names):
-        label = inert(name).replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;")
-        lines.append(f'  n{node}["{label}"]:::{program.kinds[node]}')
-    lines += [f"  n{a} {'-->' if reads else '-.->'} n{b}" for a, b, reads in _edges(program)]
+    for node in range(len(program.names)):
+        label = _mermaid_text(shown_name(program, node))
+        more = "".join(f"<br/>{_mermaid_text(trait)}" for trait in traits(program, node) if not trait.startswith("if "))
+        opened, closed = ("[[", "]]") if is_mapped(program, node) else ("[", "]")
+        lines.append(f'  n{node}{opened}"{label}{more}"{closed}:::{program.kinds[node]}')
+    for a, b, kind in _edges(program):
+        condition = conditions(program, b).get(a)
+        label = "" if condition is None else f'|"if {_mermaid_text(condition)}"|'
+        lines.append(f"  n{a} {'-->' if _is_read(kind) else '-.->'}{label} n{b}")
     lines += [
         "  classDef io fill:#dbeafe,stroke:#2563eb,color:#111",
         "  classDef cpu fill:#fef3c7,stroke:#d97706,color:#111",
@@ -110,14 +133,27 @@ def _mermaid(program: Program) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _mermaid_text(text: str) -> str:
+    return inert(text).replace("#", "#35;").replace('"', "#quot;").replace("<", "#lt;")
+
+
 def _dot(program: Program) -> str:
     lines = [f"digraph {_quote(program.workflow)} {{", "  rankdir=TB;", '  node [shape=box, style="rounded,filled"];']
     fill = {"io": "#dbeafe", "cpu": "#fef3c7"}
-    for node, name in enumerate(program.names):
+    for node in range(len(program.names)):
         kind = program.kinds[node]
-        tip = _quote(f"{kind} on {_executor(program, node)}")
-        lines.append(f'  n{node} [label={_quote(name)}, fillcolor="{fill.get(kind, "#ffffff")}", tooltip={tip}];')
-    lines += [f"  n{a} -> n{b}{'' if reads else ' [style=dashed]'};" for a, b, reads in _edges(program)]
+        more = traits(program, node)
+        tip = _quote("; ".join([f"{kind} on {_executor(program, node)}", *more]))
+        doubled = ", peripheries=2" if is_mapped(program, node) else ""
+        name = _quote(shown_name(program, node))
+        lines.append(f'  n{node} [label={name}, fillcolor="{fill.get(kind, "#ffffff")}", tooltip={tip}{doubled}];')
+    for a, b, kind in _edges(program):
+        condition = conditions(program, b).get(a)
+        attributes = [] if _is_read(kind) else ["style=dashed"]
+        if condition is not None:
+            attributes.append(f"label={_quote(f'if {condition}')}")
+        shown = f" [{', '.join(attributes)}]" if attributes else ""
+        lines.append(f"  n{a} -> n{b}{shown};")
     return "\n".join([*lines, "}"]) + "\n"
 
 
@@ -134,10 +170,9 @@ def _json(program: Program) -> str:
         "workflow": program.workflow,
         "tasks": [
             {"name": name, "kind": program.kinds[node], "executor": _executor(program, node)}
+            | traits_as_json(program, node)
             for node, name in enumerate(names)
         ],
-        "edges": [
-            {"from": names[a], "to": names[b], "kind": "value" if reads else "order"} for a, b, reads in _edges(program)
-        ],
+        "edges": [{"from": names[a], "to": names[b], "kind": kind} for a, b, kind in _edges(program)],
     }
     return json.dumps(document, ensure_ascii=False) + "\n"

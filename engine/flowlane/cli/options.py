@@ -20,6 +20,7 @@ __all__ = [
     "parameters",
     "parse_routes",
     "parse_slot_options",
+    "part",
     "route",
     "run",
     "shown",
@@ -62,6 +63,17 @@ def route(function: F) -> F:
         metavar="KEY=EXECUTOR",
         help="Where tasks run: KEY is a task, io, io.async, io.sync, cpu or *; repeatable.",
     )(function)
+
+
+def part(function: F) -> F:
+    """The options --only, --from and --until."""
+    for flag, name, text in (
+        ("--until", "until", "Run only this and what it depends on; repeatable."),
+        ("--from", "start_at", "Run only this and what depends on it; repeatable. With --until: what lies between."),
+        ("--only", "only", "Run only this task: a name, or a pattern with * and ?; repeatable."),
+    ):
+        function = click.option(flag, name, multiple=True, metavar="TASK", help=text)(function)
+    return function
 
 
 def slots(function: F) -> F:

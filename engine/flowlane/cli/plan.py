@@ -120,8 +120,20 @@ def _why(program: Program, each: Foreseen, runs: _Runs, now: int) -> str:
             names = [program.names[up] for up in each.through]
             shown = listed(names[:_THROUGH]) + (f" and {len(names) - _THROUGH:,} more" if len(names) > _THROUGH else "")
             return f"it reads from {shown}, which {'runs' if len(names) == 1 else 'run'}"
+        case Grounds.ELEMENTS_UNKNOWN:
+            return "it is a map, and each of its elements is looked up when it runs"
         case Grounds.UNHASHABLE | Grounds.UNREADABLE:
             return each.text
+
+
+def _reasons(program: Program, each: Foreseen, runs: _Runs, now: int) -> str:
+    """The same, and on what it depends that it runs at all."""
+    from flowlane.cli.traits import conditions
+
+    names = conditions(program, each.element).items()
+    return "; ".join(
+        [_why(program, each, runs, now), *[f"only if {program.names[up]} is {what}" for up, what in names]]
+    )
 
 
 def _what(each: Foreseen) -> str:
@@ -139,6 +151,7 @@ def _totals(program: Program, foreseen: Sequence[Foreseen]) -> dict[str, dict[st
 
 def _document(program: Program, foreseen: Sequence[Foreseen], runs: _Runs) -> str:
     from flowlane.cli.document import document, timestamp
+    from flowlane.cli.traits import traits_as_json
 
     def fields(each: Foreseen) -> Mapping[str, Any]:
         entry = each.entry
@@ -148,6 +161,7 @@ def _document(program: Program, foreseen: Sequence[Foreseen], runs: _Runs) -> st
             "kind": program.kinds[each.element],
             "executor": program.lanes[program.plan.lane[each.element]],
             "runs": each.runs,
+            **traits_as_json(program, each.element),
             "grounds": str(each.grounds),
             "reads_from": [program.names[up] for up in each.through],
             "difference": None if each.difference is None else each.difference.to_dict(),
@@ -168,6 +182,7 @@ def _document(program: Program, foreseen: Sequence[Foreseen], runs: _Runs) -> st
 
 def _show(page: Page, program: Program, foreseen: Sequence[Foreseen], runs: _Runs, *, folded: bool) -> None:
     from flowlane.cli.compiling import describe
+    from flowlane.cli.traits import shown_name
     from flowlane.cli.words import table
 
     now = time.time_ns()
@@ -181,7 +196,7 @@ def _show(page: Page, program: Program, foreseen: Sequence[Foreseen], runs: _Run
     else:
         cells = [("task", "", "because")]  # type: ignore[list-item]  # a column less
         cells += [
-            (inert(program.names[each.element]), _what(each), inert(_why(program, each, runs, now)))  # type: ignore[misc]
+            (inert(shown_name(program, each.element)), _what(each), inert(_reasons(program, each, runs, now)))  # type: ignore[misc]
             for each in foreseen
         ]
     if foreseen:

@@ -22,6 +22,7 @@ __all__ = ["command"]
 @options.parameters
 @options.route
 @options.slots
+@options.part
 @options.shown
 @click.option("--no-store", is_flag=True, help="Keep nothing: the run cannot be resumed, and nothing is cached.")
 def command(
@@ -30,6 +31,9 @@ def command(
     params_file: str | None,
     routes: tuple[str, ...],
     slots: tuple[str, ...],
+    only: tuple[str, ...],
+    start_at: tuple[str, ...],
+    until: tuple[str, ...],
     log_format: str | None,
     quiet: bool,
     as_json: bool,
@@ -53,7 +57,10 @@ def command(
     texts, values = parse_parameters(pairs, params_file)
     with DataOutput() as data, blank_main():
         found = one_of(target, find_workflows(target))
-        program = compile_found(found, texts, values, registry=registry, settings=settings, routes=run_routes)
+        part = {"only": only, "start_at": start_at, "until": until}
+        program = compile_found(
+            found, texts, values, registry=registry, settings=settings, routes=run_routes, part=part
+        )
         origin = origin_at(found.module, found.name)
         messages = Messages()
         recorded = made_state_dir(settings, messages)

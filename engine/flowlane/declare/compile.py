@@ -24,7 +24,7 @@ from flowlane.errors import RouteError
 from flowlane.program import CacheRule, Program
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from flowlane.core.plan import Policy
     from flowlane.declare.bounds import Bounds
@@ -66,16 +66,18 @@ def compile_workflow(
     bounds: Bounds = NO_BOUNDS,
     limits: Mapping[str, Limit] = _NO_LIMITS,
     slots: Mapping[str, int] = _NO_SLOTS,
+    added: bool = False,
 ) -> Program:
     """Everything a run of `workflow` needs. Linear in nodes and edges, iterative; blocks the caller's thread.
 
     `capabilities` tells what an executor can do, and raises RouteError for an unknown one. `routes` are this run's,
     `defaults` the engine's; see the module's text. `on_failure` and `bounds` are this run's word, else the workflow's counts.
     `limits` are the run's and the engine's by name, `slots` those that the engine gives to executors.
+    `added`: it is added to a run under way, whose routes these are.
 
     Raises DefinitionError (bad options), UnknownName (an edge to nowhere), RouteError, CycleError.
     """
-    lanes = _Lanes(workflow, capabilities, routes or {}, defaults or {})
+    lanes = _Lanes(workflow, capabilities, routes or {}, defaults or {}, added=added)
     policies: dict[tuple[Policy, tuple[type[BaseException], ...], Any], int] = {}
     policy_by_spec: dict[int, int] = {}
     rows: dict[Settings, _Row] = {}
@@ -135,12 +137,20 @@ def compile_workflow(
         result=result,
         params=workflow.params,
         routes=routes or {},
+        known_limits={**_brought(rows), **limits},
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
         passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
         caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
+        part=workflow.named_by,
         retry_when={number: when for (_, _, when), number in policies.items() if when is not None},
         **program_fields,
     )
+
+
+def _brought(rows: Iterable[Settings]) -> dict[str, Limit]:
+    """The limits that tasks bring along."""
+    specs = [each.spec for each in rows if each.spec is not None and each.spec.limits]
+    return {held.name: held.limit for spec in specs for held in spec.limits if held.limit is not None}
 
 
 def _sparse_fields(
@@ -241,6 +251,8 @@ class _Lanes:
         capabilities: Callable[[str], Capabilities],
         routes: Mapping[str, str],
         defaults: Mapping[str, str],
+        *,
+        added: bool = False,
     ) -> None:
         self.names: dict[str, int] = {}
         self._workflow = workflow
@@ -252,7 +264,8 @@ class _Lanes:
         # keys that name a single node are looked up by name; all others hold for a set of options
         by_node = {*routes, *defaults} - task_names - set(_KIND_KEYS)
         self._nodes = {name: node for node, name in enumerate(workflow.names) if name in by_node} if by_node else {}
-        self._check_keys(task_names)
+        if not added:  # else they were checked with the run, and many may be meant for other tasks of it
+            self._check_keys(task_names)
 
     def of(self, settings: Settings, spec: TaskSpec) -> int:
         """The lane of nodes with these options, as far as their own names do not say otherwise."""

@@ -51,6 +51,7 @@ class Workflow:
     name        the workflow's name
     on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
     where       ``file:line`` of its making
+    named_by    the options of a run that named this part of a graph, see part.py; empty for a whole one
     bodies      the bodies under @workflow that are being run, innermost last
     bounds      what bounds a run of it as a whole
     params      the validated parameters, for a graph that a body under @workflow made; else empty
@@ -73,6 +74,7 @@ class Workflow:
         "bounds",
         "is_open",
         "name",
+        "named_by",
         "on_failure",
         "params",
         "where",
@@ -85,6 +87,7 @@ class Workflow:
         self.bounds = NO_BOUNDS
         self.bodies: list[Any] = []
         self.params: Mapping[str, Any] = {}
+        self.named_by: Mapping[str, Sequence[str]] = {}
         self.is_open = True
         self._result: Any = _SINKS
         # by node
@@ -508,6 +511,37 @@ class Workflow:
     def shut(self) -> None:
         """Refuse further nodes: the body has ended, well or not."""
         self.is_open = False
+
+    def reduced_to(self, kept: Sequence[int]) -> Workflow:
+        """A new graph of the nodes `kept` alone, given in order, which read nothing of the others; its result is its sinks'."""
+        from flowlane.runtime.values import fill
+
+        number = {node: index for index, node in enumerate(kept)}
+        refs = cast("Sequence[Any]", {node: Ref(index) for node, index in number.items()})
+        twin = self.with_result(_SINKS)
+        twin._settings = [self._settings[node] for node in kept]
+        twin._names = [self._names[node] for node in kept]
+        twin._inputs = [tuple([number[up] for up in self._inputs[node]]) for node in kept]
+        twin._site_of = array("I", [self._site_of[node] for node in kept])
+        twin._arguments = [
+            Arguments(
+                tuple([fill(value, refs) for value in each.args]),
+                {name: fill(value, refs) for name, value in each.kwargs.items()},
+                each.direct,
+                each.nested,
+            )
+            for each in (self._arguments[node] for node in kept)
+        ]
+        edges = self.edges()
+        twin._after = {
+            number[node]: before
+            for node in kept
+            if (before := tuple([number[up] for up in edges[node] if up in number]))
+        }
+        twin._orders = []
+        if self._sparse is not None:
+            twin._sparse = self._sparse.reduced_to(kept, number, lambda template: fill(template, refs))
+        return twin
 
     def with_result(self, template: Any) -> Workflow:
         """The same graph, shared, with this result."""

@@ -6,10 +6,11 @@ consecutive nodes: so each is kept as a range, and recording a call costs nothin
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowlane.core.plan import Guard
     from flowlane.core.rules import TriggerRule
@@ -80,6 +81,34 @@ class Sparse:
         for tearing in self.teardowns:
             for node in range(tearing.start, tearing.end):
                 yield node, tearing.node
+
+    def reduced_to(self, kept: Sequence[int], number: Mapping[int, int], template: Callable[[Any], Any]) -> Sparse:
+        """The same for the nodes `kept` alone, which are in order; `number` gives their new ones, `template` new templates."""
+
+        def ranged(start: int, end: int) -> tuple[int, int]:
+            return bisect_left(kept, start), bisect_left(kept, end)
+
+        new = Sparse()
+        new.maps = {
+            number[node]: call._replace(sources=tuple([template(source) for source in call.sources]))
+            for node, call in self.maps.items()
+            if node in number
+        }
+        new.trees = {number[node]: fan_in for node, fan_in in self.trees.items() if node in number}
+        new.choices = {number[node]: tests for node, tests in self.choices.items() if node in number}
+        new.definitions = {number[node]: each for node, each in self.definitions.items() if node in number}
+        new.rules = {number[node]: rule for node, rule in self.rules.items() if node in number}
+        new.raw_missing = {number[node] for node in self.raw_missing if node in number}
+        for start, end, guard in self.regions:
+            first, last = ranged(start, end)
+            if last > first:
+                new.regions.append(Region(first, last, guard._replace(node=number[guard.node])))
+        for node, start, end in self.teardowns:
+            first, last = ranged(start, end)
+            if node in number and last > first:
+                new.teardowns.append(TearDown(number[node], first, last))
+        new.scopes = [(first, last) for first, last in (ranged(*scope) for scope in self.scopes) if last > first]
+        return new
 
     def guards(self) -> dict[int, tuple[Guard, ...]]:
         """Conditional nodes → their conditions, the outermost first."""

@@ -26,11 +26,12 @@ from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
+    from flowlane.core.elements import Block
     from flowlane.core.scheduler import Scheduler
     from flowlane.program import MapCall, Program, Test
     from flowlane.runtime.ports import Target
 
-__all__ = ["Growing", "Growth", "Part", "Roster"]
+__all__ = ["Cast", "Growing", "Growth", "Part", "Roster", "cores_of"]
 
 T = TypeVar("T")
 
@@ -255,6 +256,48 @@ class _Source:
         return self.items[index] if self.items is not None else self.ahead[index]
 
 
+class Cast:
+    """What the elements of one map have in common.
+
+    name     the map's own; its elements are ``name[0]`` and so on
+    once     whether they must not begin a second time
+    plain    nothing but a value is to be made of a result
+    """
+
+    __slots__ = (
+        "combine",
+        "container",
+        "cores",
+        "filters",
+        "memory",
+        "name",
+        "node",
+        "once",
+        "over",
+        "plain",
+        "program",
+        "star",
+        "target",
+    )
+
+    def __init__(self, container: int, name: str, program: Program, node: int, over: dict[int, int]) -> None:
+        call = program.maps[node]
+        self.container = container
+        self.name = name
+        self.program = program
+        self.node = node
+        self.target = program.targets[node]
+        self.star = call.star
+        self.filters = call.filters
+        self.once = node in program.once
+        self.cores = cores_of(program, node)
+        self.memory = program.memory.get(node, 0)
+        self.combine = call.combine
+        #: of a chained map, the stages that its items come from, by position in the chain
+        self.over = [over[source.node] for source in call.sources] if program.plan.maps[node].over else []
+        self.plain = not call.filters and not program.plan.maps[node].fan_in
+
+
 class _Fixed(NamedTuple):
     """The arguments of a map's elements beside their item: positional ones before and after it, and keywords."""
 
@@ -287,6 +330,7 @@ class Growth:
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, _Source] = {}
         self._fixed: dict[tuple[int, int], _Fixed] = {}  # by map, and id of the executor
+        self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
@@ -316,14 +360,6 @@ class Growth:
         if place.kind != GRAPH:
             return ()
         return self._programs[element - place.number].choices.get(place.number, ())
-
-    def filters(self, element: int) -> bool:
-        """Whether its result says if its item is its value."""
-        place = self._scheduler.place(element)
-        if place.kind != CHAIN:
-            return False
-        program, node = self.declared(place.owner)
-        return program.maps[node].filters
 
     def name(self, element: int) -> str:
         """Its name, for people."""
@@ -355,39 +391,54 @@ class Growth:
 
     def arguments(self, element: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of an attempt for the executor `home`. Raises what fetching a value raises, KeyError for a lost item."""
-        place = self._scheduler.place(element)
-        if place.kind == GRAPH:
-            return self._of_node(element, place.number, home)
-        values = self._values
-        if place.kind == TREE:
-            items = [local(values[item], home) for item in self._scheduler.inputs(element)]
-            return (items,), {}
-        program, node = self.declared(place.owner)
-        item = self.item(element, place.owner, place.number, program, node, home)
-        if program.plan.maps[node].fan_in:
-            return (item,), {}
-        before, after, kwargs = self._fixed_of(place.owner, program, node, home)
-        if program.maps[node].star:
-            return (*before, *item, *after), kwargs
-        return (*before, item, *after), kwargs
+        block = self._scheduler.block(element)
+        if block.kind == CHAIN:
+            index, cast = self.cast(element, block)
+            return self.arguments_of(element, block.first + index, cast, home)
+        if block.kind == TREE:
+            return ([local(self._values[item], home) for item in self._scheduler.inputs(element)],), {}
+        return self._of_node(element, element - block.start, home)
 
-    def item(self, element: int, container: int, index: int, program: Program, node: int, home: object) -> Any:
-        """The item of element `index` of a map."""
-        over = program.plan.maps[node].over
-        if not over:
-            return self._sources[container].item(index)
-        first = container - node
-        ups = [self._scheduler.sibling(element, first + up) for up in over]
-        found = {up: local(self._values[each], home) for up, each in zip(over, ups, strict=True)}
-        call = program.maps[node]
-        items = [found[source.node] for source in call.sources]
-        return items[0] if call.combine == "each" else tuple(items)
+    def cast(self, element: int, block: Block) -> tuple[int, Cast]:
+        """Of an element of a map: its index within the block, and what it shares with the others."""
+        chain = block.chain
+        assert chain is not None
+        casts = self._casts.get(block.owner)
+        if casts is None:
+            containers = self._scheduler.stages(block.owner)
+            program, first = self.declared(block.owner)
+            start = block.owner - first
+            positions = {container - start: position for position, container in enumerate(containers)}
+            casts = self._casts[block.owner] = tuple(
+                [Cast(each, self._roster.name(each), program, each - start, positions) for each in containers]
+            )
+        index, position = divmod(element - block.start, len(casts))
+        return index, casts[position]
+
+    def arguments_of(
+        self, element: int, index: int, cast: Cast, home: object
+    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """`arguments`, for element `index` of a map."""
+        item = self._item(element, index, cast, home)
+        if cast.program.plan.maps[cast.node].fan_in:
+            return (item,), {}
+        before, after, kwargs = self._fixed_of(cast.container, cast.program, cast.node, home)
+        return ((*before, *item, *after) if cast.star else (*before, item, *after)), kwargs
+
+    def _item(self, element: int, index: int, cast: Cast, home: object) -> Any:
+        if not cast.over:
+            return self._sources[cast.container].item(index)
+        base = element - self._scheduler.position(cast.container)
+        values = self._values
+        if cast.combine == "each":
+            return local(values[base + cast.over[0]], home)
+        return tuple([local(values[base + each], home) for each in cast.over])
 
     def own_item(self, element: int) -> Any:
         """The item of an element of a map, as a value of its own."""
-        place = self._scheduler.place(element)
-        program, node = self.declared(place.owner)
-        return self.item(element, place.owner, place.number, program, node, None)
+        block = self._scheduler.block(element)
+        index, cast = self.cast(element, block)
+        return self._item(element, block.first + index, cast, None)
 
     def _of_node(self, element: int, node: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         start = element - node
@@ -456,13 +507,17 @@ class Growth:
             source.ahead.update(enumerate(items, source.pulled))
             source.pulled += len(items)
 
-    def used(self, element: int) -> None:
+    def used(self, container: int, index: int) -> None:
         """An element of a map has its result: it needs its item no more."""
+        source = self._sources.get(container)
+        if source is not None and source.items is None:
+            source.ahead.pop(index, None)
+
+    def used_up(self, element: int) -> None:
+        """`used`, for an element of whatever kind."""
         place = self._scheduler.place(element)
         if place.kind == CHAIN:
-            source = self._sources.get(place.owner)
-            if source is not None and source.items is None:
-                source.ahead.pop(place.number, None)
+            self.used(place.owner, place.number)
 
     # ── values ────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -595,3 +650,9 @@ def _grouped(source: _Source, size: int) -> _Source:
     items = list(source.items if source.items is not None else source.iterator or ())
     groups = [items[low : low + size] for low in range(0, len(items), size)]
     return _Source(groups or [[]], None, None)
+
+
+def cores_of(program: Program, node: int) -> int:
+    """Slots of its lane that an attempt holds."""
+    plan = program.plan
+    return plan.requirements[plan.requirement[node]].slots if node in plan.requirement else 1

@@ -1,9 +1,9 @@
 """Carries the history of runs from the event loop to the sinks, in order, and never lets either disturb the other.
 
 The loop thread calls `start`, `append` and `finish`. `append` puts one tuple on a deque and compares two ints; it takes
-no lock, makes no words, and wakes nobody unless the writer asked to be woken. One daemon thread, started by the first
-run that any sink wants to hear, groups what has come into chunks of one run each (at most 1,000 rows, or what came
-within 10 ms) and calls the sinks, one after another.
+no lock, makes no words, and wakes nobody unless the writer asked to be woken (see `Mailbox`). One daemon thread, started by
+the first run that any sink wants to hear, gets it back in chunks of one run each, of at most 1,000 rows, and calls the sinks,
+one after another.
 
 Rules:
 
@@ -15,37 +15,28 @@ Rules:
   dict look-up a step.
 - Memory is bounded: with more than `limit` rows waiting, further steps are dropped whole and counted (`lost`), and the
   sinks hear an event ``log.lost`` at the place of the gap.
-
-How the two threads meet without a lock: each counter has one writer (`_appended` the loop, `_consumed` the writer).
-The loop *appends, counts, then* tests `_wake_at`; the writer *clears the bell, sets* `_wake_at`, *then* tests the count.
-Whichever comes second sees the other, so no wake-up is lost.
 """
 
 from __future__ import annotations
 
 import logging
-import threading
-from collections import deque
 from concurrent.futures import Future
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flowlane.errors import EngineClosed, Failure
 from flowlane.runtime.events import History
+from flowlane.runtime.mailbox import CHUNK_ROWS, LINGER, Mailbox, Stream
 from flowlane.runtime.ports import RunOutcome
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
+    from flowlane.runtime.mailbox import Reports
     from flowlane.runtime.ports import Chunk, Report, RunInfo, Sink
 
 __all__ = ["Fault", "Journal", "library_logger"]
 
-#: Rows in a chunk. Fewer cost more wake-ups and write calls, and cut the larger steps of busy runs in two. More gain
-#: nothing and hold the GIL, and with it the loop, for longer at a stretch than the 1 ms that these take as JSON lines.
-CHUNK_ROWS: Final = 1_000
-#: Seconds a row may wait for company. Shorter wakes the writer more often; people do not see 10 ms.
-LINGER: Final = 0.010
 #: Rows that may wait for slow sinks: about 100 MB with their reports.
 LIMIT: Final = 500_000
 
@@ -53,8 +44,6 @@ LIMIT: Final = 500_000
 OUTPUT_LIMIT: Final = 64 << 20
 
 _FAULTS_KEPT: Final = 1_000  # an Engine may live for months with a broken sink
-_NOW: Final = 0  # for _wake_at: any append rings
-_NOT: Final = 1 << 62  # no append rings
 
 
 def library_logger() -> logging.Logger:
@@ -65,7 +54,7 @@ def library_logger() -> logging.Logger:
     return logger
 
 
-def _reports_of(rows: list[Transition], reports: dict[tuple[int, int], Report]) -> dict[tuple[int, int], Report]:
+def _reports_of(rows: list[Transition], reports: Reports) -> Reports:
     keys = {row[:2] for row in rows}
     return {key: reports[key] for key in keys if key in reports}
 
@@ -78,17 +67,16 @@ class Fault(NamedTuple):
     message: str
 
 
-class _Stream:
+class _Stream(Stream):
     """One run on its way to its sinks. `gap` and `gap_end` belong to the loop thread, the rest to the writer."""
 
-    __slots__ = ("gap", "gap_end", "history", "last", "lost", "reports", "rows", "run", "sinks", "unprinted")
+    __slots__ = ("gap", "gap_end", "history", "last", "lost", "run", "sinks", "unprinted")
 
     def __init__(self, run: RunInfo, sinks: list[Sink]) -> None:
+        super().__init__()
         self.run = run
         self.sinks = sinks
         self.history = History(run)
-        self.rows: list[Transition] = []
-        self.reports: dict[tuple[int, int], Report] = {}
         self.gap = 0  # rows dropped since the last one that was taken
         self.gap_end = 0  # when the last of them happened
         self.lost = 0
@@ -116,6 +104,9 @@ class _Close(NamedTuple):
     done: Future[None]
 
 
+_Word = _Open | _Gap | _Noted | _Close
+
+
 class Journal:
     """Delivers history to `sinks`. All methods but `lost`, `faults` and `notes` belong to one thread: the loop's."""
 
@@ -132,25 +123,19 @@ class Journal:
         self.lost = 0
         self._sinks = tuple(sinks)
         self._chunk_rows = chunk_rows
-        self._linger = linger
         self._limit = limit
         self._streams: dict[str, _Stream] = {}
-        self._queue: deque[tuple[_Stream, list[Transition] | None, Any]] = deque()
-        self._bell = threading.Event()
-        self._appended = 0
-        self._consumed = 0
+        self._box: Mailbox[_Stream, _Word] = Mailbox(
+            "flowlane-journal", self._take, self._control, chunk_rows=chunk_rows, linger=linger
+        )
         self._output_in = 0  # characters, counted like the rows
         self._output_out = 0
-        self._wake_at = _NOT
-        self._urgent = False
-        self._closing = False
-        self._writer: threading.Thread | None = None
 
     # ── the loop's side ───────────────────────────────────────────────────────────────────────────────────────────
 
     def start(self, run: RunInfo) -> bool:
         """Begin a run. True when at least one sink wants to hear it; else `append` may be left out for it."""
-        if self._closing:
+        if self._box.closing:
             raise EngineClosed("the journal is closed")
         if not self._sinks:
             return False
@@ -158,11 +143,10 @@ class Journal:
         if not sinks or not self._writing(run):
             return False
         stream = self._streams[run.id] = _Stream(run, sinks)
-        self._queue.append((stream, None, _Open()))
-        self._ring()
+        self._box.put(stream, _Open())
         return True
 
-    def append(self, run_id: str, transitions: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
+    def append(self, run_id: str, transitions: list[Transition], reports: Reports) -> None:
         """Hand over the transitions of one step and the reports that belong to them. About 0.2 µs, never blocks.
 
         Neither container may change afterwards (the journal does not change them), and the reports hold no values any
@@ -171,8 +155,8 @@ class Journal:
         stream = self._streams.get(run_id)
         if stream is None or not transitions:
             return
-        appended = self._appended
-        if appended - self._consumed > self._limit:
+        box = self._box
+        if box.appended - box.consumed > self._limit:
             if self._output_in != self._output_out:
                 self._output_in -= sum([len(report.output) for report in reports.values() if report.output])
             stream.gap += len(transitions)
@@ -180,10 +164,7 @@ class Journal:
             return
         if stream.gap:
             self._mark_gap(stream)
-        self._queue.append((stream, transitions, reports))
-        self._appended = appended = appended + len(transitions)
-        if appended >= self._wake_at:
-            self._ring()
+        box.append(stream, transitions, reports)
 
     def admit(self, run_id: str, characters: int) -> bool:
         """Whether a report with so much output may be handed over; if not, that is counted and told at the end."""
@@ -198,12 +179,11 @@ class Journal:
     def note(self, run_id: str, element: int, attempt: int, report: Report) -> None:
         """Hand over a NOTED report, in its place between the steps."""
         stream = self._streams.get(run_id)
-        if stream is None or self._appended - self._consumed > self._limit:
+        if stream is None or self._box.appended - self._box.consumed > self._limit:
             return
         if stream.gap:
             self._mark_gap(stream)
-        self._queue.append((stream, None, _Noted(element, attempt, report)))
-        self._ring()
+        self._box.put(stream, _Noted(element, attempt, report))
 
     def finish(self, run_id: str, outcome: RunOutcome) -> Future[None]:
         """End a run. The future is resolved, with None, when its sinks have got everything and were closed for it."""
@@ -218,9 +198,7 @@ class Journal:
             return done
         if stream.gap:
             self._mark_gap(stream)
-        self._queue.append((stream, None, _Close(outcome, done)))
-        self._urgent = True
-        self._ring()
+        self._box.put(stream, _Close(outcome, done), urgent=True)
         return done
 
     def close(self, timeout: float | None = None) -> None:
@@ -228,31 +206,23 @@ class Journal:
 
         Runs that were not finished are closed as interrupted.
         """
-        self._closing = True
         for run_id in list(self._streams):
             self._end(run_id, None)
-        self._urgent = True
-        self._ring()
-        if self._writer is not None and self._writer is not threading.current_thread():
-            self._writer.join(timeout)
+        self._box.close(timeout)
 
     @property
     def writing(self) -> bool:
         """Whether the writer thread is there. Any thread."""
-        return self._writer is not None and self._writer.is_alive()
+        return self._box.alive
 
     def notes(self, run_id: str) -> list[str]:
         """What there is to say to people about the log of one run; whole once its `finish` is resolved."""
         return [f"{fault.sink}: {fault.message}" for fault in list(self.faults) if fault.run == run_id]
 
     def _mark_gap(self, stream: _Stream) -> None:
-        self._queue.append((stream, None, _Gap(stream.gap, stream.gap_end)))
+        self._box.put(stream, _Gap(stream.gap, stream.gap_end))
         self.lost += stream.gap
         stream.gap = 0
-
-    def _ring(self) -> None:
-        self._wake_at = _NOT
-        self._bell.set()
 
     def _wants(self, run: RunInfo, sink: Sink) -> bool:
         try:
@@ -262,60 +232,16 @@ class Journal:
             return False
 
     def _writing(self, run: RunInfo) -> bool:
-        if self._writer is None:
-            writer = threading.Thread(target=self._work, name="flowlane-journal", daemon=True)
-            try:
-                writer.start()
-            except RuntimeError as error:  # no thread to be had: the run goes on without a log
-                self._tell(Fault(run.id, "journal", f"no thread for the log: {error}"))
-                return False
-            self._writer = writer
+        try:
+            self._box.start()
+        except RuntimeError as error:  # no thread to be had: the run goes on without a log
+            self._tell(Fault(run.id, "journal", f"no thread for the log: {error}"))
+            return False
         return True
 
     # ── the writer's side ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _work(self) -> None:
-        bell, queue = self._bell, self._queue
-        while True:
-            bell.clear()
-            self._wake_at = _NOW
-            if not queue and not self._closing:
-                bell.wait()
-                bell.clear()
-            # Something has come. Unless somebody waits for the end, let more come: one chunk of 1,000 rows costs
-            # a fraction of 1,000 chunks of one, and holds up the loop once.
-            self._wake_at = wake_at = self._consumed + self._chunk_rows
-            if self._appended < wake_at and not self._urgent and not self._closing:
-                bell.wait(self._linger)
-            self._wake_at = _NOT
-            self._urgent = False  # before the queue is read: finish() appends first, then sets it
-            self._drain()
-            if self._closing and not queue:
-                return
-
-    def _drain(self) -> None:
-        """Deliver what is in the queue now, in chunks, each of one run."""
-        queue = self._queue
-        filled: dict[_Stream, None] = {}
-        for _ in range(len(queue)):
-            stream, rows, payload = queue.popleft()
-            if rows is None:
-                self._flush(stream)
-                self._control(stream, payload)
-                continue
-            if len(stream.rows) + len(rows) > self._chunk_rows:
-                self._flush(stream)
-            stream.rows += rows
-            stream.reports.update(payload)
-            filled[stream] = None
-        for stream in filled:
-            self._flush(stream)
-
-    def _flush(self, stream: _Stream) -> None:
-        rows, reports = stream.rows, stream.reports
-        if not rows:
-            return
-        stream.rows, stream.reports = [], {}
+    def _take(self, stream: _Stream, rows: list[Transition], reports: Reports) -> None:
         size = self._chunk_rows
         if len(rows) <= size:
             self._deliver(stream, rows, reports)
@@ -324,11 +250,10 @@ class Journal:
                 part = rows[low : low + size]
                 self._deliver(stream, part, _reports_of(part, reports) if reports else {})
         stream.last = rows[-1][3]
-        self._consumed += len(rows)
         if self._output_in != self._output_out:
             self._output_out += sum([len(report.output) for report in reports.values() if report.output])
 
-    def _deliver(self, stream: _Stream, rows: list[Transition], reports: dict[tuple[int, int], Report]) -> None:
+    def _deliver(self, stream: _Stream, rows: list[Transition], reports: Reports) -> None:
         if not stream.sinks:
             return
         try:
@@ -340,7 +265,7 @@ class Journal:
             return
         self._each(stream, "write", lambda sink: sink.write(chunk))
 
-    def _control(self, stream: _Stream, what: _Open | _Gap | _Noted | _Close) -> None:
+    def _control(self, stream: _Stream, what: _Word) -> None:
         run = stream.run
         match what:
             case _Open():

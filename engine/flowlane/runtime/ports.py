@@ -97,6 +97,7 @@ class Capabilities:
     hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
     pickles        arguments and results cross a process boundary
     remote_values  results may stay where they were made: it may report a RemoteValue, and takes its own back as arguments
+    limits_memory  it ends a job that takes more than its Job.memory, for real
     interruptible  a running job hears that it is to stop; where none does (threads), one over its timeout is given up at once
     """
 
@@ -106,6 +107,7 @@ class Capabilities:
     pickles: bool = False
     remote_values: bool = False
     interruptible: bool = True
+    limits_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +133,8 @@ class Job:
     task     the task's name in its workflow ("parse#2"), run its run's id, attempt counts from 1
     timeout  seconds from its start, or None; only for executors with `hard_kill`
     once     it must not begin a second time, whatever becomes of its worker: it is CRASHED instead
+    cores    slots of its lane that it holds, and threads that it may compute in, where an executor can see to that
+    memory   bytes that it may take, where an executor can stop one that takes more; 0 for any number
     context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
              None for an executor that pickles
     """
@@ -145,6 +149,8 @@ class Job:
     timeout: float | None = None
     context: contextvars.Context | None = None
     once: bool = False
+    cores: int = 1
+    memory: int = 0
 
 
 @dataclass(slots=True)

@@ -1,31 +1,27 @@
 """Stores the history of runs before anybody is told of it: what stands between loop and journal in an engine with a store.
 
-It takes the journal's place on the loop's side, and is the only one that calls the journal. One daemon thread, started by the
-first run, groups what has come by run, has the run's `Keeper` commit it, and only then hands it on. So whatever a sink hears
-of is in the store, and a sink that hangs holds up no commit.
+It takes the journal's place on the loop's side, and is the only one that calls the journal. One daemon thread, that of a
+`Mailbox`, started by the first run, gets what has come in chunks of one run, has the run's `Keeper` commit it, and only then
+hands it on. So whatever a sink hears of is in the store, and a sink that hangs holds up no commit.
 
 - When the store will not have a stretch of history, the keeper is told once (`on_fault`); nothing more of that run is handed
   on until it is stored after all. At the end it is tried once more. What is then still not stored is never told, and the
   run's `Ending` says so.
 - Nothing is dropped here: a keeper says when too much is waiting, and its run begins nothing new until that is written.
 - Whatever else than a StoreError a store raises is a defect of it, and treated as a fault: no run may wait for ever.
-
-How the loop and the thread meet without a lock is the journal's way (see there).
 """
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from concurrent.futures import Future
 from dataclasses import replace
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from flowlane.core.states import RunState
 from flowlane.errors import EngineClosed, StoreError
-from flowlane.runtime.journal import CHUNK_ROWS, LINGER
 from flowlane.runtime.keeper import Ending
+from flowlane.runtime.mailbox import CHUNK_ROWS, LINGER, Mailbox, Stream
 from flowlane.runtime.ports import RunOutcome
 
 if TYPE_CHECKING:
@@ -34,6 +30,7 @@ if TYPE_CHECKING:
     from flowlane.core.messages import Transition
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
+    from flowlane.runtime.mailbox import Reports
     from flowlane.runtime.ports import Report, RunInfo
 
 __all__ = ["Recorder"]
@@ -41,23 +38,17 @@ __all__ = ["Recorder"]
 #: Seconds between two looks for what other processes ask of runs: soon enough for a person.
 ASKED_EVERY: Final = 0.5
 
-_NOW: Final = 0  # for _wake_at: any append rings
-_NOT: Final = 1 << 62  # no append rings
 
-Reports = dict[tuple[int, int], "Report"]
-
-
-class _Stream:
+class _Stream(Stream):
     """One run on its way. All but `keeper` belongs to the thread."""
 
-    __slots__ = ("fault", "keeper", "reports", "rows", "run", "untold")
+    __slots__ = ("fault", "keeper", "run", "untold")
 
     def __init__(self, run: RunInfo, keeper: Keeper) -> None:
+        super().__init__()
         self.run = run
         self.keeper = keeper
         self.fault: StoreError | None = None
-        self.rows: list[Transition] = []
-        self.reports: Reports = {}
         self.untold: list[tuple[list[Transition], Reports]] = []  # not stored yet, so not told
 
 
@@ -82,22 +73,24 @@ class _Close(NamedTuple):
     done: Future[Ending]
 
 
+_Word = _Open | _Noted | _Intent | _Close
+
+
 class Recorder:
     """All methods but `notes`, `writing` and `storing` belong to the loop's thread. `linger` in seconds, `chunk_rows` in rows."""
 
     def __init__(self, journal: Journal, *, chunk_rows: int = CHUNK_ROWS, linger: float = LINGER) -> None:
         self._journal = journal
-        self._chunk_rows = chunk_rows
-        self._linger = linger
         self._streams: dict[str, _Stream] = {}
-        self._queue: deque[tuple[_Stream, list[Transition] | None, Any]] = deque()
-        self._bell = threading.Event()
-        self._appended = 0  # rows; of the loop
-        self._consumed = 0  # of the thread
-        self._wake_at = _NOT
-        self._urgent = False
-        self._closing = False
-        self._thread: threading.Thread | None = None
+        self._box: Mailbox[_Stream, _Word] = Mailbox(
+            "flowlane-recorder",
+            self._take,
+            self._control,
+            attend=self._attend,
+            ended=journal.close,
+            chunk_rows=chunk_rows,
+            linger=linger,
+        )
         self._open: list[_Stream] = []  # runs under way; the thread's
         self._look_at = 0.0
 
@@ -105,27 +98,21 @@ class Recorder:
 
     def start(self, run: RunInfo, keeper: Keeper) -> None:
         """Begin a run. Raises StoreError when there is no thread to be had for it."""
-        if self._closing:
+        if self._box.closing:
             raise EngineClosed("the journal is closed")
-        if self._thread is None:
-            thread = threading.Thread(target=self._work, name="flowlane-recorder", daemon=True)
-            try:
-                thread.start()
-            except RuntimeError as error:
-                raise StoreError(f"the run cannot be recorded: {error}", hint="ulimit -u may be low") from error
-            self._thread = thread
+        try:
+            self._box.start()
+        except RuntimeError as error:
+            raise StoreError(f"the run cannot be recorded: {error}", hint="ulimit -u may be low") from error
         self._streams[run.id] = stream = _Stream(run, keeper)
-        self._put(stream, _Open())
+        self._box.put(stream, _Open())
 
     def append(self, run_id: str, transitions: list[Transition], reports: Reports) -> None:
         """Hand over the transitions of one step and the reports that belong to them. Never blocks."""
         stream = self._streams.get(run_id)
         if stream is not None and transitions:
             stream.keeper.admit(len(transitions))
-            self._queue.append((stream, transitions, reports))
-            self._appended = appended = self._appended + len(transitions)
-            if appended >= self._wake_at:
-                self._ring()
+            self._box.append(stream, transitions, reports)
 
     def admit(self, run_id: str, characters: int) -> bool:
         """Whether a report with so much output may be handed over: always, it counts among what waits to be stored."""
@@ -138,7 +125,7 @@ class Recorder:
         """Hand over a NOTED report, in its place between the steps."""
         stream = self._streams.get(run_id)
         if stream is not None:
-            self._put(stream, _Noted(element, attempt, report))
+            self._box.put(stream, _Noted(element, attempt, report))
 
     def intend(self, run_id: str, elements: list[tuple[int, int]], t: int, then: Callable[[], object]) -> None:
         """Have it stored that these (element, attempt) may have begun, then call `then`, on the recorder's thread.
@@ -147,8 +134,7 @@ class Recorder:
         """
         stream = self._streams.get(run_id)
         if stream is not None:
-            self._urgent = True
-            self._put(stream, _Intent(elements, t, then))
+            self._box.put(stream, _Intent(elements, t, then), urgent=True)
 
     def finish(self, run_id: str, outcome: RunOutcome) -> Future[Ending]:
         """End a run. The future is resolved when its end is stored, or cannot be, and its sinks have got everything."""
@@ -158,20 +144,15 @@ class Recorder:
         done: Future[Ending] = Future()
         done.set_running_or_notify_cancel()  # whoever stops waiting for it must not break its delivery
         stream = self._streams.pop(run_id)
-        self._urgent = True
-        self._put(stream, _Close(outcome, done))
+        self._box.put(stream, _Close(outcome, done), urgent=True)
         return done
 
     def close(self, timeout: float | None = None) -> None:
         """Store and deliver what is left, end both threads and wait for them, at most `timeout` seconds each. Idempotent."""
-        self._closing = True
         for run_id in list(self._streams):
             self._end(run_id, None)
-        self._urgent = True
-        self._ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout)
-        if self._thread is None:
+        self._box.close(timeout)
+        if not self._box.started:
             self._journal.close(timeout)
 
     @property
@@ -182,69 +163,15 @@ class Recorder:
     @property
     def storing(self) -> bool:
         """Whether something may still be stored. Any thread."""
-        return self._thread is not None and self._thread.is_alive()
+        return self._box.alive
 
     def notes(self, run_id: str) -> list[str]:
         """What there is to say to people about the log of one run; whole once its `finish` is resolved."""
         return self._journal.notes(run_id)
 
-    def _put(self, stream: _Stream, what: _Open | _Noted | _Intent | _Close) -> None:
-        self._queue.append((stream, None, what))
-        self._ring()
-
-    def _ring(self) -> None:
-        self._wake_at = _NOT
-        self._bell.set()
-
     # ── the thread's side ─────────────────────────────────────────────────────────────────────────────────────────
 
-    def _work(self) -> None:
-        bell, queue = self._bell, self._queue
-        while True:
-            bell.clear()
-            self._wake_at = _NOW
-            if not queue and not self._closing:
-                while not bell.wait(ASKED_EVERY if self._open else None):
-                    self._look()
-                bell.clear()
-            # Something has come. Unless somebody waits for it, let more come: a commit costs as much as twenty rows.
-            self._wake_at = wake_at = self._consumed + self._chunk_rows
-            if self._appended < wake_at and not self._urgent and not self._closing:
-                bell.wait(self._linger)
-            self._wake_at = _NOT
-            self._urgent = False  # before the queue is read: who is in a hurry appends first, then sets it
-            self._drain()
-            if self._closing and not queue:
-                self._journal.close()
-                return
-            if self._open and monotonic() >= self._look_at:
-                self._look()
-
-    def _drain(self) -> None:
-        """Store what is in the queue now, in chunks, each of one run."""
-        queue = self._queue
-        filled: dict[_Stream, None] = {}
-        for _ in range(len(queue)):
-            stream, rows, payload = queue.popleft()
-            if rows is None:
-                self._flush(stream)
-                self._control(stream, payload)
-                continue
-            stream.rows += rows
-            stream.reports.update(payload)
-            if len(stream.rows) >= self._chunk_rows:
-                self._flush(stream)
-            else:
-                filled[stream] = None
-        for stream in filled:
-            self._flush(stream)
-
-    def _flush(self, stream: _Stream) -> None:
-        rows, reports = stream.rows, stream.reports
-        if not rows:
-            return
-        stream.rows, stream.reports = [], {}
-        self._consumed += len(rows)
+    def _take(self, stream: _Stream, rows: list[Transition], reports: Reports) -> None:
         if not self._did(stream, lambda: stream.keeper.write(rows, reports)):
             stream.untold.append((rows, reports))
             return
@@ -284,7 +211,7 @@ class Recorder:
             keeper.waiting = False
             keeper.on_caught_up()
 
-    def _control(self, stream: _Stream, what: _Open | _Noted | _Intent | _Close) -> None:
+    def _control(self, stream: _Stream, what: _Word) -> None:
         run, keeper = stream.run, stream.keeper
         match what:
             case _Open():
@@ -319,14 +246,20 @@ class Recorder:
         delivered = self._journal.finish(run.id, final)
         delivered.add_done_callback(lambda _: done.set_result(ending))
 
-    def _look(self) -> None:
-        """Ask the stores what other processes want of runs."""
+    def _attend(self) -> float | None:
+        """Ask the stores what other processes want of runs, when it is time to; in how many seconds it is again."""
+        if not self._open:
+            return None
+        left = self._look_at - monotonic()
+        if left > 0:
+            return left
         self._look_at = monotonic() + ASKED_EVERY
         for stream in tuple(self._open):
             try:
                 stream.keeper.requests()
             except Exception:  # noqa: BLE001, S112 - its next write will say so
                 continue
+        return ASKED_EVERY
 
 
 def _defect(error: BaseException) -> StoreError:

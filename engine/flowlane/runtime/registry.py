@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Capabilities, Executor, Sink
     from flowlane.storage.port import Store
 
-__all__ = ["BUILTIN", "GROUP", "SINKS", "STORES", "STORE_GROUP", "Registry", "make_sink", "make_store"]
+__all__ = ["BUILTIN", "EXTRAS", "GROUP", "SINKS", "STORES", "STORE_GROUP", "Registry", "make_sink", "make_store"]
 
 GROUP: Final = "flowlane.executors"
 STORE_GROUP: Final = "flowlane.stores"
@@ -32,11 +32,16 @@ STORE_GROUP: Final = "flowlane.stores"
 #: What ships with flowlane; the same lines stand in pyproject.toml as entry points, and a test holds them equal.
 BUILTIN: Final[Mapping[str, str]] = {
     "asyncio": "flowlane_plugins.executors.asyncio_:AsyncioExecutor",
+    "dask": "flowlane_plugins.executors.dask:DaskExecutor",
     "futures": "flowlane_plugins.executors.futures:FuturesExecutor",
     "inline": "flowlane_plugins.executors.inline:InlineExecutor",
     "processes": "flowlane_plugins.executors.processes:ProcessesExecutor",
+    "ray": "flowlane_plugins.executors.ray:RayExecutor",
     "threads": "flowlane_plugins.executors.threads:ThreadsExecutor",
 }
+
+#: Those of them that stand on a package which does not come with flowlane: name → the package. The extra has the executor's name.
+EXTRAS: Final[Mapping[str, str]] = {"dask": "distributed", "ray": "ray"}
 
 #: The sinks that the command line uses, found in the same way.
 SINKS: Final[Mapping[str, str]] = {
@@ -83,6 +88,15 @@ class Registry:
             executor = self._instances[name] = self._make(name)
         return executor
 
+    def install(self, name: str) -> str | None:
+        """The command that installs what executor `name` lacks; None where it lacks nothing. Imports nothing."""
+        from importlib.util import find_spec
+
+        package = None if name in self._instances else EXTRAS.get(name)
+        if package is None or find_spec(package) is not None:
+            return None
+        return f"pip install 'flowlane[{name}]'"
+
     def check(self, name: str) -> None:
         """Raise RouteError unless something called `name` is installed. Imports and makes nothing."""
         if name not in self._instances:
@@ -102,6 +116,11 @@ class Registry:
 
     def _make(self, name: str) -> Executor:
         target = self._target(name)
+        install = self.install(name)
+        if install is not None:
+            raise RouteError(
+                f"executor '{name}' needs the package '{EXTRAS[name]}', which is not installed", hint=install
+            )
         try:
             factory = load_attribute(target)
         except ImportError as error:
@@ -142,8 +161,8 @@ class Registry:
     def _unknown(self, name: str) -> RouteError:
         names = self.names()
         return RouteError(
-            f"there is no executor '{name}'; installed: {', '.join(names)}",
-            hint=_did_you_mean(name, names) or "`flow executors` lists what is installed",
+            f"there is no executor '{name}'; known: {', '.join(names)}",
+            hint=_did_you_mean(name, names) or "`flow executors` lists what there is",
         )
 
 

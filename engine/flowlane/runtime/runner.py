@@ -15,11 +15,13 @@ import itertools
 import random
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.core import messages as m
+from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
@@ -37,7 +39,7 @@ from flowlane.runtime.failures import (
     unreadable,
     worker_died,
 )
-from flowlane.runtime.growth import Growth, Roster
+from flowlane.runtime.growth import Growth, Roster, cores_of
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import (
     ABANDONED,
@@ -63,6 +65,7 @@ if TYPE_CHECKING:
     from flowlane.core.plan import Plan, Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
+    from flowlane.runtime.adapting import Resized
     from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
@@ -77,6 +80,8 @@ __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
 #: Notes of executors that a run keeps for its result; sinks get them all.
 NOTES_KEPT: Final = 20
+#: Changes of adaptive slots that it keeps, the latest: an hour's, of one lane that never settles.
+RESIZES_KEPT: Final = 7_200
 
 _NOTE_MAX: Final = 500  # characters
 _POISON: Final = "flowlane.errors.PoisonTask"
@@ -160,6 +165,7 @@ class Runner:
         self.measured = Measured(program.plan.size)
         self.notes: list[Note] = []
         self.noted = 0  # notes that came, those not kept included
+        self.resizes: deque[Resized] = deque(maxlen=RESIZES_KEPT)
         self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
         self._dispatcher = dispatcher
         self._context = context
@@ -169,6 +175,7 @@ class Runner:
         self._on_finish = on_finish
         self._keeper = keeper
         self._gate: Gate | None = None
+        self._unwatched_told = False
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
         self._memory = beginning.memory
@@ -183,6 +190,7 @@ class Runner:
         capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
+        self._kills = [c.limits_memory for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
         self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
@@ -193,7 +201,7 @@ class Runner:
             [dispatcher.lane(lane) for lane in program.lanes],
             token=self.token,
             jitter=random.Random().random,
-            limits=[dispatcher.limit(spec) for spec in program.limits],
+            limits=[dispatcher.limit(spec, self.token) for spec in program.limits],
             recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
@@ -202,6 +210,7 @@ class Runner:
         if self._memory is not None:
             self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
+        self._needs = _needs_of(program)
         self._curious = frozenset(
             {*program.choices, *program.raw_missing}
         )  # nodes with more to them than arguments and a value
@@ -219,7 +228,7 @@ class Runner:
         )
         self.stretched: frozenset[str] = frozenset()
         self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
-        self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
+        self.slots = {lane: dispatcher.slots(lane) for lane in program.lanes}
         self.ended_ns = NEVER
         if keeper is not None and lookups is not None:
             from flowlane.runtime.gate import Gate  # not at the top: most runs are not kept, and workers never are
@@ -322,6 +331,8 @@ class Runner:
 
     def receive(self, reports: Sequence[Report]) -> None:
         """Take reports of this run's jobs."""
+        if self._dispatcher.adapting.any:
+            self._sample(reports)
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
@@ -330,11 +341,18 @@ class Runner:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
             if report.kind is SUCCEEDED:
-                if type(report.value) in self._work or element >= self._size or element in self._curious:
-                    if events:
-                        self._step(events, recorded)
-                        events, recorded = [], {}
-                    self._succeeded(element, attempt, report)
+                if element >= self._size or type(report.value) in self._work or element in self._curious:
+                    if type(report.value) in self._work and scheduler.awaits(element, attempt):
+                        if events:
+                            self._step(events, recorded)
+                            events, recorded = [], {}
+                        self._returned_work(element, attempt, report)
+                        continue
+                    events.append(self._succeeded(element, attempt, report))
+                    if keep:
+                        if report.output is not None:
+                            report = self._printed(report)  # noqa: PLW2901
+                        recorded[element, attempt] = report
                     continue
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
@@ -369,6 +387,36 @@ class Runner:
         if events:
             self._step(events, recorded)
 
+    def _sample(self, reports: Sequence[Report]) -> None:
+        """Tell adaptive lanes and limits how the attempts went that have ended: before their slots are given back."""
+        scheduler, adapting = self.scheduler, self._dispatcher.adapting
+        for report in reports:
+            if report.kind is STARTED or report.kind is NOTED or report.started == NEVER:
+                continue
+            element, attempt = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, report.ref & _ATTEMPT_MASK
+            if not scheduler.awaits(element, attempt):
+                continue
+            asked = scheduler.asked(element)
+            late = asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT
+            if asked is not None and not late:  # somebody's wish says nothing of load
+                continue
+            word = report.failure.ancestry[:1] if report.failure is not None else ()
+            ok = not late and (report.kind is SUCCEEDED or word == (_SKIP,))
+            adapting.sample(scheduler.holds(element), max(0, report.ended - report.started), ok)
+        adapting.decide()
+
+    def resized(self, change: Resized) -> None:
+        """A lane or a limit that adapts has other slots, perhaps one of this run's."""
+        own = self._names if change.kind == "lane" else self._limits
+        if change.name not in own or self.ended_ns != NEVER:
+            return
+        self.resizes.append(change)
+        report = Report(0, NOTED, ended=change.decision.at, value=change, note=change.change.text)
+        if self._recorded:
+            self._journal.note(self.info.id, NOBODY, 0, report)
+        if self._on_step is not None:
+            self._on_step([], {(NOBODY, 0): report})
+
     def note_once(self, element: int, attempt: int, text: str) -> None:
         """Tell something that holds for all attempts of a task, with the first."""
         about = (self.roster.tasks[element], text)
@@ -389,7 +437,7 @@ class Runner:
         """An attempt need not begin: its `value` is there, and `stored` is what the store has to know of it."""
         self._values[element] = value
         if element >= self._size:
-            self.growth.used(element)
+            self.growth.used_up(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
             chosen = self._chosen(element, value)
@@ -500,7 +548,7 @@ class Runner:
         if when is None:
             return True
         if failure.exception is None:  # it could not travel: there is nothing to ask about
-            return False
+            return True
         try:
             return bool(when(failure.exception))
         except Exception as error:  # noqa: BLE001 - user code
@@ -509,44 +557,42 @@ class Runner:
 
     # ── what comes into being ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _succeeded(self, element: int, attempt: int, report: Report) -> None:
-        """A success that means more than its value: work, an item that passes or not, a choice."""
-        if not self.scheduler.awaits(element, attempt):
-            self._step([Succeeded(element, attempt, report.started, report.ended)], {(element, attempt): report})
-            return
-        value = report.value
-        if type(value) in self._work:
-            self._returned_work(element, attempt, report, value)
-            return
-        growth = self.growth
+    def _succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
+        """The event of a success that may mean more than its value: an item that passes or not, a choice."""
+        scheduler, growth, value = self.scheduler, self.growth, report.value
+        if not scheduler.awaits(element, attempt):
+            if self._gate is None:
+                report.value = None
+            return Succeeded(element, attempt, report.started, report.ended)
+        chosen = 0
         try:
-            if growth.filters(element):
-                if not local(value, None):
-                    growth.used(element)
-                    self._take(element, attempt, report)
-                    self._step(
-                        [m.Skipped(element, attempt, report.started, report.ended)], {(element, attempt): report}
-                    )
-                    return
-                value = growth.own_item(element)
-            chosen = self._chosen(element, value)
+            block = scheduler.block(element)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                if cast.filters:
+                    passes = bool(local(value, None))
+                    value = growth.own_item(element)
+                    if not passes:
+                        growth.used(cast.container, block.first + index)
+                        self._take(element, attempt, report)
+                        report.value = None
+                        return m.Skipped(element, attempt, report.started, report.ended)
+                if not cast.over:
+                    growth.used(cast.container, block.first + index)
+            elif block.kind == GRAPH:
+                chosen = self._chosen(element, value)
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             report.kind, report.value = FAILED, None
             report.failure = Failure.of(undecidable(self.roster.names[element], error))
-            self._step([self._event(report, element, attempt)], {(element, attempt): report})
-            return
+            return self._event(report, element, attempt)
         self._values[element] = value
-        asked = self.scheduler.asked(element)
+        asked = scheduler.asked(element)
         report.value = self._gate.encoded(element, attempt, value) if self._gate is not None else None
-        if element >= self._size:
-            growth.used(element)
-        self._take(element, attempt, report)
+        if attempt > 1 or report.cpu >= 0:
+            self._take(element, attempt, report)
         if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
             report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-        if report.output is not None and self._heard:
-            report = self._printed(report)
-        events: list[m.Event] = [Succeeded(element, attempt, report.started, report.ended, chosen)]
-        self._step(events, {(element, attempt): report} if self._heard else {})
+        return Succeeded(element, attempt, report.started, report.ended, chosen)
 
     def _take(self, element: int, attempt: int, report: Report) -> None:
         if attempt > 1:
@@ -566,11 +612,9 @@ class Runner:
             passed.append(bool(test.passes(value, passed)))
         return sum([1 << bit for bit, holds in enumerate(passed) if holds])
 
-    def _returned_work(self, element: int, attempt: int, report: Report, work: Any) -> None:
-        report.value = None
+    def _returned_work(self, element: int, attempt: int, report: Report) -> None:
+        work, report.value = report.value, None
         self._take(element, attempt, report)
-        if element >= self._size:
-            self.growth.used(element)
         try:
             program, _ = self.growth.declared(element)
             made = self._maker.of_work(work, program)
@@ -646,10 +690,11 @@ class Runner:
                 can = self._dispatcher.registry.capabilities(name)
                 self._in_process.append(not can.pickles)
                 self._enforces.append(can.hard_kill)
+                self._kills.append(can.limits_memory)
                 self._deaf.append(not can.interruptible)
                 if can.pickles:
                     self.pickling |= {name}
-                self.slots[name] = self._dispatcher.lane(name).slots
+                self.slots[name] = self._dispatcher.slots(name)
                 if can.remote_values and not self._remote:
                     self._remote = self.growth.remote = True
                     self._homes = [self._dispatcher.opened(each) for each in self._names[:-1]]
@@ -659,7 +704,7 @@ class Runner:
         numbers: list[int] = []
         for spec in made.limits:
             if spec.name not in self._limits:
-                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec))
+                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec, self.token))
             numbers.append(self._limits[spec.name])
         plan = made.plan
         if lanes != list(range(len(lanes))):
@@ -770,7 +815,7 @@ class Runner:
         for element, value in recalled.values.items():
             self._values[element] = value
         for element in recalled.done:
-            self.growth.used(element)
+            self.growth.used_up(element)
 
     def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
         """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
@@ -891,6 +936,12 @@ class Runner:
         if program.once:
             for job in jobs:
                 job.once = job.once or (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
+        if self._needs:
+            for job in jobs:
+                if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
+                    job.cores, job.memory = needs
+                    if job.memory and not self._kills[lane]:
+                        self._tell_unwatched(lane, job)
         if self._enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
@@ -898,25 +949,47 @@ class Runner:
         if jobs:
             self._dispatcher.submit(self._names[lane], jobs)
 
+    def _tell_unwatched(self, lane: int, job: Job) -> None:
+        """Say once in a run that memory= holds nobody back there once it has begun."""
+        if not self._unwatched_told:
+            self._unwatched_told = True
+            where = self._names[lane]
+            text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
+            self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
+
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
         growth = self.growth
+        home = self._homes[lane] if self._homes is not None else None
+        block = self.scheduler.block(element)
         try:
-            args, kwargs = growth.arguments(element, self._homes[lane] if self._homes is not None else None)
+            if block.kind == CHAIN:
+                index, cast = growth.cast(element, block)
+                index += block.first
+                keys = self.roster.keys(block.owner)
+                name = f"{cast.name}[{index if keys is None else keys[index]}]"
+                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
+                args, kwargs = growth.arguments_of(element, index, cast, home)
+            else:
+                name = self.roster.names[element]
+                program, node = growth.declared(element)
+                target, once = program.targets[node], node in program.once
+                cores, memory = cores_of(program, node), program.memory.get(node, 0)
+                args, kwargs = growth.arguments(element, home)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
             return None
-        name = self.roster.names[element]
         context: contextvars.Context | None = None
         if self._in_process[lane]:
             context = self._context.copy()
             context.run(TASK.set, name)
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
-        program, node = growth.declared(element)
         ref = make_ref(self.token, element, attempt)
-        target, once = program.targets[node], node in program.once
-        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once)
+        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        if memory and not self._kills[lane]:
+            self._tell_unwatched(lane, job)
+        return job
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
@@ -997,3 +1070,10 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
+    """node → (cores, memory) of those that need others than (1, 0)."""
+    nodes = {*program.plan.requirement, *program.memory}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0)}

@@ -191,7 +191,7 @@ class FuturesExecutor:
     async def _stop(self) -> None:
         if self._own and self._pool is not None:
             pool = self._pool
-            await ended_within(0.5, lambda: pool.shutdown(wait=True, cancel_futures=True))
+            await ended_within(0.5, partial(_shut_down, pool))
 
     def _send(self, flight: Flight, call: Sequence[Any]) -> None:
         """Hand a job to the pool. Loop thread."""
@@ -226,8 +226,8 @@ class FuturesExecutor:
             self._headers[id(target), job.run] = known
         payload = transport.encode_arguments(target, job.args, job.kwargs)
         files = transport.files_in(payload)
-        if files:
-            return (worker.perform, known[1], payload, job.task, job.attempt, files)
+        if files or job.cores > 1:
+            return (worker.perform, known[1], payload, job.task, job.attempt, files, job.cores)
         return (worker.perform, known[1], payload, job.task, job.attempt)
 
     def _hand_to(self, pool: Executor, flight: Flight, call: Sequence[Any]) -> None:
@@ -405,6 +405,13 @@ async def ended_within(seconds: float, action: Callable[[], object]) -> bool:
         return False
     thread.join()
     return True
+
+
+def _shut_down(pool: Executor) -> None:
+    try:
+        pool.shutdown(wait=True, cancel_futures=True)
+    except TypeError:  # loky's has no such keyword; there is nothing left to cancel
+        pool.shutdown(wait=True)
 
 
 def _call_here(job: Job) -> Report:

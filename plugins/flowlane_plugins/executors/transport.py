@@ -145,8 +145,11 @@ def decode_result(payload: bytes, name: str) -> Any:
 # ── failures ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def encode_failure(error: BaseException) -> bytes:
-    """A task's exception as bytes. Never raises, whatever the exception's methods do."""
+def encode_failure(error: BaseException, *, alone: bool = False) -> bytes:
+    """A task's exception as bytes. Never raises, whatever the exception's methods do.
+
+    With `alone` its description travels without the exception object, which may hold as much as it likes.
+    """
     kind = type(error)
     try:
         failure = Failure.of(error)
@@ -163,7 +166,7 @@ def encode_failure(error: BaseException) -> bytes:
         message = f"<no message: describing it raised {_text(type(broken).__name__)}>"
         ancestry = tuple([_text(qualified_name(base)) for base in kind.__mro__[:-1]])
         facts = (name, message, f"{name}: {message}\n", None, (), ancestry)
-    return pickle.dumps((facts, _surviving(error, facts[1])), _PROTOCOL)
+    return pickle.dumps((facts, None if alone else _surviving(error, facts[1])), _PROTOCOL)
 
 
 def decode_failure(payload: bytes) -> Failure:

@@ -44,11 +44,19 @@ _HEADERS_KEPT: Final = 1_000
 _NEEDED: Final = "a module that the task or an argument needs"
 
 
-def perform(header: bytes, payload: bytes, task: str, attempt: int, files: transport.Files = ()) -> Outcome:
+def perform(
+    header: bytes, payload: bytes, task: str, attempt: int, files: transport.Files = (), cores: int = 1
+) -> Outcome:
     """Run one job and say what became of it. Never raises, SystemExit and KeyboardInterrupt of the task included.
 
-    `header` and `payload` are transport's, `task` and `attempt` are for logs, `files` must be loaded for the payload.
+    `header` and `payload` are transport's, `task` and `attempt` are for logs, `files` must be loaded for the payload; libraries
+    are let use so many `cores`, where that is more than one.
     """
+    if cores > 1:
+        from flowlane_plugins.workers.threadpools import threads
+
+        with threads(cores):
+            return perform(header, payload, task, attempt, files)
     try:
         with marked(_NEEDED):  # unpickling imports modules too, and none of them may start a run
             known = _headers.get(header)

@@ -8,7 +8,7 @@ from flowlane.errors import Failure
 from flowlane.runtime.ports import FAILED, INTERRUPTED, NEVER, SUCCEEDED, Report
 from flowlane_plugins.executors import transport
 from flowlane_plugins.workers.cargo import take
-from flowlane_plugins.workers.handle import OVERDUE
+from flowlane_plugins.workers.handle import EXCEEDED, OVERDUE
 from flowlane_plugins.workers.page import PID
 from flowlane_plugins.workers.parcel import nbytes_of
 from flowlane_plugins.workers.records import RAISED, REFUSED, RETURNED, STOPPED
@@ -125,7 +125,7 @@ class Answers:
         report.failure = transport.decode_failure(payload)
         if status == REFUSED:
             report.started = NEVER
-        if flight.asked:
+        if flight.asked and flight.asked != EXCEEDED:
             report.kind = INTERRUPTED
             report.started = flight.since if report.started == NEVER else report.started
         elif status == RAISED:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 from contextvars import copy_context
+from os import getpid
 from time import monotonic_ns, process_time_ns
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -13,7 +14,7 @@ from flowlane.runtime.context import bind
 from flowlane_plugins.executors import pickling, transport
 from flowlane_plugins.workers.cargo import decode_call, encode_value
 from flowlane_plugins.workers.guard import TaskStopped
-from flowlane_plugins.workers.page import BODY, ENCODING, LOADING, PHASE, SINCE, STARTED
+from flowlane_plugins.workers.page import BODY, ENCODING, FLOOR, LOADING, PHASE, SINCE, STARTED
 from flowlane_plugins.workers.records import RAISED, REFUSED, RETURNED, STOPPED
 
 if TYPE_CHECKING:
@@ -30,6 +31,7 @@ NEVER: Final = -1
 SHORT: Final = 100_000
 _LONG_LOADING: Final = 200_000  # ns of loading arguments from which the CPU clock is read before the body
 _NEEDED: Final = "a module that the task or an argument needs"
+_NEEDS: Final = 5  # where (cores, memory) stand in a job
 
 #: status, started, ended, pickling (see `records`), payload, chunks of the payload
 Outcome: TypeAlias = "tuple[int, int, int, int, Any, Sequence[ChunkRef]]"
@@ -71,6 +73,21 @@ class Attempts:
 
         Raises Unfit, and does not come back in a child that the task has forked.
         """
+        if len(job) <= _NEEDS:
+            return self._outcome(job)
+        cores, memory = job[_NEEDS]
+        if memory:
+            from flowlane_plugins.workers.resident import resident
+
+            self._cells[FLOOR] = resident(getpid())  # before the phase, which the engine looks at first
+        if cores == 1:
+            return self._outcome(job)
+        from flowlane_plugins.workers.threadpools import threads
+
+        with threads(cores):  # from before its modules are loaded: they may bring libraries along
+            return self._outcome(job)
+
+    def _outcome(self, job: Any) -> Outcome:
         try:
             return self._perform(job)
         except TaskStopped as error:
@@ -90,15 +107,15 @@ class Attempts:
         cells, guard = self._cells, self._guard
         cells[SINCE] = monotonic_ns()
         cells[PHASE] = LOADING
-        fid, task, attempt, payload, *files = job
+        fid, task, attempt, payload, *more = job
         try:
             known = self.functions.get(fid)
             if known is None:
                 known = self._load(fid)
             fn, name, run = known
-            if files:
+            if more and more[0]:
                 with marked(_NEEDED):
-                    load_for(files[0])
+                    load_for(more[0])
             began = monotonic_ns()
             args, kwargs = decode_call(payload, fn, name, self._arenas)
         except pickling.Stopped:

@@ -5,7 +5,11 @@ ns of work, by the durations measured of each function; a function that was not 
 at most two frames: the second hides the hand-over. Jobs are shared out so that all workers have equally many, and end together.
 
 The next attempt of a task that has killed a worker runs *alone*: in a worker that never ran anything, with nothing
-beside it."""
+beside it.
+
+A job may be *wide*: it computes in several cores, so that as many workers less may be at work beside it. Slots see to that as far
+as no more jobs are out than there are slots; but short jobs are here in advance. So while a wide job is out, workers are kept
+idle for its cores; it travels by itself, and when it is next, those behind it wait."""
 
 from __future__ import annotations
 
@@ -45,6 +49,7 @@ class Dispatch:
 
     workers     the pool's
     new_worker  makes one more that can be given jobs at once, or None when there cannot be one now
+    slots       cores that all jobs together may take
     max_tasks   jobs after which a worker is dismissed
     """
 
@@ -53,13 +58,16 @@ class Dispatch:
         workers: dict[int, WorkerHandle],
         book: Book,
         new_worker: Callable[[], WorkerHandle | None],
+        slots: int,
         max_tasks: int | None,
     ) -> None:
         self.flights: dict[int, Flight] = {}
         self._workers = workers
         self._book = book
         self._new_worker = new_worker
+        self._slots = slots
         self._max_tasks = max_tasks
+        self._wide: set[int] = set()  # refs of wide jobs; some may be answered
         self._functions = Functions(book)
         self._queue: deque[Flight] = deque()
         self._alone: deque[Flight] = deque()
@@ -79,11 +87,20 @@ class Dispatch:
                     reports.append(_refusal(job.ref, error))
                     continue
             flight = flights[job.ref] = Flight(job, function)
+            if job.cores > 1:
+                self._wide.add(job.ref)
             if deaths and (job.run, job.task) in deaths:
                 flight.alone = True
                 self._alone.append(flight)
             else:
                 queue.append(flight)
+
+    @property
+    def wide(self) -> bool:
+        """Whether wide jobs are out."""
+        if self._wide:
+            self._wide.intersection_update(self.flights)
+        return bool(self._wide)
 
     @property
     def waiting(self) -> bool:
@@ -158,6 +175,8 @@ class Dispatch:
         idle: WorkerHandle | None = None
         second: WorkerHandle | None = None
         wanted = 0
+        if self._wide and self.wide and not self._has_room(flight):
+            return None
         for worker in self._workers.values():
             if worker.ending or worker.hold or worker.unsent:
                 continue
@@ -174,12 +193,19 @@ class Dispatch:
                     second = worker
         return idle or self._new_worker() or second
 
+    def _has_room(self, flight: Flight) -> bool:
+        """Whether there are cores for it beside what is at work. Wide jobs have nothing in their frame but themselves."""
+        busy = sum([worker.flights[0].job.cores for worker in self._workers.values() if worker.flights])
+        return busy + min(flight.job.cores, self._slots) <= self._slots
+
     def _give_alone(self, reports: list[Report]) -> None:
         alone, workers = self._alone, self._workers
         while alone:
             if alone[0].job.ref not in self.flights:
                 alone.popleft()
                 continue
+            if self._wide and self.wide and not self._has_room(alone[0]):
+                return
             fresh = next((worker for worker in workers.values() if not (worker.given or worker.ending)), None)
             fresh = fresh or self._new_worker()
             if fresh is None:
@@ -235,7 +261,7 @@ class Dispatch:
             payload = call.payload
             cost = function.cost.ns or FRAME
             size = _ENTRY + len(job.task) + (len(payload) if isinstance(payload, bytes) else inline_size(payload))
-            if sent and (cost > budget or size > room):
+            if sent and (cost > budget or size > room or job.cores > 1 or sent[0].job.cores > 1):
                 queue.appendleft(flight)
                 break
             try:
@@ -252,7 +278,10 @@ class Dispatch:
             budget -= cost
             room -= size
             entry = (function.fid, job.task, job.attempt, payload)
-            jobs.append((*entry, call.files) if call.files else entry)
+            if job.cores > 1 or job.memory:
+                jobs.append((*entry, call.files, (job.cores, job.memory)))
+            else:
+                jobs.append((*entry, call.files) if call.files else entry)
             sent.append(flight)
         number = worker.given
         while True:

@@ -12,9 +12,22 @@ from collections import deque
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane_plugins.workers.output import Output
-from flowlane_plugins.workers.page import BODY, ENCODING, IDLE, NO_LIMIT, PHASE, PHASES, SINCE, SKIP_TO, STARTED, Page
+from flowlane_plugins.workers.page import (
+    BODY,
+    ENCODING,
+    FLOOR,
+    IDLE,
+    NO_LIMIT,
+    PHASE,
+    PHASES,
+    SINCE,
+    SKIP_TO,
+    STARTED,
+    Page,
+)
 from flowlane_plugins.workers.protocol import receive
 from flowlane_plugins.workers.records import ARENA_FORMAT, WAKE
+from flowlane_plugins.workers.resident import resident
 
 if TYPE_CHECKING:
     import asyncio
@@ -24,7 +37,7 @@ if TYPE_CHECKING:
     from flowlane_plugins.workers.cargo import Call
     from flowlane_plugins.workers.functions import Function
 
-__all__ = ["CANCELLED", "OVERDUE", "Flight", "WorkerHandle"]
+__all__ = ["CANCELLED", "EXCEEDED", "OVERDUE", "Flight", "WorkerHandle"]
 
 NEVER: Final = -1
 
@@ -33,6 +46,7 @@ _READ: Final = 4096  # bytes at a time: single bytes as a rule, and what is left
 # Why a flight was told to stop.
 OVERDUE: Final = 1  # its timeout has passed, which is ours to enforce
 CANCELLED: Final = 2  # the engine asked
+EXCEEDED: Final = 3  # it has taken more memory than it may
 
 
 class Flight:
@@ -48,6 +62,7 @@ class Flight:
         "job",
         "kill",
         "number",
+        "peak",
         "since",
         "told",
         "worker",
@@ -65,6 +80,7 @@ class Flight:
         self.asked = 0  # to stop: why
         self.grace = 0.0
         self.since = NEVER  # when what has taken too long began
+        self.peak = 0  # bytes, where its memory is limited: by how much its worker has grown
         self.kill: asyncio.TimerHandle | None = None  # at the end of its grace
 
 
@@ -183,6 +199,10 @@ class WorkerHandle:
             return None
         since = cells[SINCE]
         return (flight, since) if cells[STARTED] == flight.number else None
+
+    def grown(self) -> int:
+        """Bytes that it holds more than before the job it runs, where the memory of that is limited."""
+        return max(0, resident(self.pid) - self.page.cells[FLOOR])
 
     def running_of(self, flight: Flight) -> bool:
         """Whether it had begun `flight`, as its page says."""

@@ -7,7 +7,7 @@ from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from flowlane.errors import Failure, PoisonTask, WorkerCrashed
+from flowlane.errors import Failure, MemoryExceeded, PoisonTask, WorkerCrashed
 from flowlane.runtime.ports import CRASHED, NEVER, Report
 from flowlane_plugins.executors.postmortem import ending
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from flowlane.runtime.ports import Job
 
-__all__ = ["crashed", "last_words", "no_worker", "stillborn"]
+__all__ = ["crashed", "exceeded", "last_words", "no_worker", "stillborn"]
 
 _FAULTS: Final = {
     signal.SIGSEGV,
@@ -46,6 +46,18 @@ def crashed(job: Job, pid: int, status: int, *, phase: str, begun: int, max_rss:
         error: WorkerCrashed = PoisonTask(message, hint=hint)
     else:
         error = WorkerCrashed(message, hint=hint)
+    return Report(job.ref, CRASHED, begun, monotonic_ns(), failure=Failure.of(error), rss=max_rss or NEVER)
+
+
+def exceeded(job: Job, pid: int, peak: int, *, begun: int, max_rss: int) -> Report:
+    """The report of `job`, whose worker was killed when it had grown by `peak` bytes, more than the job may take."""
+    error = MemoryExceeded(
+        f"{job.task} took {peak / 1e6:,.0f} MB of memory and may take {job.memory / 1e6:,.0f} MB:"
+        f" worker process {pid} was killed",
+        limit=job.memory,
+        peak=peak,
+        hint="give it more, memory=..., or have it work on less at a time",
+    )
     return Report(job.ref, CRASHED, begun, monotonic_ns(), failure=Failure.of(error), rss=max_rss or NEVER)
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 from flowlane.runtime.ports import INTERRUPTED, NEVER, Report
 from flowlane_plugins.workers import inquest
-from flowlane_plugins.workers.handle import OVERDUE
+from flowlane_plugins.workers.handle import EXCEEDED, OVERDUE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -56,7 +56,10 @@ def _blame(worker: WorkerHandle, flight: Flight, dispatch: Dispatch, status: int
     """The report of the job that had begun when its worker died."""
     job, since = flight.job, NEVER if worker.broken else worker.begun()
     dispatch.forget(flight)
-    if flight.asked:
+    if flight.asked == EXCEEDED:  # we did it: no sign that the task kills workers
+        report = inquest.exceeded(job, worker.pid, flight.peak, begun=since, max_rss=max_rss)
+        report.worker = worker.name
+    elif flight.asked:
         started = flight.since if flight.asked == OVERDUE and since == NEVER else since
         report = Report(job.ref, INTERRUPTED, started, monotonic_ns(), worker=worker.name, rss=max_rss)
     else:

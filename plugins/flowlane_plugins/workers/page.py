@@ -3,7 +3,7 @@
 The engine makes it, maps it, and hands the worker its descriptor. Each cell has one writer:
 
     by the engine   JOBS_HEAD, RESULTS_TAIL, LIMIT, SKIP_FROM, SKIP_TO, STOP, WATCHED
-    by the worker   JOBS_TAIL, RESULTS_HEAD, STARTED, SINCE, PHASE, PID
+    by the worker   JOBS_TAIL, RESULTS_HEAD, STARTED, SINCE, PHASE, PID, FLOOR
 
 A *ring* is a queue with one producer and one consumer. Records are written first and published after, by storing the
 new head; so what stands between tail and head is whole, even when the producer was killed in the middle of the next
@@ -30,6 +30,7 @@ from typing import Any, Final
 __all__ = [
     "BODY",
     "ENCODING",
+    "FLOOR",
     "IDLE",
     "LIMIT",
     "LOADING",
@@ -64,6 +65,7 @@ SKIP_TO: Final = 9
 STOP: Final = 10  # SIGTERM is meant for the job with this number
 PID: Final = 11  # the worker's
 WATCHED: Final = 12  # whether the engine looks for its answers without going to sleep
+FLOOR: Final = 13  # bytes that the worker held before the latest job whose memory is limited
 
 IDLE: Final = 0
 LOADING: Final = 1  # its function and arguments: the body has not begun

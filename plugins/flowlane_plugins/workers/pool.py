@@ -47,6 +47,9 @@ _SPIN_COST: Final = 1_000_000  # ns: waiting in vain for longer jobs would only 
 _BURST: Final = 1_000_000  # ns of spinning before the loop has its turn
 _TICK: Final = 0.005  # s
 _LAST_TICK: Final = 0.05
+_WATCH: Final = (
+    0.02  # s between looks at jobs whose memory is limited: 100 MB can be had in that time, and a look costs 20 µs
+)
 _FORK_AGAIN: Final = 0.05  # s
 _REFUSALS_MAX: Final = 30  # forks in a row that the system refuses while there is no worker at all
 _STILLBORN_MAX: Final = 3
@@ -95,7 +98,7 @@ class Pool:
         self._workers: dict[int, WorkerHandle] = {}
         self._wids = 0
         self._book = Book(wake=self._chunks_ended)
-        self._dispatch = Dispatch(self._workers, self._book, self._new_worker, max_tasks)
+        self._dispatch = Dispatch(self._workers, self._book, self._new_worker, slots, max_tasks)
         self._flights = self._dispatch.flights
         self._answers = Answers(self._dispatch, self._book, home, max_rss)
         self._out: list[Report] = []  # of this turn
@@ -110,6 +113,7 @@ class Pool:
         self._spin_end = 0
         self._ticking: asyncio.TimerHandle | None = None
         self._pace = _TICK
+        self._weighing = False  # a job runs whose memory is limited
         self._forking_again: asyncio.TimerHandle | None = None
         self._closing = False
         self._quiet = asyncio.Event()  # while closing: nothing is out, or nobody is left
@@ -120,9 +124,9 @@ class Pool:
 
     @property
     def appetite(self) -> int:
-        """Jobs it would like out at a time: enough for two frames a worker."""
+        """Jobs it would like out at a time: enough for two frames a worker. No more than slots while any takes several cores."""
         mean = self._answers.mean
-        if not mean or mean > PREFETCH:
+        if not mean or mean > PREFETCH or self._dispatch.wide:
             return self.slots
         return self.slots * 2 * min(FRAME_JOBS, max(1, FRAME // mean))
 
@@ -458,6 +462,7 @@ class Pool:
     def _tick(self) -> None:
         """Look at the pages: what has begun, what runs long, what has a timeout, what was not told of."""
         self._ticking = None
+        self._weighing = False
         settled = True
         for worker in list(self._workers.values()):
             self._collect(worker)
@@ -468,7 +473,8 @@ class Pool:
                 settled = self._look_at(worker) and settled
         self._go_on()
         if self._ticking is None and self._flights:
-            self._tick_in(min(self._pace * 2, _LAST_TICK) if settled else _TICK)
+            slowest = _WATCH if self._weighing else _LAST_TICK
+            self._tick_in(min(self._pace * 2, slowest) if settled else _TICK)
 
     def _look_at(self, worker: WorkerHandle) -> bool:
         """One worker with jobs. Whether there is nothing more to find out about the one that runs."""
@@ -481,6 +487,9 @@ class Pool:
         flight, since = running
         if flight.job.timeout is not None:
             self._stopping.keep_time(worker, flight)
+        if flight.job.memory:
+            self._weighing = True
+            self._stopping.keep_memory(worker, flight)
         begun_at = worker.begun()
         if not flight.told and begun_at != NEVER and now - begun_at > _TELL:
             flight.told = True

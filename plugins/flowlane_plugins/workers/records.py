@@ -3,7 +3,8 @@
 To the worker, each one record:
 
     (FUNCTION, fid, header)             a function from now on known as `fid`; `header` is transport's, or the chunk it lies in
-    (JOBS, first, jobs)                 a frame: jobs numbered first, first + 1, …; each (fid, task, attempt, payload[, files])
+    (JOBS, first, jobs)                 a frame: jobs numbered first, first + 1, …; each (fid, task, attempt, payload[, files[,
+                                        needs]]), `needs` being (cores, memory) where they are others than (1, 0)
     (FREE, refs)                        chunks of this worker's own that nobody reads any more
     (DROP, arenas)                      arenas of other workers that nobody reads any more
     (FORGET, fids)                      functions that will not be called again

@@ -4,6 +4,9 @@ A job is asked to stop once: SIGTERM, which its worker turns into an exception i
 asked again, it can only get less grace. Timeouts are kept here: they count from the moment that stands in the page, for the body,
 and for what has to be loaded before it as much again.
 
+*Memory.* A worker whose job has taken more than it may is killed: there is no grace, it may be about to starve everybody. What
+counts is by how much the worker has grown since before the job, so nobody pays for what others left behind.
+
 *Taking back.* Jobs that wait in a worker behind one that runs long, or is to be stopped, must not wait there. The worker may be
 about to begin one: it stores the number first and then looks at the limit; we store the limit, wait until it must have seen it,
 and then look at the number. What it has not begun, it is told to skip.
@@ -17,7 +20,7 @@ from signal import SIGKILL, SIGTERM
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
-from flowlane_plugins.workers.handle import CANCELLED, OVERDUE
+from flowlane_plugins.workers.handle import CANCELLED, EXCEEDED, OVERDUE
 from flowlane_plugins.workers.page import LIMIT, NO_LIMIT, SKIP_FROM, SKIP_TO, STARTED, STOP
 
 if TYPE_CHECKING:
@@ -97,6 +100,17 @@ class Stopping:
         self._collect(worker)  # it may have answered in time, and nobody has read it yet
         self._look(worker, flight)
         self._turn()
+
+    # ── memory ────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def keep_memory(self, worker: WorkerHandle, flight: Flight) -> None:
+        """`flight` runs and its memory is limited: kill it when it has taken more. About 20 µs."""
+        if flight.asked:
+            return
+        flight.peak = max(flight.peak, worker.grown())
+        if flight.peak > flight.job.memory and worker.running_of(flight):
+            flight.asked, flight.grace = EXCEEDED, 0.0
+            self._stop(worker, flight)
 
     # ── stopping ──────────────────────────────────────────────────────────────────────────────────────────────────
 

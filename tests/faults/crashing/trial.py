@@ -31,7 +31,7 @@ WORK = Path(__file__).with_name("work.py")
 MARK = "FLOWLANE_TEST_LIFE"  # in the environment of every process of a trial
 FORKED = 0.8  # of all lives
 PATIENCE = 60.0  # seconds that a life may last, on a machine that others use too
-GONE = 5.0  # seconds for what a killed engine had started to be gone; a second is promised on an idle machine
+GONE = 20.0  # seconds for what a killed engine had started to be gone; a second is promised on an idle machine
 
 
 class Wrong(AssertionError):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 from typing import TYPE_CHECKING
 
 import pytest
 
-from flowlane.runtime.registry import BUILTIN
+from flowlane.runtime.registry import BUILTIN, EXTRAS
 
 if TYPE_CHECKING:
     from tests.unit.cli.conftest import Flow, Write
@@ -134,6 +135,34 @@ def test_executors_lists_all_and_as_json(flow: Flow) -> None:
         "origin": "built in",
         "needs": "an instance: Engine(executors={...})",
     }
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_executors_tells_how_to_get_what_is_missing(flow: Flow, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    without(monkeypatch, EXTRAS[name])
+    done = flow("executors")
+    command = re.escape(f"pip install 'flowlane[{name}]'")
+    assert re.search(rf"^{name} +- +- +not installed: {command}$", done.out, re.MULTILINE)
+    rows = {row["name"]: row for row in json.loads(flow("executors", "--json").out)["executors"]}
+    assert rows[name] == {"name": name, "origin": "built in", "install": f"pip install 'flowlane[{name}]'"}
+
+
+@pytest.mark.parametrize("name", EXTRAS)
+def test_a_route_to_what_is_missing_tells_how_to_get_it(
+    write: Write, flow: Flow, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    without(monkeypatch, EXTRAS[name])
+    write("etl.py", FILE)
+    done = flow("check", "etl.py", "--route", f"cpu={name}")
+    assert done.code == 2
+    assert f"executor '{name}' needs the package '{EXTRAS[name]}', which is not installed" in done.err
+    assert f"hint: pip install 'flowlane[{name}]'" in done.err
+
+
+def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
+    """As if `package` were not installed."""
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == package else find(name, *of))
 
 
 def test_executors_shows_the_slots_that_settings_give(write: Write, flow: Flow) -> None:

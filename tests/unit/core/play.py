@@ -73,7 +73,10 @@ def plain(value: Any) -> Any:
         return [plain(each) for each in value]
     if type(value).__module__ in ("flowlane.core.ready", "flowlane.core.lanes", "flowlane.core.elements"):
         slots = [name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ())]
-        own = {**getattr(value, "__dict__", {}), **{name: getattr(value, name) for name in slots if hasattr(value, name)}}
+        own = {
+            **getattr(value, "__dict__", {}),
+            **{name: getattr(value, name) for name in slots if hasattr(value, name)},
+        }
         return {name: plain(each) for name, each in own.items()}
     return copy.copy(value) if isinstance(value, (set, bytearray, array)) else value
 

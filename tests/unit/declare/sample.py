@@ -25,7 +25,7 @@ ACCEPTS = {
 def capabilities(name: str) -> Capabilities:
     """What the built-in executors can do, without making any."""
     if name not in ACCEPTS:
-        raise RouteError(f"there is no executor '{name}'; installed: {', '.join(ACCEPTS)}", hint="did you mean ...?")
+        raise RouteError(f"there is no executor '{name}'; known: {', '.join(ACCEPTS)}", hint="did you mean ...?")
     return Capabilities(frozenset(ACCEPTS[name]), 4)
 
 

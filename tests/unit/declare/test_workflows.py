@@ -213,20 +213,6 @@ def test_errors_in_a_body_name_the_line() -> None:
         fetch("u")  # the failed body is over
 
 
-def test_workflows_do_not_nest() -> None:
-    @workflow
-    def w() -> Any:
-        return etl(["a"])  # type: ignore[func-returns-value]
-
-    with pytest.raises(DefinitionError, match="workflows do not nest") as caught:
-        w.bind().build()
-    assert "etl.fn(...)" in (caught.value.hint or "")
-    assert (caught.value.where or "").endswith(f"{HERE}{w.fn.__code__.co_firstlineno + 2}")
-    with pytest.raises(DefinitionError, match="was called like a function") as caught:
-        etl(["a"])
-    assert "run(etl, ...)" in (caught.value.hint or "")
-
-
 class Klass:
     pass
 

@@ -87,7 +87,7 @@ def test_a_sink_that_wants_nothing_is_left_out(kit: Any) -> None:
     deaf.wants = False  # type: ignore[attr-defined]
     journal = Journal([deaf])
     assert journal.start(kit.info()) is False
-    assert journal._writer is None
+    assert not journal.writing
     journal.close()
     journal = Journal([deaf, curious])
     assert journal.start(kit.info()) is True
@@ -286,7 +286,7 @@ def test_memory_is_bounded_and_losses_are_counted(kit: Any) -> None:
     batches = steps(kit, 10)
     for rows, reports in batches:
         journal.append(kit.info().id, rows, reports)
-    assert len(journal._queue) == 4  # 12 rows: the first that brings it beyond 10 is the last that is taken
+    assert len(journal._box._queue) == 4  # 12 rows: the first that brings it beyond 10 is the last that is taken
     go.set()
     journal.finish(kit.info().id, DONE).result(LONG)
     assert ear.rows() == [row for rows, _ in batches[:4] for row in rows]
@@ -314,7 +314,7 @@ def test_a_gap_is_told_in_its_place(kit: Any, tmp_path: Any) -> None:
     journal.append(kit.info().id, *first)
     journal.append(kit.info().id, *second)  # dropped
     go.set()
-    while journal._consumed < 3:
+    while journal._box.consumed < 3:
         threading.Event().wait(0.001)
     journal.append(kit.info().id, *third)
     journal.finish(kit.info().id, DONE).result(LONG)

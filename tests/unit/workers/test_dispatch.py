@@ -24,7 +24,7 @@ class Bench:
     def __init__(self, size: int) -> None:
         self.workers = {wid: WorkerHandle(wid, 0) for wid in range(1, size + 1)}
         self.book = Book()
-        self.dispatch = Dispatch(self.workers, self.book, lambda: None, None)
+        self.dispatch = Dispatch(self.workers, self.book, lambda: None, 4, None)
         self._refs = 0
         self.queue(1)
         flight = self.workers[1].flights.popleft()  # of one job the cost is known, so that others travel together

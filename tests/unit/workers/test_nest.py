@@ -134,7 +134,6 @@ async def main():
 asyncio.run(main())
 """
 
-MAIN = str(Path(sys.modules["__main__"].__file__ or "").absolute())
 Kind = type[Nest] | type[Spawned]
 both = pytest.mark.parametrize("kind", [Nest, Spawned])
 
@@ -371,12 +370,13 @@ async def test_a_worker_that_comes_back_ends(kind: Kind, token: str, entry: str,
 async def test_a_worker_finds_what_the_engine_finds_and_nothing_else(kind: Kind, token: str, monkeypatch: Any) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     monkeypatch.setattr(sys, "argv", ["prog", "--x", "\udc80"])
+    monkeypatch.setattr(sys.modules["__main__"], "__file__", "prog.py", raising=False)
     async with housed(kind, token, "standin:describe") as house:
         house.fork(1)
         told = await house.hear_line(1)
     assert told["path"] == sys.path and told["argv"] == sys.argv and told["cwd"] == os.getcwd()
     assert told["optimize"] == sys.flags.optimize
-    assert told["main"] == MAIN
+    assert told["main"] == os.path.abspath("prog.py")
     assert told["names"] == []
     assert told["page"] == "page"
     assert told["sigint"] and told["sigterm"] and told["sigchld"] and told["wakeup"] == -1 and told["mask"] == []
