@@ -301,14 +301,15 @@ class Engine:
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
-        from flowlane.resume import asked_of, sealed_origin, with_parameters
+        from flowlane.resume import asked_of, part_of_run, sealed_origin, with_parameters
 
         store = self._archive.store
         stored = store.find(run)
         if target is None:
             target = find_again(stored, asked_of(stored, store).origin)
         bound = with_parameters(target, stored, store)
-        program = self.compile(bound, routes=routes, on_failure=on_failure)
+        part: Any = part_of_run(stored, store)
+        program = self.compile(bound, routes=routes, on_failure=on_failure, **part)
         return self.relaunch(
             program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
         )

@@ -362,8 +362,13 @@ class Play:
         if container not in self.todo:
             graph, start, placed = self.graph_of(container)
             statement = placed.statement
-            assert isinstance(statement, Map)
-            if isinstance(statement.over, Combined):
+            assert isinstance(statement, Map | Reduce)
+            if isinstance(statement, Reduce):  # of a list: its elements merge the first groups
+                items = list(self.listed(self.read(graph, start, placed, statement.over)).values())
+                width = statement.fan_in
+                groups = [items[at : at + width] for at in range(0, len(items), width)] or [[]]
+                self.todo[container] = list(enumerate(groups))
+            elif isinstance(statement.over, Combined):
                 columns = [self.listed(self.read(graph, start, placed, one)) for one in statement.over.sources]
                 rows = [()]
                 if statement.over.how == "zip":
@@ -388,8 +393,10 @@ class Play:
         return dict(value) if isinstance(value, dict) else dict(enumerate(value or ()))
 
     def merge(self, element: int) -> int:
-        block = self.scheduler._elements.inputs[element]
-        return sum(self.values[item] for item in block)
+        place = self.scheduler.place(element)
+        if place.kind == CHAIN:
+            return sum(self.item(place.owner, place.number))
+        return sum(self.values[item] for item in self.scheduler.inputs(element))
 
     def gather(self, element: int) -> Any:
         scheduler = self.scheduler

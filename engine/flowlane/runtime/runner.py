@@ -548,7 +548,7 @@ class Runner:
         if when is None:
             return True
         if failure.exception is None:  # it could not travel: there is nothing to ask about
-            return False
+            return True
         try:
             return bool(when(failure.exception))
         except Exception as error:  # noqa: BLE001 - user code
