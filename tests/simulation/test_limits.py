@@ -129,7 +129,7 @@ def requirements_of(draw: Random, limits: Sequence[Limit]) -> tuple[Requirement,
     return tuple(found)
 
 
-@settings(max_examples=250, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 @given(
     st.lists(st.tuples(dags(9), st.lists(policies(), min_size=1, max_size=2)), min_size=1, max_size=4),
     st.integers(0, 2**32),
