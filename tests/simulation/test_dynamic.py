@@ -58,7 +58,7 @@ def compare(model: Model, *, inline: bool = False) -> None:
     result = run(
         world.main.bind(model.param),
         check=False,
-        **({"limits": world.limits} if world.limits else {}),
+        limits=world.limits,
         slots={"asyncio": model.slots},
         **({"routes": {"*": "inline"}} if inline else {}),
     )
@@ -115,7 +115,7 @@ def test_a_run_that_fails_fast_keeps_its_promises(model: Model) -> None:
     result = run(
         world.main.bind(model.param),
         check=False,
-        **({"limits": world.limits} if world.limits else {}),
+        limits=world.limits,
         slots={"asyncio": model.slots},
     )
     actual = states_of(result, model)
@@ -130,9 +130,7 @@ def test_a_run_that_fails_fast_keeps_its_promises(model: Model) -> None:
 
 async def stopped(world: World, ticks: int, stop: Callable[[RunHandle[Any]], object]) -> RunResult[Any]:
     """Run it, and after so many turns of the loop do `stop` to it."""
-    async with Engine(
-        **({"limits": world.limits} if world.limits else {}), slots={"asyncio": world.model.slots}
-    ) as engine:
+    async with Engine(limits=world.limits, slots={"asyncio": world.model.slots}) as engine:
         handle = engine.start(world.main.bind(world.model.param))
         for _ in range(ticks):
             await asyncio.sleep(0)
