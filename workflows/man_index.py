@@ -350,8 +350,8 @@ def man_index(
     asked = [parse_query(text) for text in ask]
     pages = find_pages(roots, limit)
     texts = read_page.options(in_flight=500).map(pages)
-    library = tokenise.options(batch="auto").map(texts)
-    parts = invert.options(batch="auto").map(library)
+    library = tokenise.map(texts)
+    parts = invert.map(library)
     index = merge.reduce(parts, fan_in=FAN_IN)
     claims = choose_queries(index, seed, queries, asked)
     return report(index, check.map(claims, library))

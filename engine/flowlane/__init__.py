@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from flowlane.core.states import RunState, TaskState
     from flowlane.declare.cache import Cache
     from flowlane.declare.choice import either, flatten, otherwise, switch, when
-    from flowlane.declare.limits import Limit
+    from flowlane.declare.limits import Adaptive, Limit
     from flowlane.declare.mapping import product, zipped
     from flowlane.declare.spec import RetryPolicy
     from flowlane.declare.task import Call, Task, task
@@ -68,6 +68,7 @@ if TYPE_CHECKING:
     __version__: str
 
 __all__ = [
+    "Adaptive",
     "ArgumentError",
     "Bound",
     "Cache",
@@ -132,7 +133,7 @@ _HOMES = {
     "flowlane.core.states": ("RunState", "TaskState"),
     "flowlane.declare.cache": ("Cache",),
     "flowlane.declare.choice": ("either", "flatten", "otherwise", "switch", "when"),
-    "flowlane.declare.limits": ("Limit",),
+    "flowlane.declare.limits": ("Adaptive", "Limit"),
     "flowlane.declare.mapping": ("product", "zipped"),
     "flowlane.declare.spec": ("RetryPolicy",),
     "flowlane.declare.task": ("Call", "Task", "task"),

@@ -15,6 +15,7 @@ from flowlane.results import RunResult
 if TYPE_CHECKING:
     from collections.abc import Coroutine, Mapping, Sequence
 
+    from flowlane.declare.limits import Adaptive
     from flowlane.program import Program
     from flowlane.runtime.ports import Executor, Sink
 
@@ -28,7 +29,7 @@ class RunOptions(StartOptions, total=False):
     """Options of `run` and `arun`: raise unless the run succeeds (`check`, default True), and all that Engine takes."""
 
     check: bool
-    slots: Mapping[str, int] | None
+    slots: Mapping[str, int | Adaptive] | None
     executors: Mapping[str, Executor] | None
     sinks: Sequence[Sink]
     options: Mapping[str, Mapping[str, Any]] | None

@@ -48,6 +48,7 @@ class Description:
     kinds, executors  "cpu", "processes"
     upstreams  what it waits for
     calls      short digest of how it is called, and of a map what it goes over
+    part       not by element: the options that named a part of the workflow, if it is one
     shapes     sparse: what it is besides a plain call, such as a map, conditional, or run by a rule of its own
     codes      not by element: task → its code
     """
@@ -60,6 +61,7 @@ class Description:
     calls: Sequence[str]
     codes: Mapping[str, Code]
     shapes: Mapping[int, str] = field(default_factory=dict[int, str])
+    part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
 
     @classmethod
     def of(cls, program: Program, code_of: Callable[[Any], Fingerprint]) -> Description:
@@ -81,6 +83,7 @@ class Description:
             ],
             codes=codes,
             shapes=_shapes(program),
+            part=program.part,
         )
 
     def packed(self) -> bytes:
@@ -103,6 +106,8 @@ class Description:
         }
         if self.shapes:
             document["shapes"] = {str(element): shape for element, shape in self.shapes.items()}
+        if self.part:
+            document["part"] = {option: list(names) for option, names in self.part.items()}
         return zlib.compress(json.dumps(document, separators=(",", ":")).encode(), 1)
 
     @classmethod
@@ -127,6 +132,7 @@ class Description:
                 upstreams=document["upstreams"],
                 calls=document["calls"],
                 codes={task: Code(*code) for task, code in document["codes"].items()},
+                part=document.get("part", {}),
                 shapes={int(element): shape for element, shape in document.get("shapes", {}).items()},
             )
         except (zlib.error, ValueError, KeyError, TypeError, IndexError) as error:

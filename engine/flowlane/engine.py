@@ -41,9 +41,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from flowlane.archive import Archive, ResumeOptions
-    from flowlane.declare.limits import Limit
+    from flowlane.declare.limits import Adaptive, Limit
     from flowlane.declare.workflow import OnFailure
-    from flowlane.program import Program
+    from flowlane.program import Program, SlotBounds
     from flowlane.runtime.beginning import Beginning
     from flowlane.runtime.ports import Executor, Sink
     from flowlane.storage.port import Store, StoredRun
@@ -91,7 +91,7 @@ class Engine:
 
     routes     what runs where: keys ``io``, ``io.async``, ``io.sync``, ``cpu``, ``*`` or a task's name → executor name
     executors  name → instance of an Executor (docs/writing-an-executor.md), beside those installed
-    slots      executor name → how many jobs at a time
+    slots      executor name → how many jobs at a time; an Adaptive for one that waits, and measures no appetite of its own
     sinks      who hears every transition (docs/events.md)
     options    executor name → keywords for its constructor
     grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes``
@@ -110,7 +110,7 @@ class Engine:
         *,
         routes: Mapping[str, str] | None = None,
         executors: Mapping[str, Executor] | None = None,
-        slots: Mapping[str, int] | None = None,
+        slots: Mapping[str, int | Adaptive] | None = None,
         sinks: Sequence[Sink] = (),
         options: Mapping[str, Mapping[str, Any]] | None = None,
         grace: float = GRACE,
@@ -119,14 +119,23 @@ class Engine:
     ) -> None:
         given = dict(executors or {})
         keywords = {name: dict(own) for name, own in (options or {}).items()}
-        for name, number in (slots or {}).items():
+        numbers: dict[str, int] = {}
+        self._adaptive: dict[str, SlotBounds] = {}
+        wishes: Mapping[str, Any] = slots or {}
+        for name, wish in wishes.items():
+            if hasattr(wish, "bounds"):  # not by its class, which is not imported for those who have no use for it
+                self._adaptive[name] = wish.bounds
+                numbers[name] = wish.highest
+            else:
+                numbers[name] = wish
+        for name, number in numbers.items():
             if name in _SIZED and name not in given:
                 keywords.setdefault(name, {})["slots"] = number
         self._routes = dict(routes or {})
         self._limits = _named(limits, "Engine(limits=...)")
-        self._slots = dict(slots or {})
+        self._slots = numbers
         self._registry = Registry(given, keywords)
-        self._dispatcher = Dispatcher(self._registry, self._slots, grace)
+        self._dispatcher = Dispatcher(self._registry, self._slots, grace, self._adaptive)
         self._journal = Journal([*sinks, make_sink("logging")])
         self._archive = self._made_archive(store)
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
@@ -292,14 +301,15 @@ class Engine:
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
         from flowlane.origin import find_again, origin_of
-        from flowlane.resume import asked_of, sealed_origin, with_parameters
+        from flowlane.resume import asked_of, part_of_run, sealed_origin, with_parameters
 
         store = self._archive.store
         stored = store.find(run)
         if target is None:
             target = find_again(stored, asked_of(stored, store).origin)
         bound = with_parameters(target, stored, store)
-        program = self.compile(bound, routes=routes, on_failure=on_failure)
+        part: Any = part_of_run(stored, store)
+        program = self.compile(bound, routes=routes, on_failure=on_failure, **part)
         return self.relaunch(
             program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
         )
@@ -333,6 +343,11 @@ class Engine:
                 if type(number) is not int or number < 1:
                     raise SettingsError(f"slots of '{name}' must be a whole number of at least 1, not {number!r}")
                 self._registry.capabilities(name)
+                if name in self._adaptive and hasattr(self._registry.get(name), "appetite"):
+                    raise SettingsError(
+                        f"slots of '{name}' cannot adapt: it measures by itself how much it takes",
+                        hint="Adaptive is for executors that wait: asyncio, threads",
+                    )
             return compile_workflow(
                 workflow,
                 capabilities=self._registry.capabilities,

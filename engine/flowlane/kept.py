@@ -1,9 +1,9 @@
 """What is kept of one graph of an earlier session: the run's own, or one that a task has become.
 
 A task is *kept* when it succeeded (or said that there was nothing to do), neither it nor anything it depends on has changed,
-and its value is at hand for everybody who will read it. A value that nobody reads any more is not missed: its task stays done.
-One that somebody reads and that is damaged, gone or was never storable makes its task run again, and so may need values of tasks
-above it in turn.
+and its value is at hand for everybody who will read it. A value that nobody reads any more is not missed: its task stays done. A
+value that somebody reads and that is damaged, gone or was never storable makes its task run again, and so may need values of
+tasks above it in turn.
 
 A task with ``at_most_once`` that had begun and is not known to have succeeded is *unknown*: only a person can say what became
 of it.
@@ -315,15 +315,15 @@ def may_have_begun(row: StoredAttempt) -> bool:
     return state is TaskState.UNKNOWN or (state in _BEGAN and bool(row.started)) or state is TaskState.EXPANDED
 
 
-def stored_value(store: Store, row: StoredAttempt) -> tuple[StoredValue | None, str]:
-    """A stored result, if it is whole; else why not."""
+def stored_value(store: Store, row: StoredAttempt, data: bytes | None = None) -> tuple[StoredValue | None, str]:
+    """A stored result, if it is whole; else why not. `data` is what the store has of it, where that was read already."""
     if row.result is None:
         return None, "it could not be stored"
     try:
-        unseal(store.read(row.result), store.secret, bound_to(row.result))
+        payload = unseal(store.read(row.result) if data is None else data, store.secret, bound_to(row.result))
     except StoreError as error:
         return None, error.message
-    return StoredValue(store, row.result, row.size), ""
+    return StoredValue(store, row.result, row.size, None if data is None else payload), ""
 
 
 def how_it_ended(state: TaskState) -> str:

@@ -23,6 +23,7 @@ __all__ = [
     "Missing",
     "Program",
     "Ref",
+    "SlotBounds",
     "Test",
     "Work",
     "key_text",
@@ -136,14 +137,12 @@ class MapCall(NamedTuple):
     combine  see Combine
     star     an item is a tuple of positional arguments
     filters  the value of an element is its item, where its task returns something true; else it is skipped
-    batch    items in one job: a number, 0 for one each, -1 to measure and choose
     """
 
     sources: tuple[Any, ...]
     combine: Combine = "each"
     star: bool = False
     filters: bool = False
-    batch: int = 0
 
 
 class Test(Protocol):
@@ -154,13 +153,25 @@ class Test(Protocol):
         ...
 
 
+class SlotBounds(NamedTuple):
+    """Of slots that adapt: between which numbers, and with how many they start."""
+
+    lowest: int
+    highest: int
+    start: int
+
+
 class LimitSpec(NamedTuple):
-    """A limit by name: `slots` None for no limit of concurrency, `rate` (count, period in ns, burst) or None."""
+    """A limit by name: `slots` None for no limit of concurrency, `rate` (count, period in ns, burst) or None.
+
+    Where its slots adapt, `slots` are the most it may ever have.
+    """
 
     name: str
     slots: int | None
     rate: tuple[int, int, int] | None
     shared: bool
+    adaptive: SlotBounds | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,6 +193,7 @@ class Program:
     max_depth    node → how deep work may go on returning more work, where it is not 100
     memory       node → bytes that an attempt may take; they also count against the limit "memory", in MB
     retry_when   not by node: index of ``plan.policies`` → what is asked about an error of ``retry_on`` before it is retried
+    part         not by node: the options that named a part of the workflow, if it is one ("only", "start_at", "until")
     known_limits not by node: name → the limit, as it was declared, likewise for work that is added
     routes       not by node: what the run routes where, which holds for work that is added to it as well
     raw_missing  nodes that are given `MISSING` for a value that is missing, where others are given None
@@ -210,5 +222,6 @@ class Program:
         default_factory=dict[int, "Callable[[BaseException], bool]"]
     )
     raw_missing: frozenset[int] = frozenset()
+    part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
     known_limits: Mapping[str, Any] = field(default_factory=dict[str, Any])
     routes: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -54,6 +54,7 @@ __all__ = ["Earlier", "Recollection", "Session", "Site"]
 
 _CHUNK: Final = 4_096  # rows read at once, about 20 ms
 _CHUNKS: Final = 16  # kept
+_RESULTS: Final = 128  # results read at once: 8 MB at most
 _NOW: Final = 1 << 63  # later than any time in a store
 
 
@@ -66,6 +67,7 @@ class Session:
         self.census = Census(Description.read(store.session(run, number).graph), store.blocks(run, number))
         self._store = store
         self._chunks: OrderedDict[int, dict[int, StoredAttempt]] = OrderedDict()
+        self._results: OrderedDict[int, dict[tuple[int, int], bytes]] = OrderedDict()
 
     def row(self, element: int) -> StoredAttempt | None:
         """The row of a task's latest attempt."""
@@ -78,6 +80,17 @@ class Session:
             if len(self._chunks) > _CHUNKS:
                 self._chunks.popitem(last=False)
         return rows.get(element)
+
+    def result(self, row: StoredAttempt) -> bytes | None:
+        """Its sealed result, where the store gives it together with others."""
+        number = row.element // _RESULTS
+        if number not in self._results:
+            among = range(number * _RESULTS, (number + 1) * _RESULTS)
+            found = self._store.results(self.run, self.number, among)
+            self._results[number] = {(element, attempt): data for element, attempt, data in found}
+            if len(self._results) > _CHUNKS:
+                self._results.popitem(last=False)
+        return self._results[number].pop((row.element, row.attempt), None)
 
     def ref(self, row: StoredAttempt) -> ResultRef:
         """Where a row of it is."""
@@ -269,7 +282,7 @@ class Recollection:
             if not self._is_needed(element, place):
                 return self._restored(element, site)
             if not container:
-                value, why = stored_value(self._earlier.store, row)
+                value, why = stored_value(self._earlier.store, row, site.session.result(row))
                 if value is not None:
                     self._values[element] = value
                     return self._restored(element, site)

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING
 from flowlane.core.states import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from flowlane.core.states import TaskState
+    from flowlane.runtime.adapting import Resized
     from flowlane.runtime.runner import Runner
 
 __all__ = ["Record"]
@@ -27,7 +28,8 @@ class Record:
     roster     who the elements are, also those that came into being while it went on
     lane       by element: the index of its executor in `lanes`, -1 of what ran nowhere: a map, a workflow
     lanes      executor names
-    slots      executor → slots it had
+    slots      executor → slots it had; where they adapt, the mean over the run
+    resizes    changes of slots that adapt, in order
     stretched  executors that were given more jobs than they have slots
     pickling   executors whose workers are other processes
     notes      what executors told about attempts while they were out, the first of `noted`
@@ -58,6 +60,7 @@ class Record:
         "pickling",
         "plan",
         "ready_ns",
+        "resizes",
         "roster",
         "slots",
         "started",
@@ -87,7 +90,8 @@ class Record:
         self.lane = scheduler.lane
         self.roster = runner.roster
         self.lanes = tuple(runner.slots)
-        self.slots = dict(runner.slots)
+        self.slots = {name: self._mean_slots(name, slots, runner.resizes) for name, slots in runner.slots.items()}
+        self.resizes = tuple(runner.resizes)
         self.stretched = runner.stretched
         self.pickling = runner.pickling
         self.states = scheduler.states()
@@ -104,6 +108,17 @@ class Record:
         self.notes = runner.notes
         self.noted = runner.noted
         self.abandoned = runner.abandoned
+
+    def _mean_slots(self, lane: str, slots: int, resizes: Iterable[Resized]) -> int:
+        """The slots that a lane had, which began with so many."""
+        changes = [each.decision for each in resizes if each.kind == "lane" and each.name == lane]
+        if not changes or self.ended <= self.started:
+            return slots
+        whole, since, now = 0, self.started, changes[0].before
+        for change in changes:
+            whole += now * (change.at - since)
+            since, now = change.at, change.slots
+        return max(1, round((whole + now * (self.ended - since)) / (self.ended - self.started)))
 
     def state_of(self, element: int) -> TaskState:
         return STATES[self.states[element]]

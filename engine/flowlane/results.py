@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar, cast
 
 from flowlane.core.states import DONE, STATES, RunState, TaskState
 from flowlane.errors import Failure, RunCancelled, RunFailed
+from flowlane.runtime.adapting import summed_up
 from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
 from flowlane.times import Times, times_of
@@ -248,8 +249,13 @@ class RunResult(Generic[R]):
 
     @property
     def slots(self) -> dict[str, int]:
-        """Executor → slots it had."""
+        """Executor → slots it had; where they adapt, the mean over the run."""
         return dict(self._record.slots)
+
+    @property
+    def resizes(self) -> list[str]:
+        """How slots that adapt have changed while the run went on: a sentence for each executor and limit, and why the latest."""
+        return summed_up([each.change for each in self._record.resizes])
 
     def upstream(self, task: str) -> list[str]:
         """For an `upstream_failed` task the names from the one that failed to it, both included; else ``[task]``."""

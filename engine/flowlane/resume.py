@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from flowlane.core.elements import NOBODY
 from flowlane.core.states import REASONS, STATES, Reason, TaskState
 from flowlane.declare.workflow import Bound, WorkflowDefinition, as_bound
-from flowlane.description import compare
+from flowlane.description import Description, compare
 from flowlane.errors import (
     ResultDamaged,
     RunLocked,
@@ -35,10 +35,10 @@ from flowlane.storage.port import AttemptRow, NewRun, NewSession, Owner
 from flowlane.version import version
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Mapping, Sequence
 
     from flowlane.declare.workflow import Workflow
-    from flowlane.description import Changes, Description
+    from flowlane.description import Changes
     from flowlane.program import Program
     from flowlane.recollection import Session, Site
     from flowlane.storage.port import ResultRef, Store, StoredRun
@@ -49,6 +49,7 @@ __all__ = [
     "locked",
     "new_run",
     "new_session",
+    "part_of_run",
     "plan_resume",
     "sealed_origin",
     "with_parameters",
@@ -156,6 +157,11 @@ def with_parameters(
         )
     params: Any = unpack(found, load_for)
     return Bound[Any].of_definition(target, (), params, valid=True)
+
+
+def part_of_run(run: StoredRun, store: Store) -> dict[str, Sequence[str]]:
+    """The options that named the part of its workflow that the run is about; none where it is about all of it."""
+    return dict(Description.read(store.session(run.id, run.session).graph).part)
 
 
 def locked(run: StoredRun, owner: Owner) -> RunLocked:

@@ -13,6 +13,8 @@ The pyproject.toml taken is the nearest one, from the working directory upwards,
     slots = { threads = 16 }
     [tool.flow.executors.threads]   # keywords for the executor's constructor
     name = "..."
+    [tool.flow.executors.asyncio]
+    slots = "adaptive"              # or { lowest = 4, highest = 256, start = 32 }
 
     FLOW_ROUTES=cpu=threads,io.sync=inline   FLOW_SLOTS=threads=16   FLOW_LOG_FORMAT=json   FLOW_STATE_DIR=/var/flow
     FLOW_EXECUTORS={"threads": {...}}
@@ -31,6 +33,8 @@ from flowlane.loader import shown_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
+
+    from flowlane.declare.limits import Adaptive
 
 __all__ = ["LOG_FORMATS", "Setting", "Settings", "load_settings", "parse_pair", "parse_slots"]
 
@@ -58,13 +62,15 @@ class Settings:
 
     routes     route key → executor name, the engine's defaults (options of a task win over them)
     slots      executor name → number of tasks at a time, at least 1
-    executors  executor name → option → value, keywords of its constructor
+    executors  executor name → option → value, keywords of its constructor; where slots adapt, the most there may be
+    adaptive   executor name → an Adaptive, of those whose slots adapt, unless `slots` gives them a number
     state_dir  where runs are recorded, as given by the user or below the folder of pyproject.toml
     """
 
     routes: dict[str, Setting[str]] = field(default_factory=dict[str, Setting[str]])
     slots: dict[str, Setting[int]] = field(default_factory=dict[str, Setting[int]])
     executors: dict[str, dict[str, Setting[Any]]] = field(default_factory=dict[str, dict[str, Setting[Any]]])
+    adaptive: dict[str, Setting[Adaptive]] = field(default_factory=dict[str, "Setting[Adaptive]"])
     log_format: Setting[str] = field(default_factory=lambda: Setting("console", _DEFAULT))
     state_dir: Setting[str] = field(default_factory=lambda: Setting(".flow", _DEFAULT))
 
@@ -75,6 +81,10 @@ class Settings:
     def slot_values(self) -> dict[str, int]:
         """Slots without their origins."""
         return {key: setting.value for key, setting in self.slots.items()}
+
+    def engine_slots(self) -> dict[str, int | Adaptive]:
+        """Slots as an Engine takes them."""
+        return {**{name: setting.value for name, setting in self.adaptive.items()}, **self.slot_values()}
 
     def executor_options(self) -> dict[str, dict[str, Any]]:
         """Constructor keywords by executor, without their origins."""
@@ -230,6 +240,13 @@ def _apply(settings: Settings, name: str, value: object, origin: str, base: str 
             where = f"{origin[:-1]}.{executor}]" if origin.endswith("]") else origin
             merged = settings.executors.setdefault(executor, {})
             for option, setting in _mapping(options, where, f"executors.{executor}").items():
+                if option == "slots":
+                    settings.adaptive.pop(executor, None)
+                    if _adapts(setting):
+                        adaptive = _adaptive(executor, setting, where)
+                        settings.adaptive[executor] = Setting(adaptive, where)
+                        merged[option] = Setting(adaptive.highest, where)
+                        continue
                 merged[option] = Setting(setting, where)
     elif name == "log_format":
         if value not in LOG_FORMATS:
@@ -260,6 +277,27 @@ def parse_slots(executor: str, text: str, origin: str) -> int:
     if count < 1:
         _refuse(f"slots of '{executor}' must be a whole number of at least 1, not '{text}'", origin)
     return count
+
+
+def _adapts(slots: object) -> bool:
+    """Whether these slots are to adapt: "adaptive", or a table of bounds."""
+    return slots == "adaptive" or isinstance(slots, dict)
+
+
+def _adaptive(executor: str, slots: Any, origin: str) -> Adaptive:
+    """What such slots mean. Raises SettingsError."""
+    from flowlane.declare.limits import Adaptive
+    from flowlane.errors import DefinitionError
+
+    bounds: dict[str, Any] = {} if slots == "adaptive" else slots
+    names = ("lowest", "highest", "start")
+    for name in bounds:
+        if name not in names:
+            _refuse(f"slots of '{executor}' have no '{name}'; there are: {', '.join(names)}", origin)
+    try:
+        return Adaptive(**bounds)
+    except DefinitionError as error:
+        raise SettingsError(f"slots of '{executor}': {error.message}", where=origin, hint=error.hint) from None
 
 
 def _mapping(value: object, origin: str, name: str) -> Mapping[str, Any]:

@@ -49,7 +49,7 @@ def example() -> Iterator[Any]:
     release.clear()
     yield module.OneThreadExecutor
     release.set()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while any(thread.name == "example" for thread in threading.enumerate()):
         assert time.monotonic() < deadline, "a thread of the example is left over"
         time.sleep(0.005)

@@ -54,7 +54,7 @@ def shared_memory() -> set[str]:
 
 
 def left_over(
-    threads: set[int | None], processes: set[int], fds: dict[str, str], shm: set[str], patience: float = 5.0
+    threads: set[int | None], processes: set[int], fds: dict[str, str], shm: set[str], patience: float = 20.0
 ) -> list[str]:
     """What is there now and was not before, after waiting for it to go."""
     deadline = time.monotonic() + patience

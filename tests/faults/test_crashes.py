@@ -25,16 +25,18 @@ pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /pr
 
 
 @pytest.mark.timeout(120)
-def test_kills_at_random_instants_lose_nothing_and_repeat_nothing_committed(tmp_path: Path) -> None:
-    figures = many(tmp_path, kills=6, seed=1)
+@pytest.mark.parametrize("workflow", ["killed", "grown"])
+def test_kills_at_random_instants_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, workflow: str) -> None:
+    figures = many(tmp_path, kills=6, seed=1, workflow=workflow)
     assert not figures.wrong, "\n\n".join(figures.wrong)
     assert figures.counts["resumed"], figures.lines()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
-def test_a_thousand_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    figures = many(tmp_path, kills=1_000, seed=2)
+@pytest.mark.parametrize("workflow", ["killed", "grown"])
+def test_a_thousand_kills(tmp_path: Path, capsys: pytest.CaptureFixture[str], workflow: str) -> None:
+    figures = many(tmp_path, kills=1_000, seed=2, workflow=workflow)
     with capsys.disabled():
         print(f"\n{figures.lines()}")
     assert not figures.wrong, "\n\n".join(figures.wrong)
@@ -85,14 +87,16 @@ def die_at_each_call(
 
 
 @pytest.mark.timeout(120)
-def test_a_death_before_or_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path) -> None:
-    assert die_at_each_call(tmp_path, "small") > 10
+@pytest.mark.parametrize("workflow", ["small", "grown"])
+def test_a_death_before_or_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path, workflow: str) -> None:
+    assert die_at_each_call(tmp_path, workflow) > 10
 
 
 @pytest.mark.timeout(120)
-def test_a_second_death_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workflow", ["small", "grown"])
+def test_a_second_death_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path, workflow: str) -> None:
     """Of a run that was gone on with once. The state before a call is, but for the tasks, that after the last one."""
-    assert die_at_each_call(tmp_path, "small", before=[("write", 2, "after")], sides=["after"]) > 10
+    assert die_at_each_call(tmp_path, workflow, before=[("write", 2, "after")], sides=["after"]) > 10
 
 
 @pytest.mark.slow

@@ -7,7 +7,6 @@ import contextlib
 import os
 import resource
 import signal
-import time
 from typing import TYPE_CHECKING, Any
 
 import numpy
@@ -199,7 +198,7 @@ class Bench:
     def finals(self, ref: int) -> list[Report]:
         return [report for report in self.reports if report.ref == ref and report.kind is not STARTED]
 
-    async def final(self, ref: int, within: float = 3.0) -> Report:
+    async def final(self, ref: int, within: float = 30.0) -> Report:
         async with asyncio.timeout(within):
             while not self.finals(ref):
                 self._news.clear()
@@ -207,7 +206,7 @@ class Bench:
         (report,) = self.finals(ref)
         return report
 
-    async def call(self, name: str, *args: Any, within: float = 3.0, **options: Any) -> Report:
+    async def call(self, name: str, *args: Any, within: float = 30.0, **options: Any) -> Report:
         return await self.final(self.submit(name, *args, **options), within)
 
 
@@ -276,7 +275,7 @@ async def test_a_task_that_scrawls_over_all_descriptors_is_charged(source: Modul
     marker = tmp_path / "ran"
     async with bench(source, slots=1) as b:
         await b.call("nothing")
-        report = await b.call("scrawl", str(marker), within=4)
+        report = await b.call("scrawl", str(marker))
         assert report.kind in (CRASHED, SUCCEEDED)
         assert marker.read_text() == "x"
         assert (await b.call("nothing")).kind is SUCCEEDED
@@ -371,7 +370,7 @@ async def test_a_nursery_that_cannot_start_is_not_tried_for_ever(
 
     monkeypatch.setattr(nest, "launch", broken)
     async with bench(source, slots=1) as b:
-        report = await b.call("nothing", within=5)
+        report = await b.call("nothing")
         assert report.kind is CRASHED
         assert "nowhere" in str(report.failure), "it does not say why"
         before = len(started)
@@ -534,12 +533,11 @@ async def test_a_second_attempt_does_not_wait_for_another_ones(source: ModuleTyp
     async with bench(source, slots=2) as b:
         await b.call("die", task="t")
         await b.call("die", task="u")
-        slow = b.submit("nap", 2.5, task="t", attempt=2)
+        slow = b.submit("nap", 50, task="t", attempt=2)
         await asyncio.sleep(0.1)
         await b.call("pid")  # the other worker is there now, and not fresh any more
-        began = time.monotonic()
-        await b.call("pid", task="u", attempt=2, within=4)
-        assert time.monotonic() - began < 1.5
+        await b.call("pid", task="u", attempt=2)
+        assert not b.finals(slow)
         b.executor.interrupt([slow], 0.0)
 
 

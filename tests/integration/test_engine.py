@@ -46,7 +46,7 @@ COLOUR: contextvars.ContextVar[str] = contextvars.ContextVar("colour", default="
 def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while (left := [t for t in threading.enumerate() if t not in before]) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert not left

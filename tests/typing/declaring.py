@@ -7,10 +7,29 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple, assert_type
 
-from flowlane import Bound, Cache, Call, RetryPolicy, Task, Workflow, WorkflowDefinition, task, workflow
+from flowlane import (
+    Bound,
+    Cache,
+    Call,
+    Limit,
+    RetryPolicy,
+    Task,
+    Workflow,
+    WorkflowDefinition,
+    either,
+    flatten,
+    otherwise,
+    product,
+    switch,
+    task,
+    teardown,
+    when,
+    workflow,
+    zipped,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Coroutine
+    from collections.abc import Callable, Coroutine, Sequence
     from typing import Any
 
 
@@ -205,6 +224,168 @@ def definitions() -> None:
     workflow(nmae="x")  # E:
 
 
+# ── over many items ───────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.cpu
+def is_good(x: int) -> bool:
+    return x > 0
+
+
+@task.cpu
+def add(a: int, b: float, *, k: int = 0) -> float:
+    return a + b + k
+
+
+@task.cpu
+def largest(numbers: Sequence[int], floor: int = 0) -> int:
+    return max(*numbers, floor)
+
+
+@task.cpu
+def grow(x: int, by: int = 1) -> int:
+    return x + by
+
+
+def maps(client: Client, by_region: dict[str, str], numbers: list[int]) -> None:
+    pages = fetch.map(["u"], timeout=3)
+    assert_type(pages, list[bytes])
+    assert_type(parse.map(pages), list[Table])
+    assert_type(measure.map(parse.map(pages), strict=True), list[float])
+    assert_type(fetch.map(by_region), dict[str, bytes])
+    assert_type(fetch.map({1: "u"}, 3.0), dict[int, bytes])
+    assert_type(head.options(in_flight=3, enough=1, cancel_rest=False).map(iter(["u"])), list[int])
+    assert_type(client.get.map(["/x"]), list[bytes])
+    assert_type(is_good.filter(numbers), list[int])
+    assert_type(is_good.filter({"a": 1}), dict[str, int])
+    assert_type(add.starmap(zipped(numbers, [0.5])), list[float])
+    assert_type(zipped(pages, numbers, [0.5]), list[tuple[bytes, int, float]])
+    assert_type(product(pages, numbers), list[tuple[bytes, int]])
+    assert_type(largest.reduce(numbers), int)
+    assert_type(largest.reduce(head.map(["u"]), fan_in=8), int)
+    assert_type(flatten([numbers, numbers]), list[int])
+    assert_type(etl.map([["u"]], strict=False), list[float])
+    assert_type(etl.options(in_flight=2).map({"a": ["u"]}), dict[str, float])
+    assert_type(etl.starmap([(["u"], True)]), list[float])
+
+
+def wrong_maps(client: Client, numbers: list[int]) -> None:
+    fetch.map([3])  # E:
+    fetch.map(numbers)  # E:
+    fetch.map(3)  # E:
+    fetch.map(url=["u"])  # E:
+    fetch.map(["u"], tiemout=3)  # E:
+    fetch.map(["u"], "v")  # E:
+    parse.map(numbers)  # E:
+    parse.map(fetch("u"))  # E:
+    client.get.map([3])  # E:
+    is_good.filter(["u"])  # E:
+    add.starmap(numbers)  # E:
+    add.starmap([(1, 2.0)], 3)  # E:
+    largest.reduce(["u"])  # E:
+    largest.reduce(numbers, fan_in="8")  # E:
+    largest.reduce(numbers, 8)  # E:
+    merge.reduce([fetch("u")])  # E:
+    zipped(numbers, 3)  # E:
+    flatten(numbers)  # E:
+    etl.map(["u"], 3)  # E:
+    etl.map([["u"]], loose=True)  # E:
+    fetch.options(in_flight="3")  # E:
+    fetch.options(in_flight="all")  # E:
+    task.io(enough=3)  # E:
+
+
+# ── choices ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def choices(numbers: list[int]) -> None:
+    with when(is_good(3)) as good:
+        a = fetch("u")
+    with otherwise(good):
+        b = fetch("v")
+    assert_type(either(a, b), bytes)
+    assert_type(either(a, 3, "x"), bytes | int | str)
+    with switch(head("u")) as case:
+        with case(1, 2):
+            fetch("u")
+        with case("x"):  # E:
+            fetch("u")
+        with case.default():
+            fetch("v")
+    with teardown(read.bind("p")):
+        fetch("u")
+    otherwise(is_good(3))  # E:
+    teardown(read("p"))  # E:
+    either(a)
+    fetch.options(trigger="all_done", may_fail=True, priority=3)("u")
+    fetch.options(trigger="all_dnoe")  # E:
+    fetch.options(join="1")  # E:
+    assert_type(grow.repeat_until(is_good, 3, limit=10), int)
+    grow.repeat_until(is_good, 3, 10)  # E:
+    print(numbers)
+
+
+def wrong_loops() -> None:
+    grow.repeat_until(is_good, "x", limit=10)  # E:
+
+
+def wrong_tests() -> None:
+    grow.repeat_until(parse, 3, limit=10)  # E:
+
+
+# ── work inside work ──────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.io
+def perhaps(x: int) -> int | Call[int]:
+    return x or head.bind("u")
+
+
+@task.io
+async def recursive(x: int) -> int | Call[int] | Bound[int]:
+    return recursive.bind(x - 1) if x else 0
+
+
+@task.cpu
+def always(x: int) -> Call[float]:
+    return add.bind(x, 2.0)
+
+
+@task.cpu
+def sometimes(x: list[str]) -> float | Bound[float]:
+    return etl.bind(x) if x else 0.0
+
+
+def inside() -> None:
+    assert_type(etl(["u"]), float)
+    assert_type(etl.options(name="eu", on_failure="fail_fast", retries=2)(urls=["u"], strict=False), float)
+    assert_type(plain(3), dict[str, Table])
+    assert_type(perhaps(3), int)
+    assert_type(recursive(3), int)
+    assert_type(always(3), float)
+    assert_type(sometimes(["u"]), float)
+    etl("u")  # E:
+    etl(["u"], check=False)  # E:
+    etl.options(retires=2)  # E:
+    etl.options(cores=2)  # E:
+    measure(etl(["u"]))  # E:
+
+
+def limits() -> None:
+    api = Limit("api", 8, rate="50/s", burst=10, shared=False)
+    fetch.options(limits=[api, "disk"])
+    fetch.options(limits={"api": 2})
+    parse.options(cores=4, memory="2 GB")
+    fetch.options(limits=3)  # E:
+    fetch.options(memory=2.5)  # E:
+    Limit(3)  # E:
+    Limit("api", rate=3)  # E:
+    workflow(max_failures="10%", deadline=3600, retry_budget=100)
+    workflow(deadline="1h")  # E:
+    RetryPolicy(when=lambda error: "busy" in str(error))
+    RetryPolicy(when=lambda: True)  # E:
+
+
 # ── graphs built by programs ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -227,6 +408,6 @@ def programs() -> None:
     Workflow("x", on_failure="stop")  # E:
 
 
-def variables(one: Callable[[str], Coroutine[Any, Any, bytes]]) -> None:
+def variables(one: Callable[[str], Coroutine[None, None, bytes]]) -> None:
     assert_type(task.io(one)("u"), bytes)
     assert_type(task.io(retries=2)(one)("u"), bytes)

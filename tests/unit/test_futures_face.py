@@ -40,7 +40,7 @@ both = pytest.mark.parametrize("pool_class", POOLS)
 def _nothing_is_left() -> Iterator[None]:
     yield
     gc.collect()
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 20
     while driver._serving and time.monotonic() < deadline:
         time.sleep(0.005)
     assert not driver._serving
@@ -209,7 +209,7 @@ def test_arguments_live_no_longer_than_their_call(pool_class: Any) -> None:
         gone = weakref.ref(thing)
         assert pool.submit(partial(len, thing)).result(30) == 2
         del thing
-        deadline = time.monotonic() + 10
+        deadline = time.monotonic() + 20
         while gone() is not None and time.monotonic() < deadline:
             time.sleep(0.001)
         assert gone() is None

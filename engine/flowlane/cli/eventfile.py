@@ -7,6 +7,7 @@ as they are, and nobody but us writes them.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -17,10 +18,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from flowlane.core.messages import Transition
+    from flowlane.runtime.adapting import Change
     from flowlane.runtime.ports import Report
 
-__all__ = ["Told", "event_of", "run_info", "whole_lines"]
+__all__ = ["Told", "event_of", "resizes", "run_info", "whole_lines"]
 
+_RESIZED: Final = b'{"event":"lane.resized"'
 _AT_ONCE: Final = 1 << 20  # bytes read
 _TASKS_MAX: Final = 10_000_000  # of a heading: what is more is no run of ours
 _TASK_STATES: Final = frozenset(map(str, TaskState))
@@ -74,6 +77,9 @@ def _sound(event: Mapping[str, Any]) -> bool:
             )
         case "task.noted":
             return _texts(event, "task", "note")
+        case "lane.resized":
+            named = "lane" if get("limit") is None else "limit"
+            return _texts(event, named, "note") and type(get("before")) is int and type(get("slots")) is int
         case "log.lost":
             return type(get("lost")) is int
         case "run.started":
@@ -94,6 +100,21 @@ def _sound(event: Mapping[str, Any]) -> bool:
 def _texts(fields: Any, *names: str) -> bool:
     """Whether these are texts."""
     return isinstance(fields, dict) and all(isinstance(cast("dict[str, Any]", fields).get(name), str) for name in names)
+
+
+def resizes(path: str) -> list[Change]:
+    """The changes of adaptive slots that the file tells of; none where it cannot be read. Looks at no other line."""
+    from flowlane.runtime.adapting import Change, who
+
+    found: list[Change] = []
+    with contextlib.suppress(OSError):
+        for lines in whole_lines(path):
+            for line in lines:
+                event = event_of(line) if line.startswith(_RESIZED) else None
+                if event is not None:
+                    what = event["lane"] if event["limit"] is None else who("limit", event["limit"])
+                    found.append(Change(what, event["before"], event["slots"], event["note"]))
+    return found
 
 
 def run_info(started: Mapping[str, Any]) -> RunInfo:

@@ -52,7 +52,7 @@ def execute(
     lanes = {name: registry.capabilities(name).default_slots for name in program.lanes} | settings.slot_values()
     engine = Engine(
         routes=settings.route_values(),
-        slots=settings.slot_values(),
+        slots=settings.engine_slots(),
         options=settings.executor_options(),
         sinks=_sinks(messages, log, settings.log_format.value, quiet, lanes),
         store=store,

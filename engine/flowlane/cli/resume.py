@@ -62,7 +62,7 @@ def command(
     from flowlane.cli.state import existing_store, made_state_dir
     from flowlane.cli.target import find_workflows, one_of
     from flowlane.origin import find_again, origin_at
-    from flowlane.resume import asked_of, with_parameters
+    from flowlane.resume import asked_of, part_of_run, with_parameters
     from flowlane.runtime.registry import Registry
 
     run_routes = options.parse_routes(routes)
@@ -78,7 +78,8 @@ def command(
             origin = asked_of(stored, store).origin
             target = find_again(stored, origin)
         bound = with_parameters(target, stored, store)
-        program = compile_bound(bound, registry=registry, settings=settings, routes=run_routes)
+        part = part_of_run(stored, store)
+        program = compile_bound(bound, registry=registry, settings=settings, routes=run_routes, part=part)
         return execute(
             program,
             lambda engine: engine.relaunch(

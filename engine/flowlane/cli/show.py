@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import click
 
 from flowlane.cli import options
+from flowlane.cli.eventfile import resizes
 from flowlane.cli.runs import COLOURS, MARKS, run_fields
 from flowlane.cli.terminal import DataOutput, inert
 from flowlane.settings import load_settings
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from flowlane.cli.record import EventLog
     from flowlane.cli.terminal import Page
     from flowlane.past import Attempt, Past
+    from flowlane.runtime.adapting import Change
     from flowlane.storage.port import ResultRef, Store, StoredSession
 
 __all__ = ["command"]
@@ -64,7 +66,8 @@ def command(run: str, task: str | None, everything: bool, as_json: bool) -> int:
             data.write(_run_document(store, past))
             return 0
         else:
-            _show_run(page, store, past, everything=everything)
+            log = EventLog(settings.state_dir.value)
+            _show_run(page, store, past, resizes(log.path(past.run.id)), everything=everything)
         data.write(page.text())
     return 0
 
@@ -237,8 +240,12 @@ def _readers(past: Past, element: int) -> list[int]:
 # ── for people ────────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-def _show_run(page: Page, store: Store, past: Past, *, everything: bool) -> None:
+def _show_run(page: Page, store: Store, past: Past, changes: Sequence[Change], *, everything: bool) -> None:
+    from flowlane.runtime.adapting import summed_up
+
     _show_head(page, store, past)
+    for sentence in summed_up(changes):
+        page.line(f"  adapted {inert(sentence)}")
     if not past.names:
         return
     page.line()

@@ -67,6 +67,8 @@ def show_summary(
             messages.write(f"  time: {shares}\n")
             if result.slots:
                 messages.write(f"  slots: {_busy(result)}\n")
+    for sentence in result.resizes:
+        messages.write(f"  adapted  {inert(sentence)}\n")
     hints = [] if quiet else result.verdicts[:_HINTS]
     summed_up = {verdict.task for verdict in hints if verdict.code == "blocks_loop"}
     notes = [note for note in result.notes if not (_HELD in note and _task_of(note) in summed_up)]

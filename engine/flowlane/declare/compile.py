@@ -141,6 +141,7 @@ def compile_workflow(
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
         passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
         caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
+        part=workflow.named_by,
         retry_when={number: when for (_, _, when), number in policies.items() if when is not None},
         **program_fields,
     )

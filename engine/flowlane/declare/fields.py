@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 from flowlane.core.plan import SLOT, Guard, MapSpec, Requirement
 from flowlane.core.rules import ALL_SUCCESS, AT_LEAST
 from flowlane.declare.callsite import did_you_mean
-from flowlane.declare.limits import MEMORY, Limit, machine_memory
+from flowlane.declare.limits import MEMORY, SHARE, Limit, machine_memory
 from flowlane.errors import DefinitionError, UnknownName
 from flowlane.program import MapCall, Ref
 
@@ -79,17 +79,11 @@ class Fields:
             "grafts": frozenset(sparse.definitions) - frozenset(sparse.maps),
             "maps": self._maps(sparse) if sparse.maps else {},
         }
-        batches = {node: spec.batch for node, spec in self._specs.items() if node in sparse.maps and spec.batch != 1}
         self.program |= {
             "choices": {node: tuple(tests) for node, tests in sparse.choices.items()},
             "definitions": dict(sparse.definitions),
             "raw_missing": frozenset(sparse.raw_missing),
-            "maps": {
-                node: call._replace(batch=-1 if (batch := batches[node]) == "auto" else batch)
-                if node in batches
-                else call
-                for node, call in sparse.maps.items()
-            },
+            "maps": dict(sparse.maps),
         }
 
     def _maps(self, sparse: Sparse) -> dict[int, MapSpec]:
@@ -139,7 +133,7 @@ class Fields:
                 continue
             settings = self._workflow.settings[node]
             own = settings.task.settings.options
-            for name in ("enough", "in_flight", "batch"):
+            for name in ("enough", "in_flight"):
                 if name in settings.options and settings.options[name] != own.get(name):
                     what = "a reduction" if mapped is not None else "a single call"
                     raise DefinitionError(
@@ -255,7 +249,7 @@ class _Limits:
     def _memory(self) -> int:
         number = self._number.get(MEMORY)
         if number is None:
-            limit = self._given.get(MEMORY) or Limit(MEMORY, max(1, machine_memory() // _MB))
+            limit = self._given.get(MEMORY) or Limit(MEMORY, max(1, int(machine_memory() * SHARE) // _MB))
             number = self._number[MEMORY] = len(self.specs)
             self.specs.append(limit.spec)
         return number

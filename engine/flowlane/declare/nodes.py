@@ -51,6 +51,7 @@ class Workflow:
     name        the workflow's name
     on_failure  "continue": what does not depend on a failure goes on; "fail_fast": the first failure stops the run
     where       ``file:line`` of its making
+    named_by    the options of a run that named this part of a graph, see part.py; empty for a whole one
     bodies      the bodies under @workflow that are being run, innermost last
     bounds      what bounds a run of it as a whole
     params      the validated parameters, for a graph that a body under @workflow made; else empty
@@ -73,6 +74,7 @@ class Workflow:
         "bounds",
         "is_open",
         "name",
+        "named_by",
         "on_failure",
         "params",
         "where",
@@ -85,6 +87,7 @@ class Workflow:
         self.bounds = NO_BOUNDS
         self.bodies: list[Any] = []
         self.params: Mapping[str, Any] = {}
+        self.named_by: Mapping[str, Sequence[str]] = {}
         self.is_open = True
         self._result: Any = _SINKS
         # by node

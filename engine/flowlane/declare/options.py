@@ -6,7 +6,7 @@ and pydantic is not imported for it.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from flowlane.declare.callsite import caller, did_you_mean, words
 from flowlane.declare.shape import Shape, signature_of
@@ -41,7 +41,6 @@ class TaskOptions(TypedDict, total=False):
     persist        False keeps the result out of the store: for what lives with its process (a server, a connection). When the run
                    is resumed and somebody needs it, the task runs again
     in_flight      of a map: items that may be under way at a time, 1,000 unless said; of maps over maps the first one's counts
-    batch          of a map: items that a worker is given at a time; "auto" measures and chooses
     limits         limits that an attempt holds: Limits or their names, or name → how much of it
     cores          slots of its executor that an attempt takes
     memory         memory that an attempt takes, as "500 MB" or "2 GB" or in bytes; attempts wait until there is enough
@@ -60,7 +59,6 @@ class TaskOptions(TypedDict, total=False):
     at_most_once: bool
     persist: bool
     in_flight: int
-    batch: int | Literal["auto"]
     limits: Sequence[Limit | str] | Mapping[str, int]
     cores: int
     memory: str | int
@@ -99,7 +97,6 @@ TASK_OPTIONS: Final = (
     "at_most_once",
     "persist",
     "in_flight",
-    "batch",
     "limits",
     "cores",
     "memory",

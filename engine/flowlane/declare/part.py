@@ -73,7 +73,9 @@ def part_of(workflow: Workflow, options: Mapping[str, Sequence[str]]) -> Workflo
             f"until={list(options['start_at'])!r}?",
         )
     _check_complete(workflow, inside, options)
-    return workflow.reduced_to(sorted(inside))
+    part = workflow.reduced_to(sorted(inside))
+    part.named_by = options
+    return part
 
 
 def _tearing_down(workflow: Workflow, inside: set[int]) -> set[int]:

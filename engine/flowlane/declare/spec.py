@@ -6,7 +6,7 @@ Times are in seconds here and in nanoseconds in ``flowlane.core``; this is where
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
@@ -29,7 +29,7 @@ MAX_ATTEMPTS: Final = 255
 
 #: Options that become sparse fields of a plan.
 _SPARSE: Final = frozenset(
-    "in_flight batch limits cores memory priority may_fail max_depth trigger join enough cancel_rest".split()
+    "in_flight limits cores memory priority may_fail max_depth trigger join enough cancel_rest".split()
 )
 
 
@@ -122,7 +122,6 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     at_most_once: bool = False
     persist: bool = True
     in_flight: int | None = Field(default=None, ge=1)
-    batch: int | Literal["auto"] = 1
     limits: tuple[Held, ...] = ()
     cores: int = Field(default=1, ge=1)
     memory: int = 0  # bytes
@@ -133,13 +132,6 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     join: int | None = Field(default=None, ge=1)
     enough: int | None = Field(default=None, ge=1)
     cancel_rest: bool | None = None
-
-    @field_validator("batch")
-    @classmethod
-    def _batch(cls, value: Any) -> Any:
-        if value != "auto" and value < 1:
-            raise ValueError('should be 1 or more, or "auto"')
-        return value
 
     @field_validator("limits", mode="before")
     @classmethod

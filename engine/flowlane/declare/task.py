@@ -141,11 +141,11 @@ class Task(Generic[P, R_co, F_co]):
         return Call(self, args, kwargs)
 
     # ── over many items ───────────────────────────────────────────────────────────────────────────────────────────
-    # `self` names the first parameter twice: mypy holds items against the function's own type, pyright against both.
+    # `self` as what can be called with an item: both checkers then hold the items against the first parameter.
 
     @overload
     def map(  # type: ignore[overload-overlap]  # a Mapping is an Iterable, of its keys: it comes first
-        self: Task[Concatenate[T, P2], R, Callable[Concatenate[T, ...], Any]],
+        self: Callable[Concatenate[T, P2], R],
         over: Mapping[K, T],
         /,
         *args: P2.args,
@@ -153,7 +153,7 @@ class Task(Generic[P, R_co, F_co]):
     ) -> dict[K, R]: ...
     @overload
     def map(
-        self: Task[Concatenate[T, P2], R, Callable[Concatenate[T, ...], Any]],
+        self: Callable[Concatenate[T, P2], R],
         over: Iterable[T],
         /,
         *args: P2.args,
@@ -183,7 +183,7 @@ class Task(Generic[P, R_co, F_co]):
 
     @overload
     def filter(  # type: ignore[overload-overlap]  # as for map
-        self: Task[Concatenate[T, P2], object, Callable[Concatenate[T, ...], Any]],
+        self: Callable[Concatenate[T, P2], object],
         over: Mapping[K, T],
         /,
         *args: P2.args,
@@ -191,7 +191,7 @@ class Task(Generic[P, R_co, F_co]):
     ) -> dict[K, T]: ...
     @overload
     def filter(
-        self: Task[Concatenate[T, P2], object, Callable[Concatenate[T, ...], Any]],
+        self: Callable[Concatenate[T, P2], object],
         over: Iterable[T],
         /,
         *args: P2.args,
@@ -221,7 +221,7 @@ class Task(Generic[P, R_co, F_co]):
 
     def repeat_until(
         self: Task[Concatenate[T, P2], T, Callable[Concatenate[T, ...], Any]],
-        until: Task[..., object, Callable[Concatenate[T, ...], Any]],
+        until: Callable[[T], object],
         start: T,
         /,
         *,
@@ -365,7 +365,8 @@ def raise_misfit(task: Task[Any, Any, Any], shape: Shape, args: tuple[Any, ...],
     raise ArgumentError(f"task {task.name!r}: {reason}", where=caller(), hint=hint)
 
 
-#: What a task that makes an R may return: one, or work that makes one.
+#: What a task that makes an R may return: one, or work that makes one. (mypy takes a function whose type was *written* with an
+#: Any, as in Callable[[str], Coroutine[Any, Any, bytes]], to fit several decorators at once, and its result for Any.)
 More: TypeAlias = R | Work[R]
 
 
@@ -379,11 +380,11 @@ class _IoWithOptions:
         self._options = options
 
     @overload
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
-    @overload
-    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     def __call__(self, fn: Any, /) -> Any:
@@ -406,11 +407,11 @@ class _CpuWithOptions:
 
 class _Io:
     @overload
+    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
+    @overload
     def __call__(
         self, fn: Callable[P, Coroutine[Any, Any, More[R]]], /
     ) -> Task[P, R, Callable[P, Coroutine[Any, Any, R]]]: ...
-    @overload
-    def __call__(self, fn: Callable[P, Work[R]], /) -> Task[P, R, Callable[P, Work[R]]]: ...
     @overload
     def __call__(self, fn: Callable[P, More[R]], /) -> Task[P, R, Callable[P, R]]: ...
     @overload

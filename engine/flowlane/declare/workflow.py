@@ -21,7 +21,7 @@ from flowlane.program import Work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Concatenate, Protocol, Self, Unpack
+    from typing import Concatenate, Self, Unpack
 
     from flowlane.declare.nesting import CallOfWorkflow
     from flowlane.declare.parameters import Parameters
@@ -34,19 +34,8 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 P2 = ParamSpec("P2")
 R2 = TypeVar("R2")
-R2_co = TypeVar("R2_co", covariant=True)
 T = TypeVar("T")
-T_contra = TypeVar("T_contra", contravariant=True)
 K = TypeVar("K")
-
-if TYPE_CHECKING:
-
-    class Lifting(Protocol[T_contra, P2, R2_co]):
-        """A workflow as far as a map of it is concerned: its first parameter apart."""
-
-        @property
-        def fn(self) -> Callable[Concatenate[T_contra, P2], R2_co]: ...
-
 
 #: Options of run() and friends, which a workflow's parameters may collide with.
 RUN_OPTIONS: Final = (
@@ -274,10 +263,12 @@ class WorkflowDefinition(Generic[P, R]):
 
     @overload
     def map(  # type: ignore[overload-overlap]  # a Mapping is an Iterable, of its keys: it comes first
-        self: Lifting[T, P2, R2], over: Mapping[K, T], /, *args: P2.args, **kwargs: P2.kwargs
+        self: Callable[Concatenate[T, P2], R2], over: Mapping[K, T], /, *args: P2.args, **kwargs: P2.kwargs
     ) -> dict[K, R2]: ...
     @overload
-    def map(self: Lifting[T, P2, R2], over: Iterable[T], /, *args: P2.args, **kwargs: P2.kwargs) -> list[R2]: ...
+    def map(
+        self: Callable[Concatenate[T, P2], R2], over: Iterable[T], /, *args: P2.args, **kwargs: P2.kwargs
+    ) -> list[R2]: ...
     def map(self: Any, over: Any = NOT_GIVEN, /, *args: Any, **kwargs: Any) -> Any:
         """In a workflow body: a workflow of its own for each item, as ``Task.map`` makes a task. Its body runs when the item's
         turn comes, and what it returns is the element's result."""

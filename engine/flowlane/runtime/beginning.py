@@ -89,12 +89,13 @@ NOTHING_DONE: Final = Beginning()
 class StoredValue(RemoteValue):
     """A result in a store, read and checked when it is first needed."""
 
-    __slots__ = ("_fetched", "_ref", "_store", "_value")
+    __slots__ = ("_fetched", "_payload", "_ref", "_store", "_value")
 
-    def __init__(self, store: Store, ref: ResultRef, nbytes: int) -> None:
+    def __init__(self, store: Store, ref: ResultRef, nbytes: int, payload: Payload | None = None) -> None:
         super().__init__(store, nbytes)
         self._store = store
         self._ref = ref
+        self._payload = payload  # where it was read with others
         self._fetched = False
         self._value: Any = None
 
@@ -105,11 +106,13 @@ class StoredValue(RemoteValue):
             from flowlane.storage.blob import unpack
 
             self._value = unpack(self.packed(), load_for)
-            self._fetched = True
+            self._fetched, self._payload = True, None
         return self._value
 
     def packed(self) -> Payload:
         """The result as it is in the store."""
+        if self._payload is not None:
+            return self._payload
         from flowlane.storage.blob import bound_to, unseal
 
         return unseal(self._store.read(self._ref), self._store.secret, bound_to(self._ref))

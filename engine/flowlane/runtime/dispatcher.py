@@ -6,7 +6,8 @@ under way or finds the flag clear and schedules the next one, and any number of 
 A delivery from a plain callback of the loop is drained at once, which saves a turn of the loop for every link of a chain;
 one from inside a step (an executor that answers within ``submit``) or from inside somebody's Task never is.
 
-An executor with an ``appetite`` has its lane stretched to it, asked after each batch of reports and each submit.
+An executor with an ``appetite`` has its lane stretched to it, asked after each batch of reports and each submit. Lanes and limits
+that adapt are stretched by `adapting`; no lane has both.
 
 A job is known by one int, ``run token · element · attempt``, so that a report finds its way without any table.
 """
@@ -23,11 +24,13 @@ from flowlane.core.lanes import Lane
 from flowlane.core.limits import Limit
 from flowlane.core.rate import Rate
 from flowlane.errors import EngineClosed, FlowError, SettingsError
+from flowlane.runtime.adapting import Adapting
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from flowlane.program import LimitSpec
+    from flowlane.program import LimitSpec, SlotBounds
+    from flowlane.runtime.adapting import Resized
     from flowlane.runtime.ports import Executor, Job, Report
     from flowlane.runtime.registry import Registry
 
@@ -53,15 +56,31 @@ class Recipient(Protocol):
 
     def wake(self) -> None: ...
 
+    def resized(self, change: Resized) -> None: ...
+
+
+_NONE_ADAPTS: Final[Mapping[str, SlotBounds]] = {}
+
 
 class Dispatcher:
-    """See the module's text. `slots` overrides executors' default slots by name; `grace` is in seconds."""
+    """See the module's text. `slots` overrides executors' default slots by name; `grace` is in seconds.
 
-    def __init__(self, registry: Registry, slots: Mapping[str, int], grace: float) -> None:
+    adaptive  the executors whose slots adapt, by name
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        slots: Mapping[str, int],
+        grace: float,
+        adaptive: Mapping[str, SlotBounds] = _NONE_ADAPTS,
+    ) -> None:
         self.registry = registry
         self.grace = grace
         self.late = 0  # reports for runs that have ended
+        self.adapting = Adapting(self.wake, self._resized)
         self._slots = dict(slots)
+        self._adaptive = dict(adaptive)
         self._lanes: dict[str, Lane] = {}
         self._limits: dict[str, tuple[LimitSpec, Limit]] = {}
         self._hungry: list[tuple[Any, Lane]] = []  # open executors that have an appetite, and their lanes
@@ -79,6 +98,7 @@ class Dispatcher:
     def attach(self) -> None:
         """Belong to the running loop. Called once, on its thread."""
         self._loop = asyncio.get_running_loop()
+        self.adapting.attach(self._loop)
         self._thread = threading.get_ident()
 
     # ── executors and lanes ───────────────────────────────────────────────────────────────────────────────────────
@@ -88,28 +108,42 @@ class Dispatcher:
         lane = self._lanes.get(name)
         if lane is None:
             capabilities = self.registry.capabilities(name)
-            slots = self._slots.get(name, capabilities.default_slots)
+            bounds = self._adaptive.get(name)
+            slots = bounds.highest if bounds is not None else self._slots.get(name, capabilities.default_slots)
             if slots < 1:
                 raise SettingsError(f"slots of '{name}' must be at least 1, not {slots}")
             lane = self._lanes[name] = Lane(name, slots, enforces_timeouts=capabilities.hard_kill)
+            if bounds is not None:
+                self.adapting.add("lane", lane, bounds)
         return lane
 
-    def limit(self, spec: LimitSpec) -> Limit:
-        """The limit that `spec` describes: the one of that name where it is shared, else one of its own.
+    def slots(self, name: str) -> int:
+        """The slots that people are told of: without what an appetite adds; as many as there are now, where they adapt."""
+        lane = self.lane(name)
+        return lane.capacity if name in self._adaptive else lane.slots
+
+    def limit(self, spec: LimitSpec, run: int) -> Limit:
+        """The limit that `spec` describes: the one of that name where it is shared, else one for the run with this token.
 
         Raises SettingsError where the name is taken by a limit that is not the same.
         """
         if not spec.shared:
-            return _made(spec)
+            return self._made(spec, run)
         known = self._limits.get(spec.name)
         if known is None:
-            known = self._limits[spec.name] = (spec, _made(spec))
+            known = self._limits[spec.name] = (spec, self._made(spec, 0))
         if known[0] != spec:
             raise SettingsError(
                 f"limit '{spec.name}' is {_told(known[0])} in this engine already, and {_told(spec)} here",
                 hint="say it once, in Engine(limits=[...]), or give the two different names",
             )
         return known[1]
+
+    def _made(self, spec: LimitSpec, owner: int) -> Limit:
+        limit = Limit(spec.name, spec.slots, rate=Rate(*spec.rate) if spec.rate is not None else None)
+        if spec.adaptive is not None:
+            self.adapting.add("limit", limit, spec.adaptive, owner)
+        return limit
 
     def is_open(self, names: Iterable[str]) -> bool:
         return all(name in self._open for name in names)
@@ -134,7 +168,7 @@ class Dispatcher:
         executor = self.registry.get(name)
         await executor.open(self.deliver)
         self._open[name] = executor
-        if hasattr(executor, "appetite"):
+        if hasattr(executor, "appetite") and name not in self._adaptive:
             self._hungry.append((executor, self.lane(name)))
             self._feed()
 
@@ -175,6 +209,13 @@ class Dispatcher:
 
     def dismiss(self, token: int) -> None:
         self._runs.pop(token, None)
+        if self.adapting.any:
+            self.adapting.drop(token)
+
+    def _resized(self, change: Resized, owner: int) -> None:
+        for token, run in list(self._runs.items()):
+            if owner in (0, token):
+                run.resized(change)
 
     def submit(self, name: str, jobs: Sequence[Job]) -> None:
         """Hand jobs to an open executor. What it delivers meanwhile is drained later: steps never nest."""
@@ -185,6 +226,8 @@ class Dispatcher:
             self._draining = outer
         if self._hungry and not outer:  # else the drain under way will ask
             self._feed()
+        if self.adapting.any:
+            self.adapting.begin()
 
     def answer(self, reports: Sequence[Report]) -> None:
         """Take reports of jobs that never got to their executor, from inside a step; see `submit`."""
@@ -265,6 +308,7 @@ class Dispatcher:
     async def close(self) -> None:
         """Close all executors at once, each within the grace period and a little. Idempotent."""
         self._closed = True
+        self.adapting.stop()
         opening = list(self._opening.values())
         for task in opening:  # for runs that were cancelled meanwhile; one that waits for a dead host may never be done
             task.cancel()
@@ -282,12 +326,10 @@ class Dispatcher:
             task.result()  # a plug-in that fails to close is told to whoever closes the engine
 
 
-def _made(spec: LimitSpec) -> Limit:
-    return Limit(spec.name, spec.slots, rate=Rate(*spec.rate) if spec.rate is not None else None)
-
-
 def _told(spec: LimitSpec) -> str:
     words = [f"{spec.slots} at a time"] if spec.slots is not None else []
+    if spec.adaptive is not None:
+        words = [f"{spec.adaptive.lowest} to {spec.adaptive.highest} at a time, from {spec.adaptive.start} on"]
     if spec.rate is not None:
         count, period, burst = spec.rate
         words.append(f"{count} every {period / 1e9:g} s (burst {burst})")

@@ -17,6 +17,7 @@ from collections import Counter
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, Final
 
+from flowlane.core.elements import NOBODY
 from flowlane.core.states import RULES, Reason, TaskState
 from flowlane.runtime.ports import NEVER
 
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flowlane.core.messages import Transition
+    from flowlane.runtime.adapting import Resized
     from flowlane.runtime.ports import Chunk, Report, RunInfo, RunOutcome
 
 __all__ = [
@@ -36,8 +38,10 @@ __all__ = [
     "HistoryChunk",
     "LossChunk",
     "NoteChunk",
+    "ResizeChunk",
     "Shape",
     "events_of",
+    "lane_resized",
     "log_lost",
     "measures",
     "outputs",
@@ -160,9 +164,11 @@ class History:
         self._since = array("q", [NEVER]) * len(self.run.names)
         return LossChunk(self.run, self.clock, count, t)
 
-    def noted(self, element: int, attempt: int, report: Report) -> NoteChunk:
-        """What an executor told about an attempt that is out."""
+    def noted(self, element: int, attempt: int, report: Report) -> NoteChunk | ResizeChunk:
+        """What an executor told about an attempt that is out; or, of no element, that slots of the run have changed."""
         self.settle()
+        if element == NOBODY:
+            return ResizeChunk(self.run, self.clock, report.value)
         return NoteChunk(self.run, self.clock, element, attempt, report)
 
     def follow(self, transitions: Sequence[Transition]) -> list[int]:
@@ -355,6 +361,27 @@ class NoteChunk:
         yield task_noted(self.run, self._clock, *self._key, self._report)
 
 
+class ResizeChunk:
+    """Says that a lane or a limit has other slots: a `Chunk` without rows and with one event, ``lane.resized``."""
+
+    __slots__ = ("_clock", "change", "run")
+
+    transitions: Sequence[Transition] = ()
+    elapsed: Sequence[int] = ()
+
+    def __init__(self, run: RunInfo, clock: Clock, change: Resized) -> None:
+        self.run = run
+        self.change = change
+        self._clock = clock
+
+    @property
+    def reports(self) -> Mapping[tuple[int, int], Report]:
+        return {}
+
+    def events(self) -> Iterator[dict[str, Any]]:
+        yield lane_resized(self.run, self._clock, self.change)
+
+
 def measures(report: Report) -> dict[str, float | int]:
     """What an executor measured of an attempt, as fields of its last event. Looked at where it measured CPU time, or failed."""
     fields: dict[str, float | int] = {}
@@ -444,6 +471,24 @@ def task_noted(run: RunInfo, clock: Clock, element: int, attempt: int, report: R
     event["worker"] = report.worker or None
     event["attempt"] = attempt
     event["note"] = report.note
+    return event
+
+
+def lane_resized(run: RunInfo, clock: Clock, change: Resized) -> dict[str, Any]:
+    """The event ``lane.resized``."""
+    decision = change.decision
+    event = _common("lane.resized", "info", run, clock, decision.at)
+    event["lane"] = change.name if change.kind == "lane" else None
+    event["limit"] = change.name if change.kind == "limit" else None
+    event["before"] = decision.before
+    event["slots"] = decision.slots
+    event["note"] = decision.reason
+    event["latency_s"] = decision.latency_ns / 1e9 if decision.latency_ns else None
+    event["usual_s"] = decision.usual_ns / 1e9 if decision.usual_ns else None
+    event["errors"] = decision.errors
+    event["lag_s"] = decision.lag_ns / 1e9
+    event["samples"] = decision.samples
+    event["in_use"] = decision.in_use
     return event
 
 

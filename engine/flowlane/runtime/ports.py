@@ -97,6 +97,7 @@ class Capabilities:
     hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
     pickles        arguments and results cross a process boundary
     remote_values  results may stay where they were made: it may report a RemoteValue, and takes its own back as arguments
+    limits_memory  it ends a job that takes more than its Job.memory, for real
     interruptible  a running job hears that it is to stop; where none does (threads), one over its timeout is given up at once
     """
 
@@ -106,6 +107,7 @@ class Capabilities:
     pickles: bool = False
     remote_values: bool = False
     interruptible: bool = True
+    limits_memory: bool = False
 
 
 @dataclass(frozen=True, slots=True)

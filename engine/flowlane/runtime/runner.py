@@ -15,12 +15,13 @@ import itertools
 import random
 import threading
 import time
+from collections import deque
 from dataclasses import replace
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.core import messages as m
-from flowlane.core.elements import CHAIN, GRAPH
+from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import Reason, RunState, TaskState
@@ -64,6 +65,7 @@ if TYPE_CHECKING:
     from flowlane.core.plan import Plan, Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
+    from flowlane.runtime.adapting import Resized
     from flowlane.runtime.beginning import Beginning, Memory, Work
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
@@ -78,6 +80,8 @@ __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
 #: Notes of executors that a run keeps for its result; sinks get them all.
 NOTES_KEPT: Final = 20
+#: Changes of adaptive slots that it keeps, the latest: an hour's, of one lane that never settles.
+RESIZES_KEPT: Final = 7_200
 
 _NOTE_MAX: Final = 500  # characters
 _POISON: Final = "flowlane.errors.PoisonTask"
@@ -161,6 +165,7 @@ class Runner:
         self.measured = Measured(program.plan.size)
         self.notes: list[Note] = []
         self.noted = 0  # notes that came, those not kept included
+        self.resizes: deque[Resized] = deque(maxlen=RESIZES_KEPT)
         self.error: BaseException | None = None  # a fault of ours or of an executor's; it ended the run
         self._dispatcher = dispatcher
         self._context = context
@@ -170,6 +175,7 @@ class Runner:
         self._on_finish = on_finish
         self._keeper = keeper
         self._gate: Gate | None = None
+        self._unwatched_told = False
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
         self._memory = beginning.memory
@@ -184,6 +190,7 @@ class Runner:
         capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
         self._in_process = [not c.pickles for c in capabilities]
         self._enforces = [c.hard_kill for c in capabilities]
+        self._kills = [c.limits_memory for c in capabilities]
         self._deaf = [not c.interruptible for c in capabilities]
         self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
         self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
@@ -194,7 +201,7 @@ class Runner:
             [dispatcher.lane(lane) for lane in program.lanes],
             token=self.token,
             jitter=random.Random().random,
-            limits=[dispatcher.limit(spec) for spec in program.limits],
+            limits=[dispatcher.limit(spec, self.token) for spec in program.limits],
             recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
@@ -221,7 +228,7 @@ class Runner:
         )
         self.stretched: frozenset[str] = frozenset()
         self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
-        self.slots = {lane: dispatcher.lane(lane).slots for lane in program.lanes}
+        self.slots = {lane: dispatcher.slots(lane) for lane in program.lanes}
         self.ended_ns = NEVER
         if keeper is not None and lookups is not None:
             from flowlane.runtime.gate import Gate  # not at the top: most runs are not kept, and workers never are
@@ -324,6 +331,8 @@ class Runner:
 
     def receive(self, reports: Sequence[Report]) -> None:
         """Take reports of this run's jobs."""
+        if self._dispatcher.adapting.any:
+            self._sample(reports)
         events: list[m.Event] = []
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
@@ -377,6 +386,36 @@ class Runner:
                 recorded[element, attempt] = report
         if events:
             self._step(events, recorded)
+
+    def _sample(self, reports: Sequence[Report]) -> None:
+        """Tell adaptive lanes and limits how the attempts went that have ended: before their slots are given back."""
+        scheduler, adapting = self.scheduler, self._dispatcher.adapting
+        for report in reports:
+            if report.kind is STARTED or report.kind is NOTED or report.started == NEVER:
+                continue
+            element, attempt = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, report.ref & _ATTEMPT_MASK
+            if not scheduler.awaits(element, attempt):
+                continue
+            asked = scheduler.asked(element)
+            late = asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT
+            if asked is not None and not late:  # somebody's wish says nothing of load
+                continue
+            word = report.failure.ancestry[:1] if report.failure is not None else ()
+            ok = not late and (report.kind is SUCCEEDED or word == (_SKIP,))
+            adapting.sample(scheduler.holds(element), max(0, report.ended - report.started), ok)
+        adapting.decide()
+
+    def resized(self, change: Resized) -> None:
+        """A lane or a limit that adapts has other slots, perhaps one of this run's."""
+        own = self._names if change.kind == "lane" else self._limits
+        if change.name not in own or self.ended_ns != NEVER:
+            return
+        self.resizes.append(change)
+        report = Report(0, NOTED, ended=change.decision.at, value=change, note=change.change.text)
+        if self._recorded:
+            self._journal.note(self.info.id, NOBODY, 0, report)
+        if self._on_step is not None:
+            self._on_step([], {(NOBODY, 0): report})
 
     def note_once(self, element: int, attempt: int, text: str) -> None:
         """Tell something that holds for all attempts of a task, with the first."""
@@ -509,7 +548,7 @@ class Runner:
         if when is None:
             return True
         if failure.exception is None:  # it could not travel: there is nothing to ask about
-            return False
+            return True
         try:
             return bool(when(failure.exception))
         except Exception as error:  # noqa: BLE001 - user code
@@ -651,10 +690,11 @@ class Runner:
                 can = self._dispatcher.registry.capabilities(name)
                 self._in_process.append(not can.pickles)
                 self._enforces.append(can.hard_kill)
+                self._kills.append(can.limits_memory)
                 self._deaf.append(not can.interruptible)
                 if can.pickles:
                     self.pickling |= {name}
-                self.slots[name] = self._dispatcher.lane(name).slots
+                self.slots[name] = self._dispatcher.slots(name)
                 if can.remote_values and not self._remote:
                     self._remote = self.growth.remote = True
                     self._homes = [self._dispatcher.opened(each) for each in self._names[:-1]]
@@ -664,7 +704,7 @@ class Runner:
         numbers: list[int] = []
         for spec in made.limits:
             if spec.name not in self._limits:
-                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec))
+                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec, self.token))
             numbers.append(self._limits[spec.name])
         plan = made.plan
         if lanes != list(range(len(lanes))):
@@ -900,12 +940,22 @@ class Runner:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
                     job.cores, job.memory = needs
+                    if job.memory and not self._kills[lane]:
+                        self._tell_unwatched(lane, job)
         if self._enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
                 job.timeout = policy_of((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK).timeout / 1e9 or None
         if jobs:
             self._dispatcher.submit(self._names[lane], jobs)
+
+    def _tell_unwatched(self, lane: int, job: Job) -> None:
+        """Say once in a run that memory= holds nobody back there once it has begun."""
+        if not self._unwatched_told:
+            self._unwatched_told = True
+            where = self._names[lane]
+            text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
+            self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
 
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
@@ -936,7 +986,10 @@ class Runner:
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
         ref = make_ref(self.token, element, attempt)
-        return Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        if memory and not self._kills[lane]:
+            self._tell_unwatched(lane, job)
+        return job
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""

@@ -383,6 +383,13 @@ class Store(Protocol):
         """A sealed result. Raises StoreError when it is not there or cannot be read; whether it is whole, ``blob`` tells."""
         ...
 
+    def results(self, run_id: str, session: int, elements: range) -> Iterator[tuple[int, int, bytes]]:
+        """(element, attempt, sealed result) of a range of tasks, those of adopted rows too: as many as can be had at once.
+
+        A result that is not among them may be there all the same, and is to be had from `read`.
+        """
+        ...
+
     # ── the cache ────────────────────────────────────────────────────────────────────────────────────────────────
 
     def cached(self, key: bytes, now: int) -> CacheEntry | None:

@@ -80,7 +80,7 @@ def children() -> set[int]:
     return found
 
 
-def left_over(threads: set[int | None], processes: set[int], patience: float = 5.0) -> list[str]:
+def left_over(threads: set[int | None], processes: set[int], patience: float = 20.0) -> list[str]:
     """What is there now and was not before, after waiting for it to go."""
     deadline = time.monotonic() + patience
     while True:

@@ -375,6 +375,24 @@ class StoreContract:
         assert [row[:2] for row in store.attempts(lease.run, 1, range(2, 4))] == [(2, 1), (2, 2), (3, 1), (3, 2)]
         assert list(store.attempts(lease.run, 1, range(6, 9))) == []
 
+    def test_results_of_a_range_of_tasks_are_those_of_read(self, store: Store) -> None:
+        run = new_run()
+        first = store.begin(run, new_session())
+        values = [b"none", b"one", secrets.token_bytes(INLINE_MAX + 1), b"three"]
+        store.write(first, [attempt(n, 1, TaskState.SUCCEEDED, value) for n, value in enumerate(values)])
+        store.write(first, [attempt(4), attempt(5, 1, TaskState.FAILED)])
+        store.close_run(first, RunState.INTERRUPTED, _T, None)
+        second = store.reopen(run.id, new_session(adopted=[(7, (run.id, 1, 1, 1))]))
+        store.write(second, [attempt(8, 2, TaskState.SUCCEEDED, b"eight")])
+        for session, among in ((1, range(1, 9)), (2, range(7, 9)), (2, range(3))):
+            found = list(store.results(run.id, session, among))
+            assert {key[0] for key in found} <= set(among)
+            for element, number, data in found:
+                assert data == bytes(store.read((run.id, session, element, number)))
+        small = [key[:2] for key in store.results(run.id, 1, range(9)) if len(key[2]) < INLINE_MAX]
+        assert small == [(0, 1), (1, 1), (3, 1)]
+        assert [key[:2] for key in store.results(run.id, 2, range(9))] == [(7, 1), (8, 2)]
+
     def test_blocks_go_with_their_run(self, store: Store) -> None:
         run = new_run()
         lease = store.begin(run, new_session())

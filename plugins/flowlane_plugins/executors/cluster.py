@@ -236,7 +236,7 @@ class ClusterExecutor:
 
     def take(self, record: outpost.Record) -> None:
         """A worker's record has come. Any thread."""
-        ref, what, started, ended, sent, host, worker, cpu, rss, nbytes, pickling, payload = record
+        ref, what, started, ended, sent, host, worker, cpu, rss, nbytes, pickling, payload, small = record
         flight = self._flights.get(ref)
         if flight is None:
             return
@@ -269,7 +269,13 @@ class ClusterExecutor:
         report.bytes_in, report.bytes_out = flight.sent, nbytes
         if what == outpost.RETURNED:
             report.kind = SUCCEEDED
-            report.value = self.reference(flight, nbytes)
+            if small is None:
+                report.value = self.reference(flight, nbytes)
+            else:
+                stream, files = small
+                report.value = kept.Carried(
+                    self, flight.task, kept.Kept(flight.name, stream, (), tuple([(name, path) for name, path in files]))
+                )
         else:
             report.failure = transport.decode_failure(payload)
             if flight.asked and report.failure.type == "KeyboardInterrupt":  # how a task hears that it is to stop

@@ -69,6 +69,8 @@ class OnlyOnce(_plugin.SchedulerPlugin):  # type: ignore[misc]  # pyright: ignor
         topic: str = task.annotations[ANNOTATION]
         if finish == "processing":
             task.has_lost_dependencies = True
+        elif finish == "memory":
+            task.run_spec = None  # from now on it is data, as if it had been scattered: its arguments can go
         elif start == "processing" and finish != "memory" and task.who_wants:
             if finish == "erred":
                 self._scheduler.log_event(topic, (REFUSED, key, kwargs.get("worker") or ""))

@@ -10,6 +10,9 @@ In the engine's process a `Reference` stands for it. Among the arguments of a ca
 pickled as a number (`encoded`); the references themselves travel beside the arguments, at the top, where Dask and Ray look for
 them, and on the worker each number becomes the value again (`decoded`). Whoever else pickles a Reference gets its value.
 
+A small result (`CARRIED_MAX`) is not left behind: it comes with the record, and goes with the arguments (`Carried`). That
+is less to keep track of for everybody, and no loss of a worker can take it away.
+
 Imported by workers, so it stays light.
 """
 
@@ -17,7 +20,7 @@ from __future__ import annotations
 
 import pickle
 import threading
-from typing import TYPE_CHECKING, Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, Final, SupportsIndex
 
 from flowlane.loader import load_for
 from flowlane.runtime.ports import RemoteValue
@@ -30,7 +33,10 @@ if TYPE_CHECKING:
     from flowlane.storage.blob import Payload as Packed
     from flowlane_plugins.executors.pickling import Bytes
 
-__all__ = ["Kept", "Reference", "decoded", "encoded", "keep"]
+__all__ = ["CARRIED_MAX", "Carried", "Kept", "Reference", "decoded", "encoded", "keep"]
+
+#: Bytes up to which a result travels with the record of its task.
+CARRIED_MAX: Final = 4096
 
 
 class _Travelling(threading.local):
@@ -138,6 +144,32 @@ class Reference(RemoteValue):
             return pickle.loads, (pickling.pickled(self.fetch()),)
         number, _ = numbers.setdefault(id(self), (len(numbers), self))
         return _arrived, (number,)
+
+
+class Carried(Reference):
+    """A result that came along. It is still packed: nobody here may ever look into it."""
+
+    __slots__ = ("_kept",)
+
+    def __init__(self, home: object, maker: str, kept: Kept) -> None:
+        super().__init__(home, kept.nbytes, kept.name, maker)
+        self._kept = kept
+
+    def bring(self) -> Kept:
+        return self._kept
+
+    def vanished(self) -> bool:
+        return False
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        if _travelling.numbers is None:
+            return super().__reduce_ex__(protocol)
+        return _came_along, (self._kept,)
+
+
+def _came_along(kept: Kept) -> Any:
+    """On a worker: the value of a small result among the arguments that are being decoded."""
+    return kept.value()
 
 
 def _arrived(number: int) -> Any:

@@ -55,7 +55,8 @@ STOPPED: Final = 5  # it was interrupted, somewhere between its begin and the an
 NEVER: Final = -1
 
 #: (ref, one of the above, started, ended, sent: ns of this machine's clock, machine, worker, CPU ns, peak memory,
-#: bytes of the result, ns of pickling, failure as bytes or None). Plain data: msgpack carries it, in this order.
+#: bytes of the result, ns of pickling, failure as bytes or None, a small result as (pickle, files) or None). Plain data:
+#: msgpack carries it, in this order.
 Record: TypeAlias = "Sequence[Any]"
 
 _TELL_AFTER: Final = 0.02  # seconds that a call may take before it is told that it has begun
@@ -87,7 +88,7 @@ def perform(
     tell: Callable[[Record], object],
     cpu: Callable[[], int] = time.thread_time_ns,
 ) -> tuple[Record, Kept | None]:
-    """Run one call, with `inputs` for the references in its payload. The record of how it went, and its result.
+    """Run one call, with `inputs` for the references in its payload. The record of how it went, and its result if that stays.
 
     `worker` is this worker's name for people. `tell` is given a STARTED record when the call takes long, from another
     thread. `cpu` is the clock that counts for the call. Never raises.
@@ -128,7 +129,10 @@ def perform(
             failure = _failure(error.with_traceback(None))
             return _record(ref, RAISED, started, worker, ended, used, failure=failure), None
         pickling = started - began + monotonic_ns() - ended
-        return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling), result
+        if result.nbytes > kept.CARRIED_MAX or result.buffers:
+            return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling), result
+        small = (bytes(result.stream), result.files)
+        return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling, small=small), None
     finally:
         _calls.end(key)
 
@@ -153,10 +157,11 @@ def _record(
     nbytes: int = NEVER,
     pickling: int = NEVER,
     failure: bytes | None = None,
+    small: tuple[bytes, transport.Files] | None = None,
 ) -> Record:
     now = monotonic_ns()
     ended = now if ended == NEVER else ended
-    return (ref, what, started, ended, now, _machine(), worker, cpu, _peak(), nbytes, pickling, failure)
+    return (ref, what, started, ended, now, _machine(), worker, cpu, _peak(), nbytes, pickling, failure, small)
 
 
 def _peak() -> int:

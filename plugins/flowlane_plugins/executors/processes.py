@@ -90,7 +90,12 @@ class ProcessesExecutor:
             "output_limit": output_limit,
         }
         self.capabilities = Capabilities(
-            accepts=frozenset({"sync"}), default_slots=self._slots, hard_kill=True, pickles=True, remote_values=True
+            accepts=frozenset({"sync"}),
+            default_slots=self._slots,
+            hard_kill=True,
+            pickles=True,
+            remote_values=True,
+            limits_memory=True,
         )
         self._pool: Pool | None = None
 

@@ -50,6 +50,7 @@ _SLOTS: Final = 16  # of a cluster that we have not met yet
 _NEWS: Final = 1.0  # seconds to wait for news at a time
 _LISTENING: Final = 0.1  # seconds after which it is seen that this is to end
 _COUNTING: Final = 5.0  # seconds between two looks at how large the cluster is
+_FUNCTIONS_KEPT: Final = 1_000
 _KILLING: Final = 3.0  # seconds that a worker may take to be gone
 _FETCHING: Final = 600.0  # seconds for a value to get here
 
@@ -89,6 +90,7 @@ class RayExecutor(ClusterExecutor):
         self._keywords = dict(init or {})
         self._ray: Any = None
         self._attempt: Any = None
+        self._functions: dict[tuple[Any, ...], Any] = {}
         self._mailbox: Any = None
         self._started = False  # by us
         self._errors: Any = None
@@ -157,6 +159,7 @@ class RayExecutor(ClusterExecutor):
         ray, self._ray = self._ray, None
         mailbox, self._mailbox = self._mailbox, None
         self._attempt = None
+        self._functions.clear()
         with contextlib.suppress(Exception):  # it is gone already: there is nothing left to end
             if mailbox is not None:
                 ray.get(mailbox.leave.remote(self.lane), timeout=1)
@@ -188,14 +191,24 @@ class RayExecutor(ClusterExecutor):
     def send(self, batch: Sequence[tuple[Flight, Call]]) -> None:
         """Hand jobs to Ray. Large arguments are copied into its store."""
         for flight, call in batch:
-            options: dict[str, Any] = {"name": flight.task}
+            inputs: list[Any] = [reference.ref for reference in _references(flight)]
+            record, value = self._function(flight).remote(call, *inputs)
+            flight.handle = (record, value)
+            record.future().add_done_callback(partial(self._answered, flight))
+
+    def _function(self, flight: Flight) -> Any:
+        """What to call for a job: Ray's function, with its name and needs. Made once for each task: that takes a while."""
+        wanted = (flight.name, *flight.needs.items())
+        function = self._functions.get(wanted)
+        if function is None:
+            if len(self._functions) >= _FUNCTIONS_KEPT:
+                self._functions.clear()
+            options: dict[str, Any] = {"name": flight.name}
             needs = dict(flight.needs)
             if needs:
                 options |= {"num_cpus": needs.pop("CPU", 1), "num_gpus": needs.pop("GPU", 0), "resources": needs}
-            inputs: list[Any] = [reference.ref for reference in _references(flight)]
-            record, value = self._attempt.options(**options).remote(call, *inputs)
-            flight.handle = (record, value)
-            record.future().add_done_callback(partial(self._answered, flight))
+            function = self._functions[wanted] = self._attempt.options(**options)
+        return function
 
     # ── and back ──────────────────────────────────────────────────────────────────────────────────────────────────
 

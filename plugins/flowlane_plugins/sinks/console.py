@@ -106,6 +106,10 @@ class ConsoleSink:
         offset = f"{(event['mono_ns'] - base) / 1e9:>10.3f}"
         if event["event"] == "task.noted":
             return f"{offset}  {inert(event['task'])}  {self._paint(_short(event['note']), '33')}\n"
+        if event["event"] == "lane.resized":
+            who = event["lane"] or f"limit {event['limit']}"
+            change = f"{event['before']} {self._arrow} {event['slots']} slots"
+            return f"{offset}  {inert(who)}  {change}  {_short(event['note'])}\n"
         if event["event"] != "task.transition":
             return f"{offset}  {event['event']}  {event['lost']} events were lost: the log could not keep up\n"
         if event["reason"] == _RESTORED:  # told together: there may be a hundred thousand

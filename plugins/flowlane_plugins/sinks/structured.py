@@ -269,6 +269,8 @@ def _sentence(event: Mapping[str, Any]) -> str:
                 words.append(f"(because of {get('root')})")
         case "task.noted":
             words += [get("task"), get("note")]
+        case "lane.resized":
+            words += [get("lane") or get("limit"), get("before"), "→", f"{get('slots')} slots:", get("note")]
         case "run.started":
             words.append(f"started: {get('tasks')} tasks")
         case "run.finished":

@@ -199,6 +199,12 @@ class MemoryStore:
                 )
             return result
 
+    def results(self, run_id: str, session: int, elements: range) -> Iterator[tuple[int, int, bytes]]:
+        with self._lock:
+            rows = self._session(run_id, session).rows
+            keys = sorted(key for key, row in rows.items() if key[0] in elements and row.result in self._results)
+            return iter([(*key, self._results[rows[key].result]) for key in keys])  # type: ignore[index]
+
     # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def cached(self, key: bytes, now: int) -> CacheEntry | None:

@@ -1,7 +1,8 @@
 """What became of a run, from the tasks' own journal and from the database, by SQL and arithmetic of our own.
 
 Nothing of the engine is imported. What is known of the database is what its schema says: an attempt's id is
-``sid << 40 | element << 16 | attempt``; state 4 is "succeeded"; a session's graph is compressed JSON with the tasks' names.
+``sid << 40 | element << 16 | attempt``; state 4 is "succeeded", 12 "skipped"; a session's graph is compressed JSON with the
+tasks' names, and blocks tell what came into being later.
 
 The database is never opened where it is: opening one that a killed process left makes SQLite recover it, and that is what
 the next `flow` has to do. A copy of the file and its log is looked at instead.
@@ -25,16 +26,26 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SUCCEEDED = 4
-WIDTH, LINKS, LARGE = 8, 8, 100_000
+SUCCEEDED, SKIPPED = 4, 12
+WIDTH, LINKS, LARGE, WIDE = 8, 8, 100_000, 12
 
-#: Workflow of work.py → its tasks.
+_BRANCHES = (*[f"branch[{n}]" for n in range(4)], "more/more")
+
+#: Workflow of work.py → its tasks. Of one that becomes more than it was those that run: not what stands for them.
 TASKS = {
     "killed": frozenset(
         [f"{name}-{n}" for name in ("pull", "parse", "crunch", "leaf") for n in range(WIDTH)]
         + [f"link-{n}" for n in range(LINKS)]
         + ["fold", "join"]
     ),
+    "grown": frozenset(
+        [f"{name}[{n}]" for name in ("drawn", "smash", "odd", "skim") for n in range(WIDE)]
+        + [f"tree[{merge}]" for merge in ("1.0", "1.1", "1.2", "1.3", "2.0", "2.1", "3.0")]
+        + [f"{part}/{name}" for part in _BRANCHES for name in ("draw[0]", "draw[1]", "draw[2]", "add")]
+        + [f"link-{n}" for n in range(LINKS)]
+        + ["numbers", "keyed[eu]", "keyed[us]", "more", "more/more", "told"]
+    )
+    - {"tree[2.1]"},  # one item alone is no merge
     "small": frozenset(["link-0", "link-1", "link-2", "parse", "inflate", "deflate"]),
 }
 
@@ -44,10 +55,28 @@ def expected(workflow: str) -> object:
     last = 1
     for n in range(3 if workflow == "small" else LINKS):
         last = last * 3 + n
+    if workflow == "grown":
+        drawn = [7 * n for n in range(WIDE)]
+        smashed = [hashlib.sha256(str(value).encode()).hexdigest() for value in drawn]
+        odd, skimmed = [value for value in drawn if value % 2], [value for value in drawn if value % 3]
+        return [
+            smashed,
+            odd,
+            sum(drawn),
+            [_branch(n) for n in (0, 10, 20, 30)],
+            {"eu": 35, "us": 42},
+            skimmed,
+            _branch(4),
+            last,
+        ]
     if workflow == "small":
         return hashlib.sha256(_block(1, last)).hexdigest()
     blocks = b"".join([_block(n, 7 * n) for n in range(WIDTH)])
     return [hashlib.sha256(blocks).hexdigest(), sum(range(WIDTH)), last]
+
+
+def _branch(number: int) -> int:
+    return 7 * (3 * number + 3)
 
 
 def _block(number: int, value: int) -> bytes:
@@ -100,7 +129,7 @@ def copied(path: Path) -> Iterator[sqlite3.Connection]:
 class Stored:
     """A run as it is stored, after the last commit.
 
-    committed  names of tasks that some session of it has as succeeded
+    committed  names of tasks that some session of it has as succeeded, or as skipped by their own word
     latest     name → state, of its latest session
     """
 
@@ -133,14 +162,41 @@ def _run(db: sqlite3.Connection, key: int, run_id: str, number: int, latest: int
         "SELECT sid, number, state, graph FROM sessions WHERE run = ? ORDER BY sid", (key,)
     ).fetchall()
     for sid, _, session_state, graph in sessions:
-        names = json.loads(zlib.decompress(graph))["names"]
+        names = _names(db, sid, graph)
         query = "SELECT id >> 16 & 0xffffff, state FROM attempts WHERE id >> 40 = ? ORDER BY id"
-        rows = {names[element]: found for element, found in db.execute(query, (sid,)).fetchall()}
-        committed.update(name for name, found in rows.items() if found == SUCCEEDED)
+        found_rows = db.execute(query, (sid,)).fetchall()
+        if stray := [element for element, _ in found_rows if element not in names]:
+            raise AssertionError(f"rows of tasks that no block tells of: {stray}")
+        rows = {names[element]: found for element, found in found_rows}
+        committed.update(name for name, found in rows.items() if found in (SUCCEEDED, SKIPPED))
         if sid == latest:
             states, state = rows, session_state
     assert [row[1] for row in sessions] == list(range(1, number + 1)), "the sessions of a run count from 1"
     return Stored(run_id, number, state, frozenset(committed), states)
+
+
+def _names(db: sqlite3.Connection, sid: int, graph: bytes) -> dict[int, str]:
+    """Element → name, of all a session knows of."""
+    names = dict(enumerate(json.loads(zlib.decompress(graph))["names"]))
+    if not db.execute("SELECT 1 FROM sqlite_master WHERE name = 'blocks'").fetchone():
+        return names
+    query = (
+        "SELECT id >> 16 & 0xffffff, length, kind, owner, first, level, data FROM blocks WHERE id >> 40 = ? ORDER BY id"
+    )
+    for start, length, kind, owner, first, level, data in db.execute(query, (sid,)).fetchall():
+        if kind == 0:
+            inner = json.loads(zlib.decompress(data))["names"]
+            names.update((start + node, f"{names[owner]}/{name}") for node, name in enumerate(inner))
+        elif kind == 2:
+            names[start] = f"{names[owner]}[{level}.{first}]"
+        else:
+            chain = json.loads(data)
+            for n in range(length):
+                index, stage = divmod(n, len(chain["stages"]))
+                keys = chain["keys"].get(str(stage))
+                key = keys[index] if keys else first + index
+                names[start + n] = f"{names[chain['stages'][stage]]}[{key}]"
+    return names
 
 
 # ── processes ─────────────────────────────────────────────────────────────────────────────────────────────────────

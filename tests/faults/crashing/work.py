@@ -18,7 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from flowlane import task, workflow
+from flowlane import Skip, current_task, task, workflow
+from flowlane.program import Work
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -237,3 +238,96 @@ def growing(journal: str, count: int = 40, size: int = 200_000) -> str:
 def digested(journal: str, name: str, data: bytes) -> str:
     with noted(journal, name):
         return hashlib.sha256(data).hexdigest()
+
+
+# ── that become more than they were ───────────────────────────────────────────────────────────────────────────────
+
+WIDE = 12
+JOURNAL = os.path.join("..", "journal")  # beside the working folder, where all processes of a trial are
+
+
+@contextmanager
+def noted_here() -> Iterator[None]:
+    """As `noted`, of a task that does not know its name before it runs."""
+    with noted(JOURNAL, current_task().task):
+        yield
+
+
+@task.io
+async def numbers(count: int) -> list[int]:
+    with noted_here():
+        await asyncio.sleep(0.005)
+    return list(range(count))
+
+
+@task.io
+async def draw(number: int) -> int:
+    with noted_here():
+        await asyncio.sleep(0.003 * (number % 4))
+    return number * 7
+
+
+@task.cpu
+def smash(value: int) -> str:
+    with noted_here():
+        time.sleep(0.002 * (value % 3))
+    return hashlib.sha256(str(value).encode()).hexdigest()
+
+
+@task.io
+def odd(value: int) -> bool:
+    with noted_here():
+        return value % 2 == 1
+
+
+@task.io
+async def skim(value: int) -> int:
+    with noted_here():
+        await asyncio.sleep(0.002)
+    if value % 3 == 0:
+        raise Skip("nothing in it")
+    return value
+
+
+@task.io
+async def add(values: list[int]) -> int:
+    with noted_here():
+        await asyncio.sleep(0.004)
+    return sum(values)
+
+
+@task.io
+async def more(number: int, times: int) -> int | Work[int]:
+    with noted_here():
+        await asyncio.sleep(0.003)
+    return more.bind(number + 1, times - 1) if times > 1 else branch.bind(number)
+
+
+@workflow
+def branch(number: int) -> int:
+    """A map inside of what is made at run time."""
+    return add(draw.map([number, number + 1, number + 2]))
+
+
+@workflow
+def grown(journal: str) -> list[object]:
+    """A chain of maps with a filter and a tree on it, workflows by element, keys, skips, and work returned twice over."""
+    found = numbers(WIDE)
+    drawn = draw.options(name="drawn").map(found)
+    smashed = smash.map(drawn)
+    total = add.options(name="tree").reduce(drawn, fan_in=3)
+    branches = branch.map([0, 10, 20, 30])
+    keyed = draw.options(name="keyed").map({"eu": 5, "us": 6})
+    skimmed = skim.map(drawn)
+    grown = more(3, 2)
+    last = 1
+    for n in range(LINKS):
+        last = step.options(name=f"link-{n}")(journal, f"link-{n}", n, last)
+    whole = [smashed, odd.filter(drawn), total, branches, keyed, skimmed, grown, last]
+    return told.options(name="told")(whole)
+
+
+@task.io
+def told(whole: list[object]) -> list[object]:
+    with noted_here():
+        return whole

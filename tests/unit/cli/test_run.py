@@ -231,3 +231,50 @@ def test_an_executor_that_cannot_be_opened_is_an_error_of_its_own(flow: Flow, mo
     assert "error: executor 'gpu' finds no device" in done.err
     assert "hint: plug one in" in done.err
     assert "Traceback" not in done.err
+
+
+# ── parts ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+PARTS = """
+import os
+from flowlane import task, workflow
+
+@task.io
+def read(x: int) -> int:
+    return x
+
+@task.io
+def double(x: int) -> int:
+    if os.path.exists("broken"):
+        raise ValueError("broken")
+    return 2 * x
+
+@task.io
+def tell(x: int) -> int:
+    return x
+
+@workflow
+def etl() -> int:
+    return tell(double(read(3)))
+"""
+
+
+def test_a_part_by_itself(flow: Flow, write: Write) -> None:
+    write("parts.py", PARTS)
+    assert flow("run", "parts.py", "--only", "read", "--only", "dou*").out == '{"double":6}\n'
+    assert flow("run", "parts.py", "--until", "double").out == '{"double":6}\n'
+    assert flow("run", "parts.py", "--from", "read", "--until", "read").out == '{"read":3}\n'
+    result = flow("run", "parts.py", "--from", "double")
+    assert result.code == 2
+    assert "task 'double' needs the value of 'read', which is left out" in result.err
+    assert "--from read" in result.err
+    assert "did you mean 'double'?" in flow("run", "parts.py", "--only", "duoble").err
+
+
+def test_a_part_goes_on_as_a_part(flow: Flow, write: Write) -> None:
+    write("parts.py", PARTS)
+    broken = write("broken", "")
+    assert flow("run", "parts.py", "--until", "double").code == 1
+    os.unlink(broken)
+    result = flow("resume")
+    assert (result.code, result.out) == (0, '{"double":6}\n')

@@ -282,8 +282,7 @@ def test_a_teardown_waits_for_its_block_and_reads_its_setup() -> None:
     def body() -> Any:
         db = anything()
         with teardown(read.bind(db)):
-            a = parse(fetch("a", db))
-        return a
+            return parse(fetch("a", db))
 
     program = of(body)
     assert program.names == ("anything", "fetch", "parse", "read")

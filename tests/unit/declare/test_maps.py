@@ -115,22 +115,18 @@ def test_other_iterables_are_kept_as_they_are() -> None:
 
 
 def test_options_of_a_map() -> None:
-    program = of(lambda: fetch.options(in_flight=7, batch=32, enough=3, cancel_rest=False, name="eu").map(["a"]))
+    program = of(lambda: fetch.options(in_flight=7, enough=3, cancel_rest=False, name="eu").map(["a"]))
     assert program.names == ("eu",)
     assert program.plan.maps[0] == MapSpec(window=7, enough=3, cancel_rest=False)
-    assert program.maps[0].batch == 32
-    program = of(lambda: fetch.options(batch="auto").map(["a"]))
-    assert program.maps[0].batch == -1
 
 
 def test_options_of_the_decorator_reach_maps_and_leave_single_calls_alone() -> None:
-    @task.io(in_flight=5, batch=4)
+    @task.io(in_flight=5)
     def own(x: int) -> int:
         return x
 
     program = of(lambda: [own(1), own.map([1])])
     assert program.plan.maps == {1: MapSpec(window=5)}
-    assert program.maps[1].batch == 4
 
 
 def test_methods_are_mapped_behind_their_instance() -> None:
@@ -336,7 +332,6 @@ def test_reductions_that_cannot_be() -> None:
 
 def test_numbers_that_are_none() -> None:
     assert "in_flight=0" in fault(lambda: fetch.options(in_flight=0).map(["a"])).message
-    assert "batch=0" in fault(lambda: fetch.options(batch=0).map(["a"])).message
     assert "enough=0" in fault(lambda: fetch.options(enough=0).map(["a"])).message
 
 

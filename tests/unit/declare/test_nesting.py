@@ -138,7 +138,7 @@ def test_what_it_returns_is_a_value() -> None:
     def returns_a_call() -> Any:
         return one.bind("a")
 
-    assert "returns one.bind(...)" in fault(lambda: returns_a_call(), HandleError).message
+    assert "returns one.bind(...)" in fault(lambda: [returns_a_call()], HandleError).message
     assert "given one.bind(...)" in fault(lambda: total(one.bind("a")), HandleError).message
 
 

@@ -11,7 +11,7 @@ from flowlane.core.plan import Requirement
 from flowlane.core.rules import AT_LEAST, TRIGGERS, TriggerRule
 from flowlane.declare.bounds import Bounds
 from flowlane.declare.choice import when
-from flowlane.declare.limits import Limit, by_name, machine_memory, parse_memory
+from flowlane.declare.limits import SHARE, Limit, by_name, machine_memory, parse_memory
 from flowlane.declare.spec import RetryPolicy
 from flowlane.declare.task import task
 from flowlane.declare.workflow import workflow
@@ -192,7 +192,7 @@ def test_memory() -> None:
     program = of(lambda: [read.options(memory="1.5 MB")("a"), read("b")])
     assert program.memory == {0: 1_500_000}
     (limit,) = program.limits
-    assert limit.name == "memory" and limit.slots == machine_memory() // 1_000_000
+    assert limit.name == "memory" and limit.slots == int(machine_memory() * SHARE) // 1_000_000
     assert program.plan.requirements[1] == Requirement(1, ((0, 2),))
     assert "and there are" in fault(lambda: read.options(memory="900 TB")("a")).message
     small = by_name([Limit("memory", 100)], "a run")

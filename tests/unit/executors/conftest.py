@@ -93,7 +93,7 @@ def nothing_left() -> Iterator[None]:
     """Fails when the test leaves a child process or a thread behind."""
     threads, before = {t.ident for t in threading.enumerate()}, {child.pid for child in children()}
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while True:
         left = [t.name for t in threading.enumerate() if t.ident not in threads]
         left += [f"process {child.pid}" for child in children() if child.pid not in before]

@@ -263,6 +263,10 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
+def said_threads() -> str | None:
+    return os.environ.get("OMP_NUM_THREADS")
+
+
 def pid() -> int:
     return os.getpid()
 

@@ -76,6 +76,21 @@ async def test_a_job_that_was_not_begun_is_taken_back(
     await executor.close(0)
 
 
+async def test_a_job_with_cores_tells_libraries_in_its_worker(
+    inbox: Inbox, job: Callable[..., Job], shapes: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    pool, executor = await opened(inbox, pickles=True)
+    pool.end()  # its sign of life
+    jobs = [job(shapes.said_threads) for _ in range(3)]
+    jobs[1].cores = 2
+    executor.submit(jobs)
+    for _ in jobs:
+        pool.end()
+    assert [report.value for report in await inbox.finals(*jobs)] == ["3", "2", "3"]
+    await executor.close(0)
+
+
 async def test_a_running_job_is_given_up_at_once_and_its_late_outcome_dropped(
     inbox: Inbox, job: Callable[..., Job], shapes: ModuleType
 ) -> None:

@@ -34,7 +34,7 @@ from flowlane_plugins.executors.threads import ThreadsExecutor
 def no_thread_left() -> Iterator[None]:
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 20
     while (left := [t for t in threading.enumerate() if t not in before]) and time.monotonic() < deadline:
         time.sleep(0.005)
     assert not left

@@ -183,6 +183,19 @@ class Reading(Base):
             raise ResultDamaged(f"{whose} has not the {size:,} bytes that were written")
         return result
 
+    def results(self, run_id: str, session: int, elements: range) -> Iterator[tuple[int, int, bytes]]:
+        query = (
+            "SELECT a.id, a.size, coalesce(b.result, a.result) FROM attempts a LEFT JOIN adopted o ON o.row = a.id"
+            " LEFT JOIN attempts b ON b.id = o.origin WHERE a.id BETWEEN ? AND ? AND a.size > 0 ORDER BY a.id"
+        )
+        with self._database.reading() as db:
+            sid = sid_of(db, run_id, session)
+            rows = db.execute(query, span(sid, elements)).fetchall() if sid is not None else []
+        for row, size, result in rows:
+            if isinstance(result, bytes) and len(result) == size:  # else it is in a file, or `read` tells what is wrong
+                _, element, attempt = unpack(row)
+                yield element, attempt, result
+
     # ── the cache ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
     def cached(self, key: bytes, now: int) -> CacheEntry | None:

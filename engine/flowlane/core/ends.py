@@ -1,0 +1,399 @@
+"""How an end is told: to those that wait for it, to the rules and conditions they have, to what it is a part of.
+
+`_settle` gives an element its final state and puts it on a list; `_ripple` works that off, and whoever ends by it joins the list.
+Nothing is recursive, and what is told of a failure is a shortest way.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from heapq import heappush
+from typing import TYPE_CHECKING
+
+from flowlane.core import messages as m
+from flowlane.core.census import Census
+from flowlane.core.elements import CHAIN, GRAPH, NOBODY
+from flowlane.core.messages import NEVER
+from flowlane.core.outcomes import (
+    AGAIN,
+    AGEING,
+    BAD,
+    BECAME_READY,
+    CODE,
+    ENDED,
+    FAILURES,
+    HAS_VALUE,
+    LINKED,
+    OK,
+    OUT,
+    OUTCOME,
+    RETRY,
+    SKIP,
+    TOTAL_DEADLINE,
+)
+from flowlane.core.ready import ELEMENT_BITS
+from flowlane.core.rules import ALL_SUCCESS, Trigger
+from flowlane.core.states import (
+    CANCELLED,
+    PENDING,
+    READY,
+    RETRYING,
+    SKIPPED,
+    SUCCEEDED,
+    UNKNOWN,
+    UPSTREAM_FAILED,
+    Reason,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from flowlane.core.chains import Chain, Scope, Stage
+
+
+__all__ = ["Ends"]
+
+
+class Ends(Census, ABC):
+    """See the module's text."""
+
+    # ── what the layers above do ──────────────────────────────────────────────────────────────────────────────────
+
+    @abstractmethod
+    def _tell_linked(self, element: int, outcome: int) -> None:
+        """Tell of an end whom it concerns beside plain dependants."""
+
+    @abstractmethod
+    def _open_gate(self, chain: Chain, stage: Stage) -> None:
+        """All that a map waits for, beside the items it takes from another, is there."""
+
+    @abstractmethod
+    def _close_gate(self, chain: Chain, stage: Stage) -> None:
+        """A map will not run."""
+
+    @abstractmethod
+    def _become(self, element: int) -> None:
+        """The turn of an element that becomes a graph has come."""
+
+    @abstractmethod
+    def _cancel(self, elements: Iterable[int], reason: Reason) -> None:
+        """Stop elements, and what they have become."""
+
+    @abstractmethod
+    def _stop(self, reason: Reason) -> None:
+        """Begin nothing any more."""
+
+    # ── ready ─────────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _make_ready(self, element: int, attempt: int, code: int) -> None:
+        at = self._at
+        if attempt > 1:
+            self.first_ready_ns.setdefault(element, self.ready_ns[element])
+        self._state[element] = READY
+        self._attempt[element] = attempt
+        self.ready_ns[element] = at
+        self.launched_ns[element] = self.started_ns[element] = self.ended_ns[element] = NEVER
+        self._step.transitions.append((element, attempt, code, at))
+        queue = self._queue_of[element]
+        if queue < 0:
+            self._become(element)
+        else:
+            key = self._rank[element] << ELEMENT_BITS | element
+            if (
+                self._priority
+            ):  # time and priority in one, quantised so that ranks still count: both only ever move forward
+                key += (at - self._priority.get(element, 0) * AGEING) // (AGEING // 10) << ELEMENT_BITS + 31
+            heappush(self._waiting.queues[queue], key)
+        if self.has_total and attempt == 1:
+            self._limit_total(element)
+
+    def _may_retry(self) -> bool:
+        budget = self.plan.retry_budget
+        if budget and self._retries >= budget:
+            return False
+        self._retries += 1
+        return True
+
+    def _retry(self, element: int, reason: Reason, ended: int, wish: int) -> None:
+        attempt = self._attempt[element]
+        policy = self.policy(element)
+        self._step.transitions.append((element, attempt, CODE[self._state[element], RETRYING, reason], ended))
+        self._state[element] = RETRYING
+        self.ended_ns[element] = ended
+        if self._stopping is not None and not self._is_spared(
+            element
+        ):  # an attempt is left, but nothing is begun any more
+            self._settle(element, CANCELLED, self._stopping)
+            return
+        if wish != NEVER:
+            due = self._at + wish
+        else:
+            share = self._jitter() if policy.jitter and self._jitter is not None else 1.0
+            due = self._at + policy.delay(attempt, share)
+        if due <= self._at:
+            self._make_ready(element, attempt + 1, AGAIN)
+        else:
+            heappush(self._times, (due, RETRY, element, attempt))
+
+    def _rest_is_not_needed(self, restored: Iterable[int]) -> None:
+        """Of joins that an earlier session had made, the upstreams that had not ended by then."""
+        for element in restored:
+            rule = self._rules.get(element)
+            if rule is not None and rule.cancel_rest and self._state[element] in HAS_VALUE:
+                self._cancel([up for up in self.upstreams(element) if self._state[up] not in ENDED], Reason.NOT_NEEDED)
+        self._ripple()
+
+    def _limit_total(self, element: int) -> None:
+        policy = self.policy(element)
+        if policy.total_timeout:
+            heappush(self._times, (self._at + policy.total_timeout, TOTAL_DEADLINE, element, 0))
+
+    def _let_go(self, element: int) -> None:
+        """An attempt is not out any more; what it held is free."""
+        self._held[element] = 0
+        queue = self._queue_of[element]
+        if queue >= 0:
+            self._waiting.free(queue)
+
+    def _remember(self, element: int) -> bool:
+        """Let an element end as it had in an earlier session, if it had."""
+        assert self._recall is not None
+        told = self._recall(element)
+        if not told:
+            return False
+        code, chosen = told & 0xFF, told >> 8
+        if chosen:
+            self._chosen[element] = chosen
+        self._restored.add(element)
+        self._settle(element, code, Reason.PROCESS_DIED if code == UNKNOWN else Reason.RESTORED)
+        return True
+
+    def _settle(self, element: int, target: int, reason: Reason, at: int | None = None) -> None:
+        """Move an element to a final state. It will read its inputs no more. Whom it concerns is told by `_ripple`."""
+        state = self._state[element]
+        t = self._at if at is None else at
+        self._step.transitions.append((element, self._attempt[element], CODE[state, target, reason], t))
+        self._state[element] = target
+        if state != RETRYING:  # there the latest attempt has its end already
+            self.ended_ns[element] = t
+        self._open -= 1
+        uses, states = self._uses, self._state
+        for up in self._inputs[element]:
+            uses[up] -= 1
+            if not uses[up] and states[up] in HAS_VALUE:
+                self._released.append(up)
+        self._rippling.append(element)
+
+    def _drop(self, element: int, target: int, reason: Reason) -> None:
+        """End an element that is not out, whatever it waits for."""
+        if self._state[element] == READY and self._queue_of[element] >= 0:
+            self._waiting.stale[self._queue_of[element]] += 1  # its entry in the queue stays until it comes up
+        self._settle(element, target, reason)
+        if element in self._stages:
+            chain, stage = self._stages[element]
+            stage.reason = reason
+            self._close_gate(chain, stage)
+
+    def _ripple(self) -> None:
+        """Tell of all that has ended. Breadth first, so that the way told of a failure is a shortest one."""
+        ended, state, left = self._rippling, self._state, self._left
+        for element in ended:  # grows while it is walked
+            code = state[element]
+            outcome = OUTCOME[code]
+            if code in FAILURES:
+                self._count_failure(element)
+            for below in self._dependants[element]:
+                left[below] -= 1
+                if state[below] == PENDING:
+                    self._hear(below, element, outcome)
+            if outcome == OK and not self._uses[element]:
+                self._released.append(element)
+            if self._linked[element]:
+                self._tell_linked(element, outcome)
+        ended.clear()
+
+    def _hear(self, element: int, up: int, outcome: int) -> None:
+        """A pending element hears how one of its upstreams ended."""
+        rule = self._rules.get(element)
+        if rule is None:
+            if outcome == OK:
+                if not self._left[element] and element not in self._undecided:
+                    self._go(element)
+                return
+            if outcome == BAD and element not in self._undecided:
+                self._bar(element, BAD, up)
+                return
+            self._watch(element)
+        if up not in self._tidies.get(element, ()):  # how the work went is not the concern of who tidies up
+            tally = self._tally[element]
+            tally[outcome] += 1
+            if outcome != OK and tally[3] < 0:
+                tally[3] = up
+        self._weigh(element)
+
+    def _watch(self, element: int) -> None:
+        """From now on a tally of its upstreams is kept, as if it had a rule: one of them was skipped, say."""
+        self._rules[element] = ALL_SUCCESS
+        self._tally[element] = [0, 0, 0, NOBODY]
+        for up in self.upstreams(element):
+            self._link(up)
+
+    def _link(self, element: int) -> None:
+        self._linked[element] = 1
+        if self._held[element] == OUT:
+            self._held[element] = LINKED
+
+    def _weigh(self, element: int) -> None:
+        """What is certain about a pending element? Then let it be so."""
+        if element in self._undecided:
+            return
+        left, tally = self._left[element], self._tally.get(element)
+        if tally is None:
+            if not left:
+                self._go(element)
+            return
+        ok, bad, skipped, cause = tally
+        if element in self._tidies:
+            says = Trigger.FAIL if bad else Trigger.WAIT if left else Trigger.SKIP if skipped else Trigger.RUN
+        else:
+            says = self._rules[element].decide(ok, bad, skipped, left)
+        if says == Trigger.RUN:
+            rule = self._rules[element]
+            self._go(element)
+            if rule.cancel_rest and left:
+                rest = [up for up in self.upstreams(element) if self._state[up] not in ENDED]
+                self._cancel(rest, Reason.NOT_NEEDED)
+        elif says == Trigger.FAIL:
+            self._bar(element, BAD, cause)
+        elif says == Trigger.SKIP:
+            self._bar(element, SKIP, cause)
+
+    def _bar(self, element: int, outcome: int, cause: int) -> None:
+        """A pending element will not run."""
+        if cause >= 0:
+            self._cause[element] = cause
+        if outcome == BAD:
+            self._settle(element, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        else:
+            self._settle(element, SKIPPED, Reason.UPSTREAM_SKIPPED)
+        if element in self._stages:
+            self._close_gate(*self._stages[element])
+
+    def _go(self, element: int) -> None:
+        """All that a pending element waits for is there."""
+        if self._stopping is not None and not self._is_spared(element):
+            self._drop(element, CANCELLED, self._stopping)
+            return
+        found = self._stages.get(element)
+        if found is not None:
+            self._open_gate(*found)
+        elif element not in self._trees:  # a reduction begins with the map that it reads
+            self._make_ready(element, 1, BECAME_READY)
+
+    def _decide(self, element: int, choice: int, outcome: int, chosen: int) -> None:
+        """A guard of an element is decided."""
+        if self._state[element] != PENDING:
+            return
+        if outcome == OK and not chosen:
+            self._cause[element] = choice
+            self._undecided.pop(element, None)
+            self._settle(element, SKIPPED, Reason.NOT_CHOSEN)
+            if element in self._stages:
+                self._close_gate(*self._stages[element])
+            return
+        if outcome == BAD or (outcome == SKIP and element not in self._barred):
+            self._barred[element] = (outcome, choice)
+        self._undecided[element] -= 1
+        if self._undecided[element]:
+            return
+        del self._undecided[element]
+        barred = self._barred.pop(element, None)
+        if barred is not None:
+            self._bar(element, *barred)
+        else:
+            self._weigh(element)
+
+    def _count_failure(self, element: int) -> None:
+        """An element failed: does that end a group, a graph, the run?"""
+        if element not in self._stages and element not in self._trees and element not in self._scopes:
+            self._failures += 1  # of its own; a container fails because of others
+        for group in self._groups.get(element, ()):
+            self._cancel([other for other in group if self._state[other] not in ENDED], Reason.FAIL_FAST)
+        while True:  # does the failure reach the run, by way of all that the element is part of?
+            if element in self._may_fail:
+                return
+            block = self._elements.block(element)
+            if block.kind == GRAPH and block.owner < 0:
+                break
+            if block.kind == GRAPH:
+                assert block.plan is not None
+                if block.plan.fail_fast:
+                    rest = range(block.start, block.start + block.count)
+                    self._cancel([other for other in rest if self._state[other] not in ENDED], Reason.FAIL_FAST)
+                element = block.owner
+                if self._attempt[element] < self.policy(element).attempts and element in self._grafts:
+                    return
+            elif block.kind == CHAIN:
+                assert block.chain is not None
+                stage = block.chain.stages[(element - block.start) % len(block.chain.stages)]
+                if stage.spec.enough:
+                    return
+                element = stage.container
+            else:
+                element = block.owner
+        self._failed = True
+        limit = self.plan.max_failures
+        if limit < 0:  # a share of all there are, in per cent
+            limit = max(1, -limit * self._total() // 100)
+        if self._stopping is None and (self.plan.fail_fast or (limit and self._failures >= limit)):
+            self._stop(Reason.FAIL_FAST)
+
+    def _total(self) -> int:
+        """Elements there are, and those that are known to come."""
+        coming = {id(chain): (chain.known - chain.admitted) * len(chain.stages) for chain, _ in self._stages.values()}
+        return len(self._state) + sum(coming.values())
+
+    def _count(self, scope: Scope, element: int, outcome: int) -> None:
+        scope.open -= 1
+        code = self._state[element]
+        if outcome == OK:
+            scope.ok += 1
+        elif outcome == SKIP:
+            scope.skipped += 1
+        elif code == CANCELLED:
+            scope.cancelled += 1
+        elif code == UPSTREAM_FAILED:
+            scope.upstream_failed += 1
+        elif element not in self._may_fail:
+            scope.failed += 1
+
+    def _part_with(self, container: int) -> None:
+        """The value of a container is made, or never will be: its elements' own are not needed for it any more."""
+        if container in self._trees:
+            root = self._trees[container].root
+            parts: Iterable[int] = () if root < 0 else (root,)
+        elif container in self._stages:
+            parts = self.elements_of(container) if self._stages[container][1].whole else ()
+        else:
+            plan, start = self.plan_of(container)
+            parts = [start + node for node in plan.pinned]
+        uses, state = self._uses, self._state
+        for part in parts:
+            uses[part] -= 1
+            if not uses[part] and state[part] in HAS_VALUE:
+                self._released.append(part)
+
+    def _end_container(self, container: int, target: int, reason: Reason) -> None:
+        """A map has not succeeded. Somebody may want what there is of it all the same."""
+        if self._uses[container] and any(below in self._rules for below in self._dependants[container]):
+            self._step.commands.append(m.Gather(container))
+        self._settle(container, target, reason)
+
+    def _succeed_container(self, container: int, reason: Reason) -> None:
+        if self._uses[container]:
+            self._step.commands.append(m.Gather(container))
+        self._settle(container, SUCCEEDED, reason)
+
+    def _is_spared(self, element: int) -> bool:
+        """Whether it may begin although the run is stopping: because it tidies up."""
+        return element in self._tidies and not self._forced

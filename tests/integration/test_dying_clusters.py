@@ -1,0 +1,155 @@
+"""Workers and schedulers of clusters that die in mid-run: the run ends right, or with a clear message.
+
+Attempts are those of the retry policy, and no others.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from flowlane import Engine, RunState, Workflow, task
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+@pytest.fixture(scope="module")
+def dask_cluster() -> Iterator[Any]:
+    distributed = pytest.importorskip("distributed", reason="distributed is not installed: flowlane[dask]")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+    ) as cluster:
+        yield cluster
+
+
+@pytest.fixture
+def on_dask(dask_cluster: Any) -> Iterator[Engine]:
+    import distributed
+
+    with distributed.Client(dask_cluster, set_as_default=False) as client:
+        client.wait_for_workers(2, timeout=30)  # the test before may have killed some
+    with Engine(routes={"cpu": "dask"}, options={"dask": {"address": dask_cluster.scheduler_address}}) as engine:
+        yield engine
+
+
+def mark(path: Path) -> int:
+    """Leave a mark; how many there are."""
+    with path.open("a") as file:
+        file.write(f"{os.getpid()}\n")
+    return len(path.read_text().split())
+
+
+@task.cpu(retries=3)
+def die_twice(path: Path) -> int:
+    if mark(path) < 3:
+        os._exit(3)
+    return 7
+
+
+@task.cpu
+def die(path: Path) -> int:
+    mark(path)
+    os._exit(3)
+
+
+@task.cpu
+def hang(path: Path) -> None:
+    mark(path)
+    time.sleep(30)
+
+
+@task.cpu
+def make(path: Path, size: int) -> bytes:
+    mark(path)
+    return bytes(size)
+
+
+@task.io(executor="threads")
+def kill_the_maker(path: Path, made: None) -> bool:
+    pid = int(path.read_text())
+    os.kill(pid, signal.SIGKILL)
+    return True
+
+
+@task.cpu(retries=2)  # it may be sent to the dead worker before the scheduler has noticed
+def read(value: bytes, killed: bool) -> int:
+    return len(value)
+
+
+@pytest.mark.slow  # Dask takes seconds to put another worker in the place of each
+def test_a_worker_that_dies_is_tried_again_as_often_as_the_policy_says(on_dask: Engine, tmp_path: Path) -> None:
+    flow = Workflow("dying")
+    result = on_dask.start(flow.returns(flow.add(die_twice.bind(tmp_path / "marks")))).result(50)
+    assert result.value == 7
+    assert result.tasks["die_twice"].attempts == 3
+    assert len((tmp_path / "marks").read_text().split()) == 3
+
+
+def test_without_retries_it_is_not_tried_again_by_anybody(on_dask: Engine, tmp_path: Path) -> None:
+    flow = Workflow("dying")
+    flow.add(die.bind(tmp_path / "marks"))
+    handle = on_dask.start(flow)
+    with pytest.raises(Exception, match=r"die crashed: WorkerCrashed|task 'die' crashed"):
+        handle.result(50)
+    time.sleep(0.5)  # long enough for Dask to begin it anew, if it did
+    assert len((tmp_path / "marks").read_text().split()) == 1
+
+
+@pytest.mark.parametrize("size", [pytest.param(100, marks=pytest.mark.slow), 1_000_000])
+def test_a_result_that_died_with_its_worker_is_named_and_a_small_one_does_not(
+    on_dask: Engine, tmp_path: Path, size: int
+) -> None:
+    #   make ──▶ read
+    #     ╌╌▶ kill_the_maker ──▶ read
+    path = tmp_path / "marks"
+    flow = Workflow("losing")
+    made = flow.add(make.bind(path, size))
+    killed = flow.add(kill_the_maker.bind(path, None), after=[made])
+    flow.add(read.bind(made, killed))
+    handle = on_dask.start(flow)
+    if size < 4096:
+        assert handle.result(50).value == {"read": size}
+        return
+    with pytest.raises(Exception, match=r"the result of make .* is no longer on the dask cluster"):
+        handle.result(50)
+    assert handle.state is RunState.FAILED
+    assert len(path.read_text().split()) == 1, "nobody made it again behind our back"
+
+
+@pytest.mark.slow
+def test_a_scheduler_that_dies_ends_the_run_with_a_clear_message(tmp_path: Path) -> None:
+    pytest.importorskip("distributed", reason="distributed is not installed: flowlane[dask]")
+    address = tmp_path / "scheduler.json"
+    place = ["--scheduler-file", str(address), "--no-dashboard"]
+    dask = [sys.executable, "-m", "dask"]
+    quiet: dict[str, Any] = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    scheduler = subprocess.Popen([*dask, "scheduler", *place, "--port", "0"], **quiet)
+    worker = subprocess.Popen([*dask, "worker", *place, "--nthreads", "1", "--no-nanny"], **quiet)
+    try:
+        deadline = time.monotonic() + 30
+        while not address.exists():
+            assert time.monotonic() < deadline, "the scheduler has not started"
+            time.sleep(0.05)
+        options = {"dask": {"scheduler_file": str(address)}}
+        with Engine(routes={"cpu": "dask"}, options=options) as engine:
+            flow = Workflow("waiting")
+            flow.add(hang.bind(tmp_path / "marks"))
+            handle = engine.start(flow)
+            while not (tmp_path / "marks").exists():
+                assert time.monotonic() < deadline, "the task has not begun"
+                time.sleep(0.05)
+            scheduler.kill()
+            with pytest.raises(Exception, match=r"the connection to the Dask scheduler at .* is lost"):
+                handle.result(50)
+    finally:
+        for process in (worker, scheduler):
+            process.kill()
+            process.wait()
