@@ -249,7 +249,9 @@ class Interpreter:
         elif isinstance(statement, Stop):
             above = [statement.reads]
             ended += [inside.name for inside in statement.block]
-        self.ending.waits[placed.name] = Waits(rule, at_least, [up.name for up in above], ended)
+        merges = isinstance(statement, Reduce) and self.chained(placed) is not None  # item by item
+        waits = [] if merges else [up.name for up in above]
+        self.ending.waits[placed.name] = Waits(rule, at_least, waits, ended)
         says = self.conditions(placed) or {decide(rule, tally([self.outcome(up) for up in above]), at_least)}
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
