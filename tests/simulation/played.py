@@ -274,8 +274,10 @@ class Play:
                     self.pull(element, count)
                 case m.Graft(element):
                     self.graft(element)
-                case m.Gather(element):
+                case m.Gather(element, asked):
                     self.values[element] = self.gather(element)
+                    if asked:
+                        self.news.append(m.Gathered(element, self.chosen(element)))
                 case m.Release(elements):
                     for element in elements:
                         self.values.pop(element, None)

@@ -182,7 +182,9 @@ class Scheduler(Graphs):
         """After a batch: admit, free slots, fill slots, tell what is no longer needed, set the timer, notice the end."""
         step, at, waiting = self._step, self._at, self._waiting
         commands = step.commands
-        if self._dirty:
+        if self._dirty or self._postponed:
+            self._dirty |= self._postponed
+            self._postponed = {}
             self._admit_all()
         if self._released:
             commands.append(Release(self._released))
@@ -239,6 +241,8 @@ class Scheduler(Graphs):
                 self._expanded(event)
             case m.Grafted():
                 self._grafted(event)
+            case m.Gathered():
+                self._gathered(event)
             case m.TimerFired():
                 self._tick()
             case m.SlotAvailable():
