@@ -509,5 +509,6 @@ class Scheduler(Graphs):
                     for d in {*plan.dependants[node]}
                     if node not in (plan.maps[d].over if d in plan.maps else ())
                 )
-                parted = block.owner >= 0 and state[block.owner] in ENDED
+                owner = block.owner
+                parted = owner >= 0 and (state[owner] in ENDED or owner in self._gathering)
                 assert self._uses[v] == readers + (node in plan.pinned and not parted), self._story(v)
