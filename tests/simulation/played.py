@@ -416,7 +416,8 @@ class Play:
             for index in range(len(keys))
             if (element, index) in self.elements and scheduler.state(self.elements[element, index]) in DONE
         }
-        if any(isinstance(key, str) for key in keys):
+        over = getattr(placed.statement, "over", None)
+        if any(isinstance(key, str) for key in keys) or (isinstance(over, Lit) and over.keyed):
             return {keys[index]: value for index, value in have.items()}
         return list(have.values())
 
