@@ -173,7 +173,7 @@ def serve(root: Path | None, pages: int, weather: Weather) -> Mirror:
 
 
 @task.io(retry=PATIENT, limits=[POLITE])
-async def fetch(mirror: Mirror, path: str) -> Page:
+async def fetch(path: str, mirror: Mirror) -> Page:
     """GET one page. 503 and broken connections raise, so that they are tried again.
 
     A redirect is not followed: where it leads is a page like others, and fetched once like them.
@@ -217,7 +217,7 @@ def follow(mirror: Mirror, outlines: Sequence[Outline], trip: Trip) -> list[Outl
 @workflow(name="crawl")
 def _crawl(mirror: Mirror, paths: tuple[str, ...], trip: Trip) -> list[Outline]:
     """Fetch a level of pages, and all that they lead to. A page is parsed as soon as it is there."""
-    pages = fetch.options(timeout=trip.patience).starmap([(mirror, path) for path in paths])
+    pages = fetch.options(timeout=trip.patience).map(paths, mirror)
     outlines = parse.map(pages)
     return flatten([outlines, follow(mirror, outlines, trip)])
 
@@ -367,7 +367,7 @@ async def _serial(mirror: Mirror, trip: Trip) -> str:
         level: list[Outline] = []
         for path in paths:
             with contextlib.suppress(Skip):
-                level.append(parse.fn(await insist(partial(fetch.fn, mirror, path), trip.patience)))
+                level.append(parse.fn(await insist(partial(fetch.fn, path, mirror), trip.patience)))
         outlines += level
         paths = trip.next(level)
         trip = trip.on(paths)
@@ -416,7 +416,7 @@ class Trip(NamedTuple):
         return cls(start, frozenset(start), frozenset(sitemap), depth, patience)
 
     def next(self, outlines: Iterable[Outline]) -> tuple[str, ...]:
-        """After `outlines`: pages that they lead to and nobody has asked for, in a fixed order; at last those no link leads to."""
+        """Pages that `outlines` lead to and nobody has asked for, sorted; when there are none, those that no link leads to."""
         if not self.left:
             return ()
         found = {path for outline in outlines for path in outline.leads}
@@ -514,7 +514,10 @@ class Reader(HTMLParser):
 
 
 async def get(mirror: Mirror, path: str, hops: int = HOPS) -> Page:
-    """GET `path` and follow redirects, up to the last of `hops` requests. Raises Unavailable for 503, and other OSErrors for what the network does."""
+    """GET `path` and follow redirects, with at most so many requests.
+
+    Raises Unavailable for 503, and other OSErrors for what the network does.
+    """
     at = path
     status = 0
     for _ in range(hops):
