@@ -7,10 +7,10 @@
 overhead   N tasks of the given length, added up by ten tasks, added up by one. Bare: all futures are submitted at once, and the
            last one is fetched. Ours: the engine submits what is ready. Both are warm, and take turns; a ratio is one of two
            rounds that follow each other, the figure is their median. `no-op` is the same with tasks that do nothing.
-bytes      A task makes an array of 100 MB, another on another worker reads it, and a number comes back. Counted are the bytes that
-           the kernel has sent and received on TCP for each socket of this process (TCP_INFO), sampled every 5 ms so that
-           sockets that come and go are seen. What Ray passes by shared memory would show in the growth of this process's
-           memory, which is told as well.
+bytes      A task makes an array of 100 MB, another task reads it, and a number comes back. Counted are the bytes that the
+           kernel has sent and received on TCP for each socket of this process (TCP_INFO), sampled every 5 ms so that
+           sockets that come and go are seen. What Ray passes by shared memory would show in the growth of this
+           process's memory, which is told as well.
 
 Everything is on this machine: two workers with one thread each. Needs flowlane[dask] or flowlane[ray], and numpy.
 """
@@ -26,7 +26,7 @@ import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import psutil
 
@@ -152,7 +152,7 @@ def overhead(kind: str, tasks: int, ms: float, rounds: int) -> None:
 class Wire:
     """Bytes sent and received by the TCP sockets of this process while the context is open."""
 
-    def __enter__(self) -> Wire:
+    def __enter__(self) -> Self:
         self._before = self._read()
         self._seen: dict[str, int] = {}
         self._stop = threading.Event()

@@ -123,7 +123,9 @@ class Census:
         return str(block.first + index) if keys is None else keys[index]
 
     def upstreams(self, element: int) -> list[int]:
-        """What it waited for: of an element of a map the same one of others, else the map itself."""
+        """What it waited for: an element of a map for the same one of others that it takes its item from, and for what its map
+        waited for besides.
+        """
         place = self.place(element)
         if place.kind == GRAPH:
             start = element - place.number
@@ -133,9 +135,9 @@ class Census:
             return list(json.loads(block.data)) if block.data else []
         stages = self.chain(block).stages
         position = stages.index(place.owner)
-        above = set(self.upstreams(place.owner))
-        over = [at for at, container in enumerate(stages) if at < position and container in above]
-        return [element - position + at for at in over] or [place.owner]
+        above = self.upstreams(place.owner)
+        over = [element - position + stages.index(up) for up in above if up in stages]
+        return [*over, *[up for up in above if up not in stages]]
 
     # ── what it has become ────────────────────────────────────────────────────────────────────────────────────────
 

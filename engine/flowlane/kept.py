@@ -220,13 +220,21 @@ class _Keeping:
             found = self._then.get(node)
             if found is None or not (found.row.started or STATES[found.row.state] in DONE):
                 continue
-            if all(each in kept.rows or self._state(each) is TaskState.SKIPPED for each in block):
+            if all(each in kept.rows or self._stays_done(each) for each in block):
                 continue
             for each in (node, *[up for up in plan.upstreams[node] if up not in block]):
                 if each in kept.rows:
                     self._drop(each, "what it had set up is tidied up")
                     changed = True
         return changed
+
+    def _stays_done(self, node: int) -> bool:
+        """Whether a node that is not kept will come to the same end without anything running."""
+        found = self._then.get(node)
+        if found is None or node in self._affected or node in self._touched:
+            return False
+        state = STATES[found.row.state]
+        return state is TaskState.SKIPPED or (found.container and state in DONE)
 
     def _broken(self, chains: Sequence[Sequence[int]]) -> bool:
         """Chains of maps that are not kept as a whole."""

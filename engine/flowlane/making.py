@@ -5,7 +5,7 @@ Called by a run, on the engine's loop: a workflow's body runs there, as cheap an
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from flowlane.declare.nodes import Workflow
 from flowlane.declare.task import Call
@@ -22,11 +22,14 @@ __all__ = ["Making"]
 class Making:
     """The ``runtime.runner.Maker`` of an engine."""
 
-    work: Final = (Call, Bound)
-
     def __init__(self, compile: Callable[[Bound[Any], Program], Program]) -> None:
         """`compile` is ``Engine.compile_added``."""
         self._compile = compile
+
+    @property
+    def work(self) -> tuple[type, ...]:
+        """What is work, and no value."""
+        return (Call, Bound)
 
     def of_work(self, work: Any, program: Program) -> Program:
         """The program of a Call or a bound workflow that a task of `program` returned. Raises DefinitionError."""

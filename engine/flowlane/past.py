@@ -4,24 +4,27 @@ What is stored is rows of numbers and, by session, a description of the tasks. `
 is pure, and describes the instant of reading: a run under way goes on meanwhile. Nothing of the user's is imported, and no value
 is decoded.
 
-A task without a row had not come to anything yet: it waits for others, or for a slot.
+A task without a row had not come to anything yet: it waits for others, or for a slot. Tasks that came into being while the run
+went on are tasks like any other, numbered behind those it began with; one that has become others (a map, a workflow, work that
+was returned) is a *container* of them, and is told by what they came to.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.core.states import DONE, REASONS, STATES, RunState, TaskState
+from flowlane.core.elements import TREE
+from flowlane.core.states import DONE, REASONS, STATES, Reason, RunState, TaskState
 from flowlane.errors import Failure, UnknownName
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
-    from flowlane.core.states import Reason
-    from flowlane.description import Description
+    from flowlane.census import Census
     from flowlane.storage.port import Owner, ResultRef, Store, StoredAttempt, StoredRun, StoredSession
 
 __all__ = ["STOPPED", "Attempt", "Past", "look", "owner_of", "state_of"]
@@ -58,12 +61,14 @@ def state_of(run: StoredRun, owner: Owner | None) -> str:
 class Attempt:
     """One attempt of one task, as it is stored. Times are ns of the epoch, 0 where it did not come to that.
 
+    element  its number in that session
     session  the session that has this row
     adopted  another row has the result, or had: see `StoredAttempt`
     """
 
     task: str
     executor: str
+    element: int
     session: int
     number: int
     state: TaskState
@@ -157,7 +162,8 @@ class Past:
     state        its state for people: a RunState's, or "stopped"
     owner        the living process that is at it, or None
     session      the latest
-    description  its tasks
+    description  the tasks it began with
+    census       all tasks
     """
 
     def __init__(
@@ -165,37 +171,70 @@ class Past:
         run: StoredRun,
         owner: Owner | None,
         session: StoredSession,
-        description: Description,
+        census: Census,
         rows: Iterable[StoredAttempt],
     ) -> None:
         self.run = run
         self.owner = owner
         self.state = state_of(run, owner)
         self.session = session
-        self.description = description
+        self.census = census
+        self.description = census.graph(0)
+        self.names: Sequence[str] = _Names(census)
         self._root: dict[int, int] = {}  # of tasks that were asked for: the one that failed, -1 where unknown
         self._via: dict[int, int] = {}  # and the next on the way there
         self._rows: dict[int, list[StoredAttempt]] = {}
         for row in rows:
-            self._rows.setdefault(row.element, []).append(row)
+            if row.attempt or STATES[row.state] is not TaskState.EXPANDED:  # else it only says where it goes on from
+                self._rows.setdefault(row.element, []).append(row)
 
     @property
-    def names(self) -> Sequence[str]:
-        return self.description.names
+    def size(self) -> int:
+        """How many tasks there are."""
+        return self.census.size
 
-    @cached_property
-    def _numbers(self) -> dict[str, int]:
-        return {name: element for element, name in enumerate(self.names)}
+    def task(self, element: int) -> str:
+        """The task's name as declared."""
+        graph, node = self.census.declared(element)
+        return graph.tasks[node]
+
+    def kind(self, element: int) -> str:
+        graph, node = self.census.declared(element)
+        return graph.kinds[node]
+
+    def executor(self, element: int) -> str:
+        graph, node = self.census.declared(element)
+        return graph.executors[node]
+
+    def upstreams(self, element: int) -> Sequence[int]:
+        """What a task waits for."""
+        return self.census.upstreams(element)
+
+    def parts(self, element: int) -> list[int]:
+        """What a task has become, directly; nothing for most."""
+        return list(self.census.elements_of(element))
+
+    def part_counts(self, element: int) -> dict[str, int]:
+        """The same as state → how many, in the order of the states."""
+        return _in_order([self.state_of(part) for part in self.census.elements_of(element)])
+
+    def containers(self) -> list[int]:
+        """Of the tasks that it began with those that have become others."""
+        return [element for element in range(len(self.description.names)) if self.census.is_container(element)]
+
+    def is_container(self, element: int) -> bool:
+        return self.census.is_container(element)
 
     def number(self, name: str) -> int:
         """The element of the task called `name`. Raises UnknownName with the nearest."""
-        found = self._numbers.get(name)
-        if found is not None:
-            return found
+        try:
+            return self.census.find(name)
+        except LookupError:
+            pass
         import difflib
 
         shown = name if len(name) <= 60 else f"{name[:60]}…"
-        close = difflib.get_close_matches(name[:60], self._numbers, 1)
+        close = difflib.get_close_matches(name[:60], self.description.names, 1)
         raise UnknownName(
             f"there is no task '{shown}' in run {self.run.name}",
             hint=f"did you mean '{close[0]}'?" if close else f"`flow show {self.run.name} --all` lists its tasks",
@@ -203,19 +242,19 @@ class Past:
 
     def attempts(self, element: int) -> list[Attempt]:
         """The attempts of a task in this session, in order; that of a task that was restored is the one that succeeded."""
-        return [attempt_of(row, self.description, self.session.number) for row in self._rows.get(element, ())]
+        return [attempt_of(row, self.census, self.session.number) for row in self._rows.get(element, ())]
 
     def last(self, element: int) -> Attempt | None:
         """A task's latest attempt."""
         rows = self._rows.get(element)
-        return attempt_of(rows[-1], self.description, self.session.number) if rows else None
+        return attempt_of(rows[-1], self.census, self.session.number) if rows else None
 
     def state_of(self, element: int) -> TaskState:
         """Where a task stands. READY is what has no row, and waits for nothing any more while the run is under way."""
         rows = self._rows.get(element)
         if rows:
             return STATES[rows[-1].state]
-        if self.owner is not None and all(self.state_of_row(up) in DONE for up in self.description.upstreams[element]):
+        if self.owner is not None and all(self.state_of_row(up) in DONE for up in self.upstreams(element)):
             return TaskState.READY
         return TaskState.PENDING
 
@@ -230,16 +269,26 @@ class Past:
         return rows is not None and STATES[rows[-1].state] in DONE and 0 < rows[-1].ended < self.session.started
 
     def counts(self) -> dict[str, int]:
-        """State → tasks, in the order of the states; a task without a row counts as what `state_of` says."""
-        found: dict[TaskState, int] = {}
-        for element in range(len(self.names)):
-            state = self.state_of(element)
-            found[state] = found.get(state, 0) + 1
-        return {str(state): found[state] for state in STATES if state in found}
+        """State → tasks, in the order of the states; a task without a row counts as what `state_of` says. Those that have become
+        others are told by these.
+        """
+        return _in_order([self.state_of(element) for element in self._told()])
+
+    @property
+    def count(self) -> int:
+        """How many tasks `counts` tells of."""
+        return len(self._told())
+
+    def _told(self) -> list[int]:
+        return [element for element in range(self.size) if not self.census.is_container(element)]
 
     def failures(self) -> list[int]:
         """Tasks that ended badly by themselves, the first to do so first."""
-        found = [element for element, rows in self._rows.items() if STATES[rows[-1].state] in FAULTY]
+        found = [
+            element
+            for element, rows in self._rows.items()
+            if STATES[rows[-1].state] in FAULTY and REASONS[rows[-1].reason] is not Reason.ELEMENTS_FAILED
+        ]
         return sorted(found, key=lambda element: (self._rows[element][-1].ended, element))
 
     # ── who stopped whom ──────────────────────────────────────────────────────────────────────────────────────────
@@ -267,11 +316,11 @@ class Past:
             if at in root:
                 stack.pop()
                 continue
-            if self.state_of_row(at) is not TaskState.UPSTREAM_FAILED:
+            if not self._fails_by_others(at):
                 root[at] = via[at] = at
                 stack.pop()
                 continue
-            bad = [up for up in self.description.upstreams[at] if self.state_of_row(up) in BAD]
+            bad = [up for up in self._behind(at) if self.state_of_row(up) in BAD]
             left = [up for up in bad if up not in root]
             if left:
                 stack += left
@@ -283,6 +332,27 @@ class Past:
             via[at] = at if chosen is None else chosen
         return root[element]
 
+    def _fails_by_others(self, element: int) -> bool:
+        rows = self._rows.get(element)
+        if not rows:
+            return False
+        by_parts = REASONS[rows[-1].reason] is Reason.ELEMENTS_FAILED
+        return by_parts or STATES[rows[-1].state] is TaskState.UPSTREAM_FAILED
+
+    def _behind(self, element: int) -> Sequence[int]:
+        """What its end may follow from: of what has become others those, else what it waited for, or what it is part of did."""
+        found = self.parts(element)
+        if found:
+            return found
+        found = list(self.upstreams(element))
+        place = self.census.place(element)
+        if place.kind == TREE:  # what failed is not among what it would have merged
+            found += self.upstreams(place.owner)
+        while not found and (owner := self.census.place(element).owner) >= 0:
+            element = owner
+            found = list(self.upstreams(element))
+        return found
+
     def stopped_by(self) -> dict[int, list[int]]:
         """Failed task → those that did not run because of it."""
         stopped: dict[int, list[int]] = {}
@@ -293,7 +363,7 @@ class Past:
 
     def waits_for(self, element: int) -> list[int]:
         """Upstream tasks that are not done."""
-        return [up for up in self.description.upstreams[element] if self.state_of_row(up) not in DONE]
+        return [up for up in self.upstreams(element) if self.state_of_row(up) not in DONE]
 
     def blockers(self, element: int) -> list[int]:
         """Of everything that a task waits for, directly or not, what itself waits for nothing: there it is stuck."""
@@ -311,11 +381,38 @@ class Past:
         return sorted(found)
 
 
-def attempt_of(row: StoredAttempt, description: Description, session: int) -> Attempt:
+class _Names(Sequence[str]):
+    """The names of all tasks, made when they are asked for."""
+
+    __slots__ = ("_census",)
+
+    def __init__(self, census: Census) -> None:
+        self._census = census
+
+    def __getitem__(self, element: Any) -> Any:
+        return self._census.name(element)
+
+    def __len__(self) -> int:
+        return self._census.size
+
+    def __iter__(self) -> Iterator[str]:
+        return map(self._census.name, range(self._census.size))
+
+
+def _in_order(states: Iterable[TaskState]) -> dict[str, int]:
+    found: dict[TaskState, int] = {}
+    for state in states:
+        found[state] = found.get(state, 0) + 1
+    return {str(state): found[state] for state in STATES if state in found}
+
+
+def attempt_of(row: StoredAttempt, census: Census, session: int) -> Attempt:
     """A stored row with its words."""
+    graph, node = census.declared(row.element)
     return Attempt(
-        task=description.names[row.element],
-        executor=description.executors[row.element],
+        task=census.name(row.element),
+        executor=graph.executors[node],
+        element=row.element,
         session=session,
         number=row.attempt,
         state=STATES[row.state],
@@ -330,29 +427,50 @@ def attempt_of(row: StoredAttempt, description: Description, session: int) -> At
     )
 
 
-def look(store: Store, run: StoredRun) -> Past:
-    """Read the latest session of `run`. Raises StoreError."""
+def look(store: Store, run: StoredRun, task: str | None = None) -> Past:
+    """Read the latest session of `run`; with `task` the latest that knows of it, as what a map has become is not told again when
+    it is kept as a whole. Raises StoreError.
+    """
+    owner = owner_of(store, run)  # before the rows: one that ends in between is told as under way, not as dead
+    latest = store.session(run.id)
+    session, census = latest, _census(store, run, latest)
+    if task is not None and not _knows(census, task):
+        for number in range(latest.number - 1, 0, -1):
+            earlier = store.session(run.id, number)
+            known = _census(store, run, earlier)
+            if _knows(known, task):
+                session, census = earlier, known
+                break
+    return Past(run, owner, session, census, store.attempts(run.id, session.number))
+
+
+def _census(store: Store, run: StoredRun, session: StoredSession) -> Census:
+    from flowlane.census import Census
     from flowlane.description import Description
 
-    owner = owner_of(store, run)  # before the rows: one that ends in between is told as under way, not as dead
-    session = store.session(run.id)
-    description = Description.read(session.graph)
-    return Past(run, owner, session, description, store.attempts(run.id, session.number))
+    return Census(Description.read(session.graph), store.blocks(run.id, session.number))
+
+
+def _knows(census: Census, task: str) -> bool:
+    try:
+        census.find(task)
+    except LookupError:
+        return False
+    return True
 
 
 def every_attempt(store: Store, past: Past, task: str) -> list[Attempt]:
     """The attempts of a task over all sessions, in order; of a row that a later session only adopted, the original."""
-    from flowlane.description import Description
-
     found: list[Attempt] = []
-    for number in range(1, past.session.number + 1):
+    for number in range(1, store.find(past.run.id).session + 1):
         session = past.session if number == past.session.number else store.session(past.run.id, number)
-        description = past.description if session is past.session else Description.read(session.graph)
-        if task not in description.names:
+        census = past.census if session is past.session else _census(store, past.run, session)
+        if not _knows(census, task):
             continue
-        element = list(description.names).index(task)
-        for row in store.attempts(past.run.id, number, element):
-            attempt = attempt_of(row, description, number)
+        for row in store.attempts(past.run.id, number, census.find(task)):
+            attempt = attempt_of(row, census, number)
+            if not row.attempt and attempt.state is TaskState.EXPANDED:
+                continue  # it only says where it goes on from
             copied = attempt.ended and attempt.ended < session.started and found and found[-1].ended == attempt.ended
             if not copied:
                 found.append(attempt)

@@ -101,9 +101,12 @@ def test_a_second_death_after_any_call_of_the_store_repeats_nothing_committed(tm
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600)
-def test_deaths_at_any_call_of_the_store_again_and_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    deaths = die_at_each_call(tmp_path / "run", "killed", again=2)
-    deaths += die_at_each_call(tmp_path / "resume", "killed", before=[("write", 3, "after")], again=2)
+@pytest.mark.parametrize("workflow", ["killed", "grown"])
+def test_deaths_at_any_call_of_the_store_again_and_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], workflow: str
+) -> None:
+    deaths = die_at_each_call(tmp_path / "run", workflow, again=2)
+    deaths += die_at_each_call(tmp_path / "resume", workflow, before=[("write", 3, "after")], again=2)
     with capsys.disabled():
         print(f"\n{deaths:,} deaths inside the store, each gone on from")
 

@@ -5,6 +5,7 @@ Attempts are those of the retry policy, and no others.
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -153,3 +154,77 @@ def test_a_scheduler_that_dies_ends_the_run_with_a_clear_message(tmp_path: Path)
         for process in (worker, scheduler):
             process.kill()
             process.wait()
+
+
+ON_RAY = """
+import json, os, signal, sys, time
+from pathlib import Path
+from flowlane import run, task, workflow
+
+
+@task.cpu(retries=2)
+def work(n: int, folder: Path) -> int:
+    with (folder / str(n)).open("a") as file:
+        file.write(f"{os.getpid()} ")
+    time.sleep(0.3)
+    return n
+
+
+@task.io(executor="threads")
+def kill_a_worker(folder: Path) -> None:
+    while not (folder / "3").exists():
+        time.sleep(0.02)
+    os.kill(int((folder / "3").read_text().split()[0]), signal.SIGKILL)
+
+
+@task.cpu
+def die(folder: Path) -> None:
+    with (folder / "die").open("a") as file:
+        file.write(f"{os.getpid()} ")
+    os._exit(3)
+
+
+@workflow
+def working(folder: Path) -> list[int]:
+    kill_a_worker(folder)
+    return [work(n, folder) for n in range(6)]
+
+
+@workflow
+def dying(folder: Path) -> None:
+    return die(folder)
+
+
+if __name__ == "__main__":
+    folder = Path(sys.argv[1])
+    handler = lambda *_: None
+    signal.signal(signal.SIGTERM, handler)
+    first = run(working.bind(folder), routes={"cpu": "ray"})
+    second = run(dying.bind(folder), routes={"cpu": "ray"}, check=False)
+    print(json.dumps({
+        "value": first.value,
+        "attempts": {name: one.attempts for name, one in first.tasks.items() if one.attempts > 1},
+        "begun": {path.name: len(path.read_text().split()) for path in folder.iterdir()},
+        "failure": second.failures["die"].type,
+        "handler": signal.getsignal(signal.SIGTERM) is handler,
+    }))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(180)
+def test_on_ray_attempts_are_those_of_the_policy_and_the_hosts_signals_stay(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: flowlane[ray]")
+    marks = tmp_path / "marks"
+    marks.mkdir()
+    (tmp_path / "on_ray.py").write_text(ON_RAY)
+    done = subprocess.run([sys.executable, "on_ray.py", str(marks)], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told == {
+        "value": [0, 1, 2, 3, 4, 5],
+        "attempts": {"work#4": 2},
+        "begun": {"0": 1, "1": 1, "2": 1, "3": 2, "4": 1, "5": 1, "die": 1},
+        "failure": "WorkerCrashed",
+        "handler": True,
+    }

@@ -262,6 +262,8 @@ READING = [
     "all_failed",
     "all_skipped",
 ]
+#: Kinds of statements that a condition may be about.
+ASKED = ("number", "numbers", "sum", "sub", "map", "mapped")
 #: These may run while an upstream is left: what they would read of it depends on who is first.
 EARLY = ["one_success", "one_failed", "one_done", "always"]
 
@@ -273,8 +275,9 @@ class _Author:
     and are made in milliseconds.
     """
 
-    def __init__(self, draw: st.DrawFn, limits: Sequence[tuple[str, int]], most: int) -> None:
+    def __init__(self, draw: st.DrawFn, limits: Sequence[tuple[str, int]], most: int, asks: Sequence[str]) -> None:
         self.draw = draw
+        self.asks = asks
         self.limits = limits
         self.left = most
         self.number = 0
@@ -328,7 +331,7 @@ class _Author:
             case "reduce" if maps := [name for name, kind in known.items() if kind == "map"]:
                 over = Ref(self.one(maps))
                 reduce = Reduce(self.name("r"), over, self.detail([2, 3]), self.holds())
-                known[reduce.name] = "number"
+                known[reduce.name] = "sum"
                 return [reduce]
             case "sub":
                 sub = Sub(self.body(depth - 1), self.source(known))
@@ -338,7 +341,7 @@ class _Author:
                 mapped = Map(self.name("s"), self.over(known), body=self.body(depth - 1), in_flight=self.window())
                 known[mapped.name] = "mapped"
                 return [mapped]
-            case "when" | "switch" as how if asked := [n for n, kind in known.items() if kind in ("number", "numbers")]:
+            case "when" | "switch" as how if asked := [n for n, kind in known.items() if kind in self.asks]:
                 return self.branch(depth, known, how, self.one(asked))
             case "setup":
                 start = self.call(known, plain=True)
@@ -424,7 +427,7 @@ class _Author:
         for _ in range(2):
             inside = dict(known)
             arms.append(self.statements(depth - 1, inside))
-            ends += [name for name in inside if name not in known and inside[name] in ("number", "sub")][-1:]
+            ends += [name for name in inside if name not in known and inside[name] in ("number", "sum", "sub")][-1:]
             known.update(inside)
         self.subjects.pop()
         found: list[Statement] = [When(subject, *arms)]
@@ -462,10 +465,13 @@ class _Author:
 
 
 @st.composite
-def models(draw: st.DrawFn, most: int = 10, depth: int = 2) -> Model:
-    """Workflows with maps, branches, rules, joins, limits, set-ups and others in them, and what fails and is skipped."""
+def models(draw: st.DrawFn, most: int = 10, depth: int = 2, asks: Sequence[str] = ASKED) -> Model:
+    """Workflows with maps, branches, rules, joins, limits, set-ups and others in them, and what fails and is skipped.
+
+    `asks` are the kinds of statements whose values conditions are about.
+    """
     limits = tuple(zip(("api", "disk"), draw(st.lists(st.integers(1, 3), max_size=2)), strict=False))
-    author = _Author(draw, limits, most)
+    author = _Author(draw, limits, most, asks)
     known: dict[str, str] = {}
     statements = author.statements(depth, known, fewest=draw(st.integers(1, most // 2 + 1)))
     returns = tuple(name for name in known if author.chance(50))

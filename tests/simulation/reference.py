@@ -249,7 +249,9 @@ class Interpreter:
         elif isinstance(statement, Stop):
             above = [statement.reads]
             ended += [inside.name for inside in statement.block]
-        self.ending.waits[placed.name] = Waits(rule, at_least, [up.name for up in above], ended)
+        merges = isinstance(statement, Reduce) and self.chained(placed) is not None  # item by item
+        waits = [] if merges else [up.name for up in above]
+        self.ending.waits[placed.name] = Waits(rule, at_least, waits, ended)
         says = self.conditions(placed) or {decide(rule, tally([self.outcome(up) for up in above]), at_least)}
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
@@ -426,7 +428,9 @@ class Interpreter:
         if statement.enough and sum(end.state == OK for end in done.values()) >= statement.enough:
             state = OK
         have = {key: end.value for key, end in done.items() if end.state == OK}
-        keyed = any(isinstance(key, str) for key in todo)
+        keyed = any(isinstance(key, str) for key in todo) or (
+            isinstance(statement.over, Lit) and statement.over.keyed
+        )
         return Outcome(state, have if keyed else list(have.values()), done)
 
     def items(self, room: Room, over: Source | Combined) -> dict[Any, Any]:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from flowlane import Engine, RunHandle, RunResult, run
@@ -24,10 +25,26 @@ if TYPE_CHECKING:
 UNBEGUN = {"skipped", "upstream_failed", "cancelled"}
 TERMINAL = {"succeeded", "failed", "skipped", "upstream_failed", "cancelled"}
 
-quick = settings(max_examples=120, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
-deep = settings(
-    max_examples=20_000, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large]
+#: No explaining: it runs an example that fails hundreds of times more.
+PHASES = (Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink)
+
+quick = settings(
+    max_examples=100, deadline=None, derandomize=True, phases=PHASES, suppress_health_check=[HealthCheck.too_slow]
 )
+deep = settings(
+    max_examples=20_000,
+    deadline=None,
+    phases=PHASES,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_log() -> Iterator[None]:
+    """Thousands of tasks that fail on purpose are no news."""
+    logging.getLogger("flowlane").disabled = True
+    yield
+    logging.getLogger("flowlane").disabled = False
 
 
 # ── without a cancel, all is known ────────────────────────────────────────────────────────────────────────────────
@@ -58,7 +75,7 @@ def compare(model: Model, *, inline: bool = False) -> None:
     result = run(
         world.main.bind(model.param),
         check=False,
-        **({"limits": world.limits} if world.limits else {}),
+        limits=world.limits,
         slots={"asyncio": model.slots},
         **({"routes": {"*": "inline"}} if inline else {}),
     )
@@ -115,7 +132,7 @@ def test_a_run_that_fails_fast_keeps_its_promises(model: Model) -> None:
     result = run(
         world.main.bind(model.param),
         check=False,
-        **({"limits": world.limits} if world.limits else {}),
+        limits=world.limits,
         slots={"asyncio": model.slots},
     )
     actual = states_of(result, model)
@@ -130,9 +147,7 @@ def test_a_run_that_fails_fast_keeps_its_promises(model: Model) -> None:
 
 async def stopped(world: World, ticks: int, stop: Callable[[RunHandle[Any]], object]) -> RunResult[Any]:
     """Run it, and after so many turns of the loop do `stop` to it."""
-    async with Engine(
-        **({"limits": world.limits} if world.limits else {}), slots={"asyncio": world.model.slots}
-    ) as engine:
+    async with Engine(limits=world.limits, slots={"asyncio": world.model.slots}) as engine:
         handle = engine.start(world.main.bind(world.model.param))
         for _ in range(ticks):
             await asyncio.sleep(0)
@@ -201,7 +216,7 @@ def states_of(result: RunResult[Any], model: Model) -> dict[str, str]:
 
 def known(states: dict[str, str], model: Model) -> dict[str, str]:
     """Without what has no name that users chose: how a reduction is cut up, and what gathers two arms."""
-    cut = {statement.name for statement in statements_of(model.body) if isinstance(statement, Reduce)}
+    cut = reductions(model)
     arms = {statement.name for statement in statements_of(model.body) if isinstance(statement, Either)}
     return {
         name: state
@@ -211,8 +226,12 @@ def known(states: dict[str, str], model: Model) -> dict[str, str]:
     }
 
 
+def reductions(model: Model) -> set[str]:
+    return {statement.name for statement in statements_of(model.body) if isinstance(statement, Reduce)}
+
+
 def calls_of(world: World, model: Model) -> dict[str, list[list[Any]]]:
-    cut = {statement.name for statement in statements_of(model.body) if isinstance(statement, Reduce)}
+    cut = reductions(model)
     return {name: calls for name, calls in world.calls.items() if last(name).partition("[")[0] not in cut}
 
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flowlane import Adaptive
 from flowlane.errors import SettingsError
 from flowlane.settings import Setting, load_settings, parse_pair, parse_slots
 
@@ -183,3 +184,37 @@ def test_an_unknown_field_is_a_mistake_of_ours() -> None:
     field: Any = {"nonsense": 1}
     with pytest.raises(KeyError):
         load_settings(field, environ={})
+
+
+def test_slots_may_adapt_unless_a_later_source_gives_a_number(tmp_path: Path) -> None:
+    pyproject(
+        tmp_path,
+        """
+        [tool.flow.executors.asyncio]
+        slots = "adaptive"
+        [tool.flow.executors.threads]
+        slots = { lowest = 2, highest = 8 }
+        """,
+    )
+    settings = load_settings(environ={})
+    assert settings.engine_slots() == {"asyncio": Adaptive(), "threads": Adaptive(2, 8)}
+    assert settings.executor_options() == {"asyncio": {"slots": 256}, "threads": {"slots": 8}}
+    assert settings.adaptive["threads"].origin == "pyproject.toml [tool.flow.executors.threads]"
+    settings = load_settings({"slots": {"threads": 3}}, environ={"FLOW_EXECUTORS": '{"asyncio": {"slots": 7}}'})
+    assert settings.engine_slots() == {"threads": 3}
+    assert settings.executor_options()["asyncio"] == {"slots": 7}
+
+
+@pytest.mark.parametrize(
+    ("slots", "problem"),
+    [
+        ("{ most = 4 }", "slots of 'asyncio' have no 'most'; there are: lowest, highest, start"),
+        ("{ lowest = 9, highest = 4 }", "slots of 'asyncio': Adaptive(lowest=9, highest=4, start=None) has numbers"),
+    ],
+)
+def test_bounds_that_are_none_name_their_place(tmp_path: Path, slots: str, problem: str) -> None:
+    pyproject(tmp_path, f"[tool.flow.executors.asyncio]\nslots = {slots}")
+    with pytest.raises(SettingsError) as caught:
+        load_settings(environ={})
+    assert problem in caught.value.message
+    assert caught.value.where == "pyproject.toml [tool.flow.executors.asyncio]"

@@ -33,10 +33,11 @@ _LINE_MAX: Final = 500
 
 @click.command("logs", short_help="print the events of a stored run, or what its tasks printed")
 @click.argument("run", metavar="[RUN[/TASK]]", default="last")
+@click.argument("task", metavar="[TASK]", required=False)
 @click.option("--follow", "-f", is_flag=True, help="Go on until the run has ended.")
 @click.option("--output", is_flag=True, help="What tasks printed, instead of events.")
 @click.option("--json", "as_json", is_flag=True, help="The lines of the log as they are, one JSON object each.")
-def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
+def command(run: str, task: str | None, follow: bool, output: bool, as_json: bool) -> int:
     """Print what happened in RUN ("last" unless given), or to one TASK of it: a line a transition."""
     from flowlane.cli.state import existing_store
 
@@ -45,7 +46,8 @@ def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
     if output and (follow or as_json):
         raise UsageError("--output cannot be combined with --follow or --json", hint="leave out one of them")
     with DataOutput() as data, existing_store(settings) as store:
-        name, _, task = run.partition("/")
+        name, _, behind = run.partition("/")
+        task = task or behind
         found = store.find(name)
         log = EventLog(settings.state_dir.value)
         if task:
@@ -72,7 +74,7 @@ def command(run: str, follow: bool, output: bool, as_json: bool) -> int:
 def _check_task(store: Store, run: StoredRun, task: str) -> None:
     from flowlane.past import look
 
-    look(store, run).number(task)
+    look(store, run, task).number(task)
 
 
 def _no_log(run: StoredRun, path: str) -> UsageError:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.cli.words import ago, counted, date, duration, path_of
 from flowlane.core.states import DONE, Reason, TaskState
+from flowlane.past import FAULTY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,6 +48,14 @@ def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt],
             _cached_in(made, store, past, last.result, now)
         return made
     match state:
+        case TaskState.EXPANDED:
+            _expanded(made, past, element, name)
+        case TaskState.SKIPPED:
+            _skipped(made, past, element, last, name)
+        case TaskState.SUCCEEDED if past.is_container(element):
+            _expanded(made, past, element, name)
+        case TaskState.FAILED if past.is_container(element) and last is not None and not last.failure:
+            _expanded(made, past, element, name)
         case TaskState.SUCCEEDED:
             _succeeded(made, store, past, last, name, now)
         case TaskState.CACHED:
@@ -137,6 +146,51 @@ def _ended(store: Store, ref: ResultRef) -> int:
     return 0
 
 
+def _expanded(made: Explanation, past: Past, element: int, name: str) -> None:
+    """Of what has become others: how they fare, and the first that failed."""
+    counts = past.part_counts(element)
+    made.facts["parts"] = counts
+    state = past.state_of(element)
+    told = ", ".join([f"{count:,} {each}" for each, count in counts.items()]) or "nothing"
+    verb = "has become" if state is TaskState.EXPANDED else f"{state}; it had become"
+    made.sentences.append(f"{name} {verb} {counted(sum(counts.values()), 'task')}: {told}")
+    last = past.last(element)
+    if last is not None and last.reason is Reason.ENOUGH:
+        made.sentences.append("as many of them had succeeded as were wanted; the others were not needed")
+    bad = [part for part in past.parts(element) if past.state_of(part) in FAULTY]
+    if bad:
+        made.facts["failed"] = [past.names[each] for each in bad]
+        shown = _listed([past.names[each] for each in bad])
+        made.sentences.append(f"{shown} failed; `flow why {past.run.name} '{past.names[bad[0]]}'` tells more")
+    if state is TaskState.EXPANDED and past.owner is None:
+        made.sentences.append(f"{_gone(past)}; `flow resume {past.run.name}` goes on with it")
+
+
+def _skipped(made: Explanation, past: Past, element: int, last: Attempt | None, name: str) -> None:
+    if last is None:
+        return
+    if last.reason is Reason.SKIP_RAISED:
+        made.sentences.append(f"{name} was skipped by its own word: it raised Skip, or its item did not pass a filter")
+        return
+    ups = past.upstreams(element)
+    if last.reason is Reason.NOT_CHOSEN:
+        of = [past.names[up] for up in ups if past.state_of(up) in DONE]
+        made.facts["not_chosen_by"] = of
+        made.sentences.append(f"{name} was skipped: it stands under a condition that did not hold")
+        if of:
+            made.sentences.append(
+                f"what it waits for: {_listed(of)}; `flow show {past.run.name} {of[0]}` shows a value"
+            )
+        return
+    skipped = [past.names[up] for up in ups if past.state_of(up) is TaskState.SKIPPED]
+    made.facts["skipped_by"] = skipped
+    if not skipped:
+        made.sentences.append(f"{name} was skipped, because what it waits for ended so that it need not run")
+        return
+    made.sentences.append(f"{name} was skipped, because {_listed(skipped)} was")
+    made.sentences.append(f"`flow why {past.run.name} '{skipped[0]}'` tells more")
+
+
 # ── ended badly ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 _ENDINGS: Final = {
@@ -219,6 +273,10 @@ def _cancelled(made: Explanation, past: Past, last: Attempt | None, name: str, n
             first = past.names[failures[0]] if failures else "another task"
             made.facts["stopped_by"] = first
             why = f"{first} had failed, and this workflow stops at the first failure (on_failure='fail_fast')"
+        case Reason.NOT_NEEDED:
+            why = "others were first, and nobody waited for it any more"
+        case Reason.DEADLINE:
+            why = "the run's time was up (its deadline)"
         case Reason.DRAINED:
             why = "the run was told to begin nothing new"
         case _:
@@ -287,11 +345,11 @@ def _waiting(made: Explanation, past: Past, element: int, name: str, now: int) -
         made.sentences.append(f"{name} had not begun, and {why}; `flow resume {past.run.name}` goes on")
     if not waits:
         if past.owner is not None:
-            executor = past.description.executors[element]
+            executor = past.executor(element)
             busy = sum(
                 [
-                    past.description.executors[each] == executor and past.state_of(each) is TaskState.RUNNING
-                    for each in range(len(past.names))
+                    past.executor(each) == executor and past.state_of(each) is TaskState.RUNNING
+                    for each in range(past.size)
                 ]
             )
             many = f"{counted(busy, 'task')} of this run {'is' if busy == 1 else 'are'}"
@@ -332,7 +390,7 @@ def explain_miss(store: Store, past: Past, last: Attempt | None) -> Explanation 
 
     if last is None or last.state not in DONE or last.result is None:
         return None
-    task = past.description.tasks[past.number(last.task)]
+    task = past.task(last.element)
     entries = store.cache_entries(task)
     own = next((entry for entry in entries if entry.result == last.result), None)
     if own is None:

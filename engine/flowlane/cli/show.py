@@ -15,6 +15,7 @@ from flowlane.cli import options
 from flowlane.cli.eventfile import resizes
 from flowlane.cli.runs import COLOURS, MARKS, run_fields
 from flowlane.cli.terminal import DataOutput, inert
+from flowlane.core.elements import CHAIN, GRAPH, TREE
 from flowlane.settings import load_settings
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def command(run: str, task: str | None, everything: bool, as_json: bool) -> int:
 
     settings = load_settings()
     with DataOutput() as data, existing_store(settings) as store:
-        past = look(store, store.find(run))
+        past = look(store, store.find(run), task)
         page = data.page()
         if task is not None:
             log = EventLog(settings.state_dir.value)
@@ -168,23 +169,26 @@ def _run_document(store: Store, past: Past) -> str:
         }
         for session in _sessions(store, past)
     ]
-    return document(head, sessions=sessions, tasks=(_task_fields(past, element) for element in range(len(past.names))))
+    return document(head, sessions=sessions, tasks=(_task_fields(past, element) for element in range(past.size)))
 
 
 def _task_fields(past: Past, element: int) -> dict[str, Any]:
-    description = past.description
     last = past.last(element)
+    owner = past.census.place(element).owner
     fields: dict[str, Any] = {
         "name": past.names[element],
-        "task": description.tasks[element],
-        "kind": description.kinds[element],
-        "executor": description.executors[element],
+        "task": past.task(element),
+        "kind": past.kind(element),
+        "executor": past.executor(element),
+        "part_of": past.names[owner] if owner >= 0 else None,
         "state": str(past.state_of(element)),
         "restored": past.restored(element),
         "attempts": last.number if last is not None else 0,
     }
     if last is not None:
         fields |= _attempt_fields(last)
+    if past.is_container(element):
+        fields["became"] = {"what": _what(past, element), "tasks": past.part_counts(element)}
     return fields
 
 
@@ -222,9 +226,7 @@ def _task_document(store: Store, past: Past, element: int, log: EventLog) -> str
     }
     return document(
         head,
-        upstreams=[
-            {"name": past.names[up], "state": str(past.state_of(up))} for up in past.description.upstreams[element]
-        ],
+        upstreams=[{"name": past.names[up], "state": str(past.state_of(up))} for up in past.upstreams(element)],
         downstreams=[{"name": past.names[down], "state": str(past.state_of(down))} for down in _readers(past, element)],
         attempts=[
             {"session": each.session, "attempt": each.number, "state": str(each.state), **_attempt_fields(each)}
@@ -234,7 +236,24 @@ def _task_document(store: Store, past: Past, element: int, log: EventLog) -> str
 
 
 def _readers(past: Past, element: int) -> list[int]:
-    return [down for down, upstreams in enumerate(past.description.upstreams) if element in upstreams]
+    """Who waits for a task, among those that are declared, or have come into being, together with it."""
+    place = past.census.place(element)
+    if place.kind != GRAPH:
+        return []
+    start = element - place.number
+    upstreams = past.census.graph(start).upstreams
+    return [start + down for down, ups in enumerate(upstreams) if place.number in ups]
+
+
+def _what(past: Past, element: int) -> str:
+    """What a task has become: "map of 1,000", "tree of 3 merges", "2 tasks"."""
+    from flowlane.cli.words import counted
+
+    parts = past.parts(element)
+    kind = past.census.place(parts[0]).kind if parts else GRAPH
+    if kind == TREE:
+        return f"tree of {counted(len(parts), 'merge')}"
+    return f"map of {len(parts):,}" if kind == CHAIN else counted(len(parts), "task")
 
 
 # ── for people ────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -246,14 +265,20 @@ def _show_run(page: Page, store: Store, past: Past, changes: Sequence[Change], *
     _show_head(page, store, past)
     for sentence in summed_up(changes):
         page.line(f"  adapted {inert(sentence)}")
-    if not past.names:
+    if not past.size:
         return
     page.line()
-    if len(past.names) > _FOLDED and not everything:
+    own = range(len(past.description.names))
+    if everything:
+        page.write(_unfolded(past, range(past.size)))
+    elif len(own) > _FOLDED:
         page.write(_folded(past))
-        page.line(f"`flow show {past.run.name} --all` lists all {len(past.names):,} tasks")
     else:
-        page.write(_unfolded(past))
+        page.write(_unfolded(past, own))
+    if not everything:
+        _show_containers(page, past)
+        if past.size > len(own) or len(own) > _FOLDED:
+            page.line(f"`flow show {past.run.name} --all` lists all {past.size:,} tasks")
     _show_failures(page, past, everything=everything)
 
 
@@ -284,11 +309,11 @@ def _show_head(page: Page, store: Store, past: Past) -> None:
             took = "under way"
         place = f"process {session.owner.pid} on {inert(session.owner.host)}"
         page.line(f"  session {session.number}  {date(session.started)}  {took}, {place}, {inert(session.versions)}")
-    restored = sum([past.restored(element) for element in range(len(past.names))])
+    restored = sum([past.restored(element) for element in range(past.size) if not past.is_container(element)])
     counts = [f"{count:,} {state}" for state, count in past.counts().items()]
     if restored:
         counts.append(f"{restored:,} of them restored")
-    page.line(f"  {counted(len(past.names), 'task')}: {' · '.join(counts)}" if counts else "  no tasks")
+    page.line(f"  {counted(past.count, 'task')}: {' · '.join(counts)}" if counts else "  no tasks")
 
 
 def _show_params(page: Page, params: Mapping[str, Any] | str) -> None:
@@ -313,10 +338,26 @@ _HEAD: Final = ("task", "state", "attempts", "waited", "took", "executor", "work
 _RIGHT: Final = "attempts waited took tasks total longest"
 
 
-def _unfolded(past: Past) -> str:
+def _unfolded(past: Past, elements: range) -> str:
     from flowlane.cli.words import table
 
-    return table([_HEAD, *[_row(past, element) for element in range(len(past.names))]], _RIGHT)
+    return table([_HEAD, *[_row(past, element) for element in elements]], _RIGHT)
+
+
+def _show_containers(page: Page, past: Past) -> None:
+    """A line for each task that has become others: what, and what these came to."""
+    from flowlane.cli.words import table
+
+    rows = [
+        (inert(past.names[each]), _what(past, each), _counted(past.part_counts(each))) for each in past.containers()
+    ]
+    if rows:
+        page.line()
+        page.write(table([("task", "became", ""), *rows], ""))
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return " · ".join([f"{count:,} {state}" for state, count in counts.items()])
 
 
 def _row(past: Past, element: int) -> tuple[str, ...]:
@@ -326,7 +367,7 @@ def _row(past: Past, element: int) -> tuple[str, ...]:
         state = "restored"
     cells = [inert(past.names[element]), state]
     if last is None:
-        cells += ["-", "-", "-", inert(past.description.executors[element]), ""]
+        cells += ["-", "-", "-", inert(past.executor(element)), ""]
     else:
         tries = "-" if state == "cached" or not last.number else str(last.number)
         cells += [tries, _time(last.waited), _time(last.duration)]
@@ -345,7 +386,7 @@ def _folded(past: Past) -> str:
     from flowlane.cli.words import table
 
     groups: dict[tuple[str, str], list[Attempt | None]] = {}
-    for element in range(len(past.names)):
+    for element in range(len(past.description.names)):
         state = "restored" if past.restored(element) else str(past.state_of(element))
         groups.setdefault((past.description.tasks[element], state), []).append(past.last(element))
     rows = [("task", "state", "tasks", "attempts", "total", "longest", "executor")]
@@ -394,15 +435,19 @@ def _show_task(page: Page, store: Store, past: Past, element: int, log: EventLog
     from flowlane.cli.words import date, listed, path_of, table
     from flowlane.past import every_attempt
 
-    name, description = past.names[element], past.description
+    name = past.names[element]
     state = str(past.state_of(element))
     restored = ", restored" if past.restored(element) else ""
     page.line(
         f"{page.paint(inert(name), '1')}  {state}{restored}   of {inert(past.run.workflow)}  {inert(past.run.name)}"
     )
-    executor = inert(description.executors[element])
-    page.line(f"  task      {inert(description.tasks[element])}, {description.kinds[element]} on {executor}")
-    upstreams = description.upstreams[element]
+    page.line(f"  task      {inert(past.task(element))}, {past.kind(element)} on {inert(past.executor(element))}")
+    owner = past.census.place(element).owner
+    if owner >= 0:
+        page.line(f"  part of   {inert(past.names[owner])}")
+    if past.is_container(element):
+        page.line(f"  became    {_what(past, element)}: {_counted(past.part_counts(element))}")
+    upstreams = past.upstreams(element)
     if upstreams:
         names = [f"{past.names[up]} ({past.state_of(up)})" for up in upstreams]
         page.line(f"  inputs    {listed(names)}")

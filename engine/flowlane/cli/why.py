@@ -24,7 +24,7 @@ def command(run: str, task: str, as_json: bool) -> int:
     from flowlane.past import every_attempt, look
 
     with DataOutput() as data, existing_store(load_settings()) as store:
-        past = look(store, store.find(run))
+        past = look(store, store.find(run), task)
         element = past.number(task)
         made = explain(store, past, element, every_attempt(store, past, task), time.time_ns())
         if as_json:

@@ -162,7 +162,7 @@ class ReadyQueues:
         lane, queues, token = self.lanes[index], self.queues, self.token
         back = 0
         for number in numbers:
-            back += self.freed[number] * self.requirement[number].slots
+            back += self.freed[number] * min(self.requirement[number].slots, lane.slots)
             self.freed[number] = 0
         if back:
             self.woken += lane.give(token, back)

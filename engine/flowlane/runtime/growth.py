@@ -65,8 +65,9 @@ class Growing(Sequence[T]):
         self._size = size
 
     def __getitem__(self, element: Any) -> Any:
+        first: Sequence[Any] = self._first
         try:
-            return self._first[element]
+            return first[element]
         except IndexError:
             if element >= self._size():
                 raise
@@ -639,16 +640,18 @@ def _iterable(value: Any) -> None:
 def _source_of(value: Any) -> _Source:
     _iterable(value)
     if isinstance(value, Mapping):
-        keys = list(value)
+        mapping: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - truly any
+        keys = list(mapping)
         for key in keys:
             _check_key(key)
         if len(set(map(str, keys))) < len(keys):
             raise DefinitionError(
                 "two keys of a mapping read the same", hint="the elements of a map are named by their keys"
             )
-        return _Source(list(value.values()), None, keys)
+        return _Source(list(mapping.values()), None, keys)
     if isinstance(value, Sequence):
-        return _Source(value, None, None)
+        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+        return _Source(items, None, None)
     if isinstance(value, (set, frozenset)) or (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
         return _Source(list(cast("Iterable[Any]", value)), None, None)
     return _Source(None, iter(value), None)

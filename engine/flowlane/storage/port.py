@@ -231,7 +231,8 @@ class StoredAttempt(NamedTuple):
     size    bytes of the sealed result, 0 without one
     adopted whether another row has the result: an earlier session, the run it was forked from, or the one that filled the
             cache did the work
-    origin  that row, also where it has no result: of a task that had become others, they are in its session
+    origin  that row. Of a row without a result the one that it was copied from: of a task that had become others, they are in its
+            session, or in that of its own origin
     """
 
     element: int

@@ -436,6 +436,37 @@ class StoreContract:
         assert row.result is not None and row.result == (run.id, 1, 0, 1)
         assert bytes(store.read(row.result)) == b"value"
 
+    def test_a_row_without_a_result_says_which_one_it_was_adopted_from(self, store: Store) -> None:
+        run = new_run()
+        lease = store.begin(run, new_session())
+        store.write(lease, [attempt(0)])
+        for number in (2, 3):
+            store.close_run(lease, RunState.INTERRUPTED, _T, None)
+            lease = store.reopen(run.id, new_session(rows=[attempt(0, origin=(run.id, number - 1, 0, 1))]))
+        store.close_run(lease, RunState.INTERRUPTED, _T, None)
+        store.reopen(run.id, new_session(adopted=[(0, (run.id, 3, 0, 1))]))
+        rows = [next(iter(store.attempts(run.id, number))) for number in (4, 3, 2, 1)]
+        assert [row.origin for row in rows] == [(run.id, 3, 0, 1), (run.id, 2, 0, 1), (run.id, 1, 0, 1), None]
+        assert [row.adopted for row in rows] == [True, True, True, False]
+
+    def test_what_was_adopted_without_a_result_outlives_its_run(self, store: Store) -> None:
+        run = new_run()
+        lease = store.begin(run, new_session())
+        store.write(lease, [attempt(0), attempt(1)])
+        store.close_run(lease, RunState.INTERRUPTED, _T, None)
+        lease = store.reopen(run.id, new_session(adopted=[(0, (run.id, 1, 0, 1)), (1, (run.id, 1, 1, 1))]))
+        store.close_run(lease, RunState.INTERRUPTED, _T, None)
+        fork = new_run("calm-heron", parent=run.id)
+        lease = store.begin(fork, new_session(adopted=[(0, (run.id, 2, 0, 1))]))
+        store.close_run(lease, RunState.INTERRUPTED, _T, None)
+        assert store.remove([run.id]) == 1
+        (row,) = store.attempts(fork.id)
+        assert row.origin == (run.id, 2, 0, 1)
+        check = getattr(store, "check", None)
+        assert check is None or check() == []
+        assert store.remove([fork.id]) == 1
+        assert check is None or check() == []
+
     def test_an_adopted_row_that_is_replaced_is_adopted_no_more(self, store: Store) -> None:
         run = new_run()
         first = store.begin(run, new_session())

@@ -111,17 +111,23 @@ class DaskExecutor(ClusterExecutor):
         """Connect, or start a cluster first. Raises FlowError when there is no scheduler, or it cannot be used."""
         refuse_while_importing("a workflow")
         distributed: Any = import_module("distributed")
-        where = self._address or self._file or "this machine"
         try:
             if self._local:
                 self._cluster = distributed.LocalCluster(**self._cluster_keywords())
-            place = {"scheduler_file": self._file} if self._file else {"address": self._cluster or self._address}
+        except Exception as error:
+            raise UsageError(
+                f"executor 'dask' cannot start a cluster on this machine: {type(error).__name__}: {error}",
+                hint='its workers import your script again: put what it runs under `if __name__ == "__main__":`, or start'
+                " the file with `flow run`",
+            ) from error
+        place = {"scheduler_file": self._file} if self._file else {"address": self._cluster or self._address}
+        try:
             self._client = distributed.Client(
                 **place, set_as_default=False, timeout=self._connect_timeout, name="flowlane"
             )
         except Exception as error:
             raise UsageError(
-                f"executor 'dask' finds no scheduler at {where}: {type(error).__name__}: {error}",
+                f"executor 'dask' finds no scheduler at {self._place}: {type(error).__name__}: {error}",
                 hint="is it running, and reachable from here? `address` under [tool.flow.executors.dask] says where it is",
             ) from error
         self._gone = False

@@ -257,7 +257,7 @@ class MemoryStore:
                 raise StoreError(
                     f"attempt {ref[3]} of task number {ref[2]} in run {ref[0]} is not in the store any more"
                 )
-            session.rows[element, row.attempt] = row._replace(element=element, adopted=True, origin=row.origin or ref)
+            session.rows[element, row.attempt] = row._replace(element=element, adopted=True, origin=row.result or ref)
         self._put(lease, session, new.rows)
         self._sessions += 1
         run.sessions.append(session)
@@ -288,7 +288,7 @@ class MemoryStore:
                 ref,
                 size,
                 source is not None,
-                None if source is None else source.origin or origin,
+                None if source is None else source.result or origin,
             )
 
     def _held(self, lease: Lease) -> _Session:

@@ -99,6 +99,8 @@ EVIL = "\x1b[31m\r\u202e"
         json.dumps({"event": EVIL, "mono_ns": 1}).encode(),
         json.dumps({"event": "log.lost", "mono_ns": 1, "lost": EVIL}).encode(),
         json.dumps({"event": "run.finished", "mono_ns": 1, "state": []}).encode(),
+        json.dumps({"event": "lane.resized", "mono_ns": 1, "lane": 7, "before": 1, "slots": 2, "note": ""}).encode(),
+        json.dumps({"event": "lane.resized", "mono_ns": 1, "lane": "x", "before": EVIL, "slots": 2, "note": ""}).encode(),
         json.dumps({**STARTED, "kinds": {"io": 10**12}}).encode(),
         json.dumps({**MOVED, "to": EVIL}).encode(),
         json.dumps({**MOVED, "path": 7}).encode(),
@@ -124,12 +126,14 @@ def test_what_names_and_messages_hold_is_inert(flow: Flow, ran: Done) -> None:
          "to": "upstream_failed", "reason": "upstream_failed", "attempt": 0, "elapsed_s": None, "path": [EVIL, EVIL]},
         {"event": "task.noted", "mono_ns": 2, "task": EVIL, "note": EVIL},
         {"event": "log.lost", "mono_ns": 2, "lost": 7},
+        {"event": "lane.resized", "mono_ns": 2, "lane": EVIL, "limit": None, "before": 9, "slots": 4, "note": EVIL},
+        {"event": "lane.resized", "mono_ns": 2, "lane": None, "limit": EVIL, "before": 4, "slots": 5, "note": EVIL},
         {"event": "run.finished", "mono_ns": 3, "state": "failed", "duration_s": 1, "error": EVIL},
     ]  # fmt: skip
     log_path(flow).write_text("".join(json.dumps(event) + "\n" for event in events))
     done = flow("logs")
     assert (done.code, done.err) == (0, "")
-    assert len(done.out.splitlines()) == 6
+    assert len(done.out.splitlines()) == 8
     assert not set(EVIL) & {"\x1b", "\r", "\u202e"} & set(done.out)
     log_path(flow).write_bytes(b'{"event":"task.noted","mono_ns":2,"task":"\xe2\x80\xae","note":"x"}\n')
     done = flow("logs", "--json")  # valid JSON that is not of our making

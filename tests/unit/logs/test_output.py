@@ -6,7 +6,11 @@ import io
 import threading
 from typing import Any
 
+import pytest
+
+from flowlane.core.adaptive import Decision
 from flowlane.runtime import journal as journals
+from flowlane.runtime.adapting import Resized
 from flowlane.runtime.events import History, outputs
 from flowlane.runtime.journal import Journal
 from flowlane.runtime.ports import NEVER, NOTED, SUCCEEDED, Report, RunOutcome
@@ -186,3 +190,42 @@ def test_output_of_dropped_steps_is_not_waited_for(kit: Any) -> None:
     journal.finish(run.id, DONE).result(10)
     journal.close(10)
     assert journal._output_in == journal._output_out == 5
+
+
+@pytest.mark.parametrize(("kind", "who"), [("lane", "asyncio"), ("limit", "limit asyncio")])
+def test_a_change_of_slots_is_an_event_of_its_own(kit: Any, kind: Any, who: str) -> None:
+    run = kit.info()
+    decision = Decision(
+        at=kit.MONO + 10**9, slots=22, before=64, reason="latency 2.1x of usual", latency_ns=210_000_000,
+        usual_ns=100_000_000, errors=0.25, lag_ns=2_000_000, samples=256, in_use=60,
+    )  # fmt: skip
+    report = Report(0, NOTED, ended=decision.at, value=Resized(kind, "asyncio", decision))
+    chunk = History(run).noted(-1, 0, report)
+    (event,) = chunk.events()
+    assert event == {
+        "event": "lane.resized",
+        "v": 1,
+        "level": "info",
+        "timestamp": "2026-11-22T17:00:01.000000Z",
+        "run": run.id,
+        "run_name": run.name,
+        "workflow": run.workflow,
+        "mono_ns": kit.MONO + 10**9,
+        "lane": "asyncio" if kind == "lane" else None,
+        "limit": "asyncio" if kind == "limit" else None,
+        "before": 64,
+        "slots": 22,
+        "note": "latency 2.1x of usual",
+        "latency_s": 0.21,
+        "usual_s": 0.1,
+        "errors": 0.25,
+        "lag_s": 0.002,
+        "samples": 256,
+        "in_use": 60,
+    }
+    assert not chunk.reports  # it is about no attempt
+    assert LineRenderer(run).render(chunk).startswith('{"event":"lane.resized","v":1,')
+    stream = io.StringIO()
+    ConsoleSink(stream).write(chunk)
+    assert stream.getvalue() == f"     1.000  {who}  64 → 22 slots  latency 2.1x of usual\n"
+    assert _sentence(event) == "etl brisk-otter asyncio 64 → 22 slots: latency 2.1x of usual"

@@ -55,7 +55,8 @@ def describe(sock, page, output, wid):
     os.write(output, b"output of %d" % wid)
     main = sys.modules["__main__"]
     told = {
-        "path": sys.path, "argv": sys.argv, "cwd": os.getcwd(), "optimize": sys.flags.optimize, "main": main.__file__,
+        "path": sys.path, "argv": sys.argv, "cwd": os.getcwd(), "optimize": sys.flags.optimize,
+        "main": vars(main).get("__file__"),
         "names": sorted(name for name in vars(main) if not name.startswith("__")), "page": os.pread(page, 4, 0).decode(),
         "sigint": signal.getsignal(signal.SIGINT) == signal.SIG_IGN,
         "sigterm": signal.getsignal(signal.SIGTERM) == signal.SIG_DFL,

@@ -136,14 +136,16 @@ def attempt_crc(row: Sequence[Any], detail: str | None, origin: int | None) -> i
 def read_sources(
     db: sqlite3.Connection, path: str, ids: Sequence[int]
 ) -> dict[int, tuple[tuple[int, ...], str | None, int]]:
-    """Row id → its first seven columns, its detail, and the row that has its result; of those of `ids` that are there."""
+    """Row id → its first seven columns, its detail, and the row that has its result, or itself where there is none; of those of
+    `ids` that are there.
+    """
     found: dict[int, tuple[tuple[int, ...], str | None, int]] = {}
     for at in range(0, len(ids), _AT_ONCE):
         some = ids[at : at + _AT_ONCE]
         for *fields, check, detail, origin in db.execute(_SELECT.format(f"IN ({', '.join('?' * len(some))})"), some):
             if not _is_good(fields, check, detail, origin):
                 raise damaged(path, _NOT_WRITTEN)
-            found[fields[0]] = (tuple(fields), detail, fields[0] if origin is None else origin)
+            found[fields[0]] = (tuple(fields), detail, fields[0] if origin is None or not fields[6] else origin)
     return found
 
 

@@ -104,8 +104,9 @@ class Upkeep(Base):
         """Delete of all removed runs what nobody needs; the digests of their files."""
         query = "SELECT sid FROM sessions WHERE run IN (SELECT key FROM runs WHERE removed = 1)"
         spans = [(sid, *span(sid)) for (sid,) in db.execute(query).fetchall()]
-        for _, lo, hi in spans:
-            db.execute("DELETE FROM adopted WHERE row BETWEEN ? AND ?", (lo, hi))
+        others = f"DELETE FROM adopted WHERE row BETWEEN :lo AND :hi AND row NOT IN ({_NEEDED})"
+        while sum(db.execute(others, {"lo": lo, "hi": hi}).rowcount for _, lo, hi in spans):
+            pass  # what only those needed that are gone now goes with the next round
         dropped: set[bytes] = set()
         for sid, lo, hi in spans:
             bounds = {"lo": lo, "hi": hi}
