@@ -13,6 +13,7 @@ something else by now, loses its place: the others have timers for that as well,
 
 from __future__ import annotations
 
+from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from flowlane.core.lanes import Slots
@@ -28,6 +29,7 @@ __all__ = ["PATIENCE_NS", "Limit", "parse_rate"]
 #: idle when a run asks for it and then goes away without leaving.
 PATIENCE_NS: Final = 100_000_000
 
+_made: Final = count()
 _UNLIMITED: Final = 1 << 62
 _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
@@ -35,11 +37,13 @@ _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 36
 class Limit(Slots):
     """`slots` that tasks use by weight at the same time, None for any number; and at most a `rate` of them begin."""
 
-    __slots__ = ("_absent_at", "_line", "rate")
+    __slots__ = ("_absent_at", "_line", "order", "rate")
 
     def __init__(self, name: str, slots: int | None, *, rate: Rate | None = None) -> None:
         super().__init__(name, _UNLIMITED if slots is None else slots)
         self.rate = rate
+        #: Its place in the order in which all runs claim limits: those without a rate first, as they were made.
+        self.order = (rate is not None, next(_made))
         self._line: dict[int, int] = {}  # token → weight: whom the rate refused, in the order of turns
         self._absent_at = (
             NEVER  # when the first of them loses its place; NEVER: to be told by the next call with a time
