@@ -74,6 +74,10 @@ class Slots:
             self._waiting.pop(token, None)
         return taken, woken
 
+    def has_one(self, token: int) -> bool:
+        """Whether `take` would give the run a slot now."""
+        return self.free > 0 or token in self._granted
+
     def take_whole(self, token: int, need: int) -> tuple[bool, Sequence[int]]:
         """Take `need` (≥ 1) slots at once, or none and wait for all of them; replaces what the run waited for.
 

@@ -13,7 +13,6 @@ something else by now, loses its place: the others have timers for that as well,
 
 from __future__ import annotations
 
-from itertools import count
 from typing import TYPE_CHECKING, Final
 
 from flowlane.core.lanes import Slots
@@ -29,7 +28,7 @@ __all__ = ["PATIENCE_NS", "Limit", "parse_rate"]
 #: idle when a run asks for it and then goes away without leaving.
 PATIENCE_NS: Final = 100_000_000
 
-_made: Final = count()
+_made: Final = iter(range(1 << 62))
 _UNLIMITED: Final = 1 << 62
 _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
@@ -94,6 +93,11 @@ class Limit(Slots):
             return ready if ready > at else NEVER
         return NEVER if self._wants_slots(first) else self._deadline(rate, first, at)
 
+    @property
+    def has_line(self) -> bool:
+        """Whether runs wait for the rate; then the last that a claim wakes is the first of them, whose turn it is now."""
+        return bool(self._line)
+
     def unclaim(self, token: int, weight: int) -> Sequence[int]:
         """Undo the run's latest claim, of `weight`, at the time of that claim. Returns the tokens of runs to wake.
 
@@ -103,6 +107,19 @@ class Limit(Slots):
         if self.rate is not None:
             self.rate.refund(weight)
         return self.put_back(token, weight)
+
+    def keep(self, token: int, count: int) -> Sequence[int]:
+        """Undo the run's latest claim, of `count`, at the time of that claim, and keep slots and turn for it until it claims
+        again, or leaves. For a task that waits for a limit behind this one. Returns the tokens of runs to wake.
+        """
+        if self.rate is None:
+            return super().keep(token, count)
+        self.rate.refund(count)
+        others = [(other, wish) for other, wish in self._line.items() if other != token]
+        self._line.clear()
+        self._line.update([(token, count), *others])
+        self._absent_at = NEVER
+        return super().keep(token, count) if self.slots < _UNLIMITED else self.put_back(token, count)
 
     def leave(self, token: int) -> Sequence[int]:
         """The run wants nothing more of this limit: hand on its turn and its slots. Returns tokens to wake."""

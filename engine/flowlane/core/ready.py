@@ -137,7 +137,7 @@ class ReadyQueues:
 
     def settle(self) -> None:
         """After all lanes were filled: leave the limits that nothing in the queues asked for in this step."""
-        if not self._asked:
+        if not self.limits:
             return
         for index in sorted(self._asked - self._wished):
             self.woken += self.limits[index].leave(self.token)
@@ -188,6 +188,12 @@ class ReadyQueues:
             requirement = self.requirement[number]
             if refused and any(limit in refused for limit, _ in requirement.limits):
                 continue
+            if requirement.slots == 1 and not lane.has_one(token):
+                _, others = lane.take(token, 1)  # to wait for it
+                self.woken += others
+                self._stay([number, *[other for _, other in turns]])
+                waiting = True
+                break
             if not self._claim(number, at):
                 continue
             if requirement.slots == 1:
@@ -196,9 +202,8 @@ class ReadyQueues:
                 taken, others = lane.take_whole(token, min(requirement.slots, lane.slots))
             self.woken += others
             if not taken:
-                self._keep(self._claims[number])
-                for _, other in turns:  # they wait behind this one, and keep what they have
-                    self._wished.update(limit for limit, _ in self.requirement[other].limits if limit in self._asked)
+                self._keep(self._claims[number], turns=False)
+                self._stay([other for _, other in turns])
                 waiting = True
                 break
             elements.append(heappop(queues[number]) & ELEMENT_MASK)
@@ -220,30 +225,47 @@ class ReadyQueues:
         claims = self._claims[number]
         if self._kept and any(weight > self._kept.get(index, weight) for index, weight in claims):
             return False  # to ask for more would put at risk what is kept
+        told: list[Sequence[int]] = []
         for position, (index, weight) in enumerate(claims):
             limit = self.limits[index]
             claimed, others = limit.claim(self.token, weight, at)
-            self.woken += others
             if claimed:
+                told.append(others)
                 self._asked.discard(index)
                 self._kept.pop(index, None)
                 continue
+            self.woken += others
             self._refused.add(index)
             self._asked.add(index)
             self._wished.add(index)
             due = limit.due(self.token, weight, at)
             if due != NEVER and (self.due == NEVER or due < self.due):
                 self.due = due
-            self._keep(claims[:position])
+            for (other, _), woken in zip(claims, told, strict=False):  # a turn that is kept is nobody else's
+                self.woken += woken[:-1] if self.limits[other].has_line else woken
+            self._keep(claims[:position], turns=True)
             return False
+        for woken in told:
+            self.woken += woken
         return True
 
-    def _keep(self, claims: Sequence[tuple[int, int]]) -> None:
-        """What was claimed just now cannot be used yet: have it set aside. Of a rate nothing can be."""
+    def _stay(self, numbers: Sequence[int]) -> None:
+        """Work of these queues waits for its lane, and keeps what it has of limits; but nobody's turn at a rate."""
+        for number in numbers:
+            self._wished.update(
+                [index for index, _ in self._claims[number] if index in self._asked and self.limits[index].rate is None]
+            )
+
+    def _keep(self, claims: Sequence[tuple[int, int]], *, turns: bool) -> None:
+        """What was claimed just now cannot be used yet: have it set aside.
+
+        Of a rate that is the turn, which bars everybody else: for the sake of another limit only. A lane may be full for long.
+        """
         for index, weight in claims:
             limit = self.limits[index]
-            if limit.rate is not None:
+            if limit.rate is not None and not turns:
                 self.woken += limit.unclaim(self.token, weight)
+                self._refused.add(index)  # or work of another lane would stand in line for it, to hand it on as well
                 continue
             self.woken += limit.keep(self.token, weight)
             self._kept[index] = weight
