@@ -274,8 +274,10 @@ class Play:
                     self.pull(element, count)
                 case m.Graft(element):
                     self.graft(element)
-                case m.Gather(element):
+                case m.Gather(element, asked):
                     self.values[element] = self.gather(element)
+                    if asked:
+                        self.news.append(m.Gathered(element, self.chosen(element)))
                 case m.Release(elements):
                     for element in elements:
                         self.values.pop(element, None)
@@ -414,7 +416,8 @@ class Play:
             for index in range(len(keys))
             if (element, index) in self.elements and scheduler.state(self.elements[element, index]) in DONE
         }
-        if any(isinstance(key, str) for key in keys):
+        over = getattr(placed.statement, "over", None)
+        if any(isinstance(key, str) for key in keys) or (isinstance(over, Lit) and over.keyed):
             return {keys[index]: value for index, value in have.items()}
         return list(have.values())
 

@@ -22,12 +22,8 @@ if TYPE_CHECKING:
     from .model import Model
 
 
-#: Conditions are about what attempts return; what a map or a workflow comes to is not seen here.
-PLAIN = ("number", "numbers")
-
-
 @quick
-@given(models(asks=PLAIN), st.integers(0, 2**32))
+@given(models(), st.integers(0, 2**32))
 def test_a_run_ends_as_the_reference_says(model: Model, seed: int) -> None:
     compare(model, seed)
 
@@ -35,14 +31,14 @@ def test_a_run_ends_as_the_reference_says(model: Model, seed: int) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(3 * 3600)
 @deep
-@given(models(30, 3, PLAIN), st.integers(0, 2**32))
+@given(models(30, 3), st.integers(0, 2**32))
 def test_many_runs_end_as_the_reference_says(model: Model, seed: int) -> None:
     compare(model, seed)
 
 
 @quick
 @given(
-    models(asks=PLAIN),
+    models(),
     st.integers(0, 2**32),
     st.integers(1, 40),
     st.sampled_from([CancelRequested(), DrainRequested()]),

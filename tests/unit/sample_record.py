@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from array import array
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from flowlane.core import Plan
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.ports import NEVER, SUCCEEDED, Report
 from flowlane.runtime.runner import Note
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
 
 MS = 1_000_000
 
@@ -67,7 +70,18 @@ class Made:
     @property
     def record(self) -> Any:
         self.plan = Plan.build(self._upstreams, lane=self._lane)
+        self.roster = self
         return cast("Any", self)
+
+    def lane(self, element: int) -> int:
+        return self._lane[element]
+
+    def ranges(self) -> Iterator[tuple[int, range]]:
+        """As of a run in which no task became others."""
+        return ((element, range(element, element + 1)) for element in range(len(self.names)))
+
+    def waited_for(self, element: int) -> Sequence[int]:
+        return self._upstreams[element]
 
     def spans(self) -> Any:
         return zip(self.started_ns, self.ended_ns, strict=True)

@@ -102,8 +102,12 @@ class Census:
         self._restored: set[int] = set()
         # what only some elements have
         self._rules: dict[int, TriggerRule] = {}
-        self._tally: dict[int, list[int]] = {}  # of those with a rule: ok, failed, skipped, and the first that failed
+        self._tally: dict[int, list[int]] = {}  # ok, failed, skipped; the first failed, skipped
         self._choices: dict[int, list[tuple[int, int]]] = {}  # whose value decides → (guarded element, bit)
+        self._gathering: dict[int, Reason] = {}  # containers that have succeeded, but for what is chosen by their value
+        self._pinned: set[int] = set()  # containers whose value is part of a result
+        self._unneeded: set[int] = set()  # elements that were cancelled because enough others had succeeded
+        self._postponed: dict[Chain, None] = {}  # that go on in the next step, so that none takes long
         self._chosen: dict[int, int] = {}
         self._undecided: dict[int, int] = {}  # guarded element → guards that have not been decided
         self._barred: dict[

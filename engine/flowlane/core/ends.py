@@ -35,6 +35,8 @@ from flowlane.core.ready import ELEMENT_BITS
 from flowlane.core.rules import ALL_SUCCESS, Trigger
 from flowlane.core.states import (
     CANCELLED,
+    EXPANDED,
+    FAILED,
     PENDING,
     READY,
     RETRYING,
@@ -177,6 +179,8 @@ class Ends(Census, ABC):
         if state != RETRYING:  # there the latest attempt has its end already
             self.ended_ns[element] = t
         self._open -= 1
+        if reason is Reason.NOT_NEEDED:
+            self._unneeded.add(element)
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
             uses[up] -= 1
@@ -227,14 +231,14 @@ class Ends(Census, ABC):
         if up not in self._tidies.get(element, ()):  # how the work went is not the concern of who tidies up
             tally = self._tally[element]
             tally[outcome] += 1
-            if outcome != OK and tally[3] < 0:
-                tally[3] = up
+            if outcome != OK and tally[2 + outcome] < 0:
+                tally[2 + outcome] = up
         self._weigh(element)
 
     def _watch(self, element: int) -> None:
         """From now on a tally of its upstreams is kept, as if it had a rule: one of them was skipped, say."""
         self._rules[element] = ALL_SUCCESS
-        self._tally[element] = [0, 0, 0, NOBODY]
+        self._tally[element] = [0, 0, 0, NOBODY, NOBODY]
         for up in self.upstreams(element):
             self._link(up)
 
@@ -252,7 +256,7 @@ class Ends(Census, ABC):
             if not left:
                 self._go(element)
             return
-        ok, bad, skipped, cause = tally
+        ok, bad, skipped, failed_by, skipped_by = tally
         if element in self._tidies:
             says = Trigger.FAIL if bad else Trigger.WAIT if left else Trigger.SKIP if skipped else Trigger.RUN
         else:
@@ -264,9 +268,9 @@ class Ends(Census, ABC):
                 rest = [up for up in self.upstreams(element) if self._state[up] not in ENDED]
                 self._cancel(rest, Reason.NOT_NEEDED)
         elif says == Trigger.FAIL:
-            self._bar(element, BAD, cause)
+            self._bar(element, BAD, failed_by)
         elif says == Trigger.SKIP:
-            self._bar(element, SKIP, cause)
+            self._bar(element, SKIP, skipped_by)
 
     def _bar(self, element: int, outcome: int, cause: int) -> None:
         """A pending element will not run."""
@@ -361,7 +365,7 @@ class Ends(Census, ABC):
         elif outcome == SKIP:
             scope.skipped += 1
         elif code == CANCELLED:
-            scope.cancelled += 1
+            scope.cancelled += element not in self._unneeded
         elif code == UPSTREAM_FAILED:
             scope.upstream_failed += 1
         elif element not in self._may_fail:
@@ -385,14 +389,32 @@ class Ends(Census, ABC):
 
     def _end_container(self, container: int, target: int, reason: Reason) -> None:
         """A map has not succeeded. Somebody may want what there is of it all the same."""
-        if self._uses[container] and any(below in self._rules for below in self._dependants[container]):
+        wanted = container in self._pinned or any(below in self._rules for below in self._dependants[container])
+        if self._uses[container] and wanted:
             self._step.commands.append(m.Gather(container))
         self._settle(container, target, reason)
 
     def _succeed_container(self, container: int, reason: Reason) -> None:
+        if container in self._choices:
+            self._gathering[container] = reason
+            self._step.commands.append(m.Gather(container, asked=True))
+            return
         if self._uses[container]:
             self._step.commands.append(m.Gather(container))
         self._settle(container, SUCCEEDED, reason)
+
+    def _gathered(self, event: m.Gathered) -> None:
+        """The value of a container is there, and what is chosen by it."""
+        container = event.element
+        reason = self._gathering.pop(container, None)
+        if reason is None or self._state[container] != EXPANDED:
+            self.late += 1
+            self._step.late += 1
+        elif event.failed:
+            self._settle(container, FAILED, Reason.RAISED)
+        else:
+            self._chosen[container] = event.chosen
+            self._settle(container, SUCCEEDED, reason)
 
     def _is_spared(self, element: int) -> bool:
         """Whether it may begin although the run is stopping: because it tidies up."""

@@ -29,7 +29,6 @@ from flowlane.core.states import (
     READY,
     RETRYING,
     RUNNING,
-    SUCCEEDED,
     TIMED_OUT,
     Reason,
 )
@@ -83,6 +82,7 @@ class Graphs(Maps):
         e.uses.extend(uses)
         if plan.maps:
             self._add_chains(plan, start)
+            self._pinned.update([start + node for node in plan.pinned if node in plan.maps])
         return range(start, start + plan.size)
 
     def _number_policy(self, policy: Policy) -> int:
@@ -99,11 +99,11 @@ class Graphs(Maps):
         cut: dict[int, set[int]] = {}  # edges that are not told as those of plain dependants: up → nodes
         for node, rule in plan.rules.items():
             self._rules[start + node] = rule
-            self._tally[start + node] = [0, 0, 0, NOBODY]
+            self._tally[start + node] = [0, 0, 0, NOBODY, NOBODY]
         for node, before in plan.teardowns.items():
             self._tidies[start + node] = frozenset([start + other for other in before])
             self._rules[start + node] = ALL_SUCCESS
-            self._tally[start + node] = [0, 0, 0, NOBODY]
+            self._tally[start + node] = [0, 0, 0, NOBODY, NOBODY]
         for node, guards in plan.guards.items():
             self._undecided[start + node] = len(guards)
             for guard in guards:
@@ -271,9 +271,7 @@ class Graphs(Maps):
         elif scope.cancelled:
             self._settle(owner, CANCELLED, scope.reason or self._stopping or Reason.CANCEL_REQUESTED)
         else:
-            if self._uses[owner]:
-                self._step.commands.append(m.Gather(owner))
-            self._settle(owner, SUCCEEDED, Reason.ELEMENTS_DONE)
+            self._succeed_container(owner, Reason.ELEMENTS_DONE)
         self._part_with(owner)
 
     def _tell_linked(self, element: int, outcome: int) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from heapq import heappush
+from typing import TYPE_CHECKING, Final
 
 from flowlane.core import messages as m
 from flowlane.core.census import InvalidTransition
@@ -18,6 +19,7 @@ from flowlane.core.outcomes import (
     HAS_VALUE,
     LINKED,
     OK,
+    RATE,
     RETURNED,
     SKIP,
 )
@@ -39,6 +41,10 @@ if TYPE_CHECKING:
 
 
 __all__ = ["Maps"]
+
+
+#: Elements that one step takes over from an earlier session: 50 ms of it.
+RECALLED_AT_ONCE: Final = 2_000
 
 
 class Maps(Trees):
@@ -158,6 +164,7 @@ class Maps(Trees):
             self._cut_short(chain)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
+        recalled = 0
         while (room := chain.window - chain.under_way) > 0 and chain.admitted < chain.known:
             if chain.admitted == chain.numbered:
                 self._number_block(chain)
@@ -175,6 +182,7 @@ class Maps(Trees):
                     if state[element] != PENDING:
                         continue
                     if self._recall is not None and self._remember(element):
+                        recalled += 1
                         continue
                     if stage.concluded:
                         self._bury(element, stage)
@@ -185,6 +193,10 @@ class Maps(Trees):
                             stage.waiting.append(element)
             if self._rippling:
                 self._ripple()
+            if recalled > RECALLED_AT_ONCE:  # the next step goes on, which comes at once
+                self._postponed[chain] = None
+                heappush(self._times, (self._at, RATE, 0, 0))
+                return
         if (
             chain.more
             and not chain.pulling
@@ -359,9 +371,11 @@ class Maps(Trees):
             self._end_container(container, FAILED, Reason.RAISED)
         elif stage.failed:
             self._end_container(container, FAILED, Reason.ELEMENTS_FAILED)
+        elif any(self._state[chain.stages[up].container] == SKIPPED for up in stage.over):
+            self._settle(container, SKIPPED, Reason.UPSTREAM_SKIPPED)
         elif stage.upstream_failed:
             self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
-        elif stage.cancelled:
+        elif stage.cancelled or chain.cut:
             self._end_container(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)
         else:
             self._succeed_container(container, Reason.ELEMENTS_DONE)

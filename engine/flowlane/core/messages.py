@@ -32,6 +32,7 @@ __all__ = [
     "Failed",
     "Finish",
     "Gather",
+    "Gathered",
     "Graft",
     "Grafted",
     "Interrupt",
@@ -199,6 +200,18 @@ class Abandoned:
 
 
 @dataclass(slots=True)
+class Gathered:
+    """The value of an element that has become others is there, and `chosen` of it as in Succeeded. Answers a Gather that asks.
+
+    `failed`: it could not be had, or could not be asked.
+    """
+
+    element: int
+    chosen: int = 0
+    failed: bool = False
+
+
+@dataclass(slots=True)
 class TimerFired:
     """The time set by the last SetTimer has come (early or late does not matter)."""
 
@@ -232,6 +245,7 @@ Event: TypeAlias = (
     | Skipped
     | Expanded
     | Grafted
+    | Gathered
     | Cached
     | Failed
     | Crashed
@@ -286,9 +300,13 @@ class Graft:
 
 @dataclass(slots=True)
 class Gather:
-    """An element that has become others has succeeded: make its value of theirs, before anything else is launched."""
+    """Make the value of an element that has become others, of theirs, before anything else is launched.
+
+    `asked`: conditions are made of it, so answer with Gathered.
+    """
 
     element: int
+    asked: bool = False
 
 
 @dataclass(slots=True)

@@ -182,7 +182,9 @@ class Scheduler(Graphs):
         """After a batch: admit, free slots, fill slots, tell what is no longer needed, set the timer, notice the end."""
         step, at, waiting = self._step, self._at, self._waiting
         commands = step.commands
-        if self._dirty:
+        if self._dirty or self._postponed:
+            self._dirty |= self._postponed
+            self._postponed = {}
             self._admit_all()
         if self._released:
             commands.append(Release(self._released))
@@ -239,6 +241,8 @@ class Scheduler(Graphs):
                 self._expanded(event)
             case m.Grafted():
                 self._grafted(event)
+            case m.Gathered():
+                self._gathered(event)
             case m.TimerFired():
                 self._tick()
             case m.SlotAvailable():
@@ -505,5 +509,6 @@ class Scheduler(Graphs):
                     for d in {*plan.dependants[node]}
                     if node not in (plan.maps[d].over if d in plan.maps else ())
                 )
-                parted = block.owner >= 0 and state[block.owner] in ENDED
+                owner = block.owner
+                parted = owner >= 0 and (state[owner] in ENDED or owner in self._gathering)
                 assert self._uses[v] == readers + (node in plan.pinned and not parted), self._story(v)

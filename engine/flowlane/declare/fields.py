@@ -266,6 +266,7 @@ class _Chains:
         self._sparse = sparse
         self._edges = edges
         self._workflow = workflow
+        self._guards = sparse.guards()
         self._first: dict[int, int] = {}  # map → the first of its chain
         self._below: dict[int, set[int]] = {}  # first of a chain → all that comes after it, itself included
         self._dependants: list[list[int]] | None = None
@@ -294,6 +295,7 @@ class _Chains:
         """Whether nothing that it waits for as a whole comes after `first`."""
         arguments = self._workflow.arguments[node]
         whole = set(self._edges[node]) - set(sources)
+        whole.update([guard.node for guard in self._guards.get(node, ())])  # a condition may be on the very list
         if arguments.nested or arguments.direct:
             whole.update(_refs(chain(arguments.args, arguments.kwargs.values())))
         if not whole:

@@ -650,6 +650,21 @@ class Runner:
         untold: Reports = {}
         self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, untold)
 
+    def _gather(self, element: int, asked: bool) -> None:
+        """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
+        try:
+            value = self._values[element] = self.growth.gather(element)
+        except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
+            self._fail_soon(error)
+            return
+        if not asked:
+            return
+        try:
+            self._followups.append(m.Gathered(element, self._chosen(element, value)))
+        except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
+            self.failures[element] = Failure.of(undecidable(self.roster.names[element], error))
+            self._followups.append(m.Gathered(element, failed=True))
+
     def _graft(
         self,
         element: int,
@@ -882,10 +897,7 @@ class Runner:
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
             elif isinstance(command, m.Gather):
-                try:
-                    self._values[command.element] = self.growth.gather(command.element)
-                except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
-                    self._fail_soon(error)
+                self._gather(command.element, command.asked)
             elif isinstance(command, m.Pull):
                 self._pull(command.element, command.count)
             elif isinstance(command, m.Graft):

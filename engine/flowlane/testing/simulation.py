@@ -180,7 +180,10 @@ class SimulatedRun:
                 attempt = self.scheduler.attempt(element)
                 plan = self._graft(element)
                 world.post(self, m.Grafted(element, attempt, plan), world.now + world.delay())
-            case m.Release() | m.Gather():
+            case m.Gather(element, asked):
+                if asked:  # every condition holds
+                    world.post(self, m.Gathered(element, -1), world.now + world.delay())
+            case m.Release():
                 pass
             case m.Finish():
                 self.ended = world.now

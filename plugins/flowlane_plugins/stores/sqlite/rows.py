@@ -145,8 +145,7 @@ def read_sources(
         for *fields, check, detail, origin in db.execute(_SELECT.format(f"IN ({', '.join('?' * len(some))})"), some):
             if not _is_good(fields, check, detail, origin):
                 raise damaged(path, _NOT_WRITTEN)
-            elsewhere = origin is not None and fields[6]
-            found[fields[0]] = (tuple(fields), detail, origin if elsewhere else fields[0])
+            found[fields[0]] = (tuple(fields), detail, fields[0] if origin is None or not fields[6] else origin)
     return found
 
 

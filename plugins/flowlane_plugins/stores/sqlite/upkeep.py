@@ -105,7 +105,7 @@ class Upkeep(Base):
         query = "SELECT sid FROM sessions WHERE run IN (SELECT key FROM runs WHERE removed = 1)"
         spans = [(sid, *span(sid)) for (sid,) in db.execute(query).fetchall()]
         others = f"DELETE FROM adopted WHERE row BETWEEN :lo AND :hi AND row NOT IN ({_NEEDED})"
-        while any([db.execute(others, {"lo": lo, "hi": hi}).rowcount for _, lo, hi in spans]):
+        while sum(db.execute(others, {"lo": lo, "hi": hi}).rowcount for _, lo, hi in spans):
             pass  # what only those needed that are gone now goes with the next round
         dropped: set[bytes] = set()
         for sid, lo, hi in spans:
