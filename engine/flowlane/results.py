@@ -273,7 +273,9 @@ class RunResult(Generic[R]):
 def _way_back(record: Record) -> list[tuple[str, float]]:
     ended, path = record.ended_ns, list[tuple[str, float]]()
     last = max(range(len(ended)), key=ended.__getitem__, default=None)
-    while last is not None and ended[last] != NEVER:
+    seen: set[int] = set()
+    while last is not None and ended[last] != NEVER and last not in seen:
+        seen.add(last)
         if (
             record.lane(last) >= 0 and record.started_ns[last] != NEVER
         ):  # a map or a workflow took the time of what it became

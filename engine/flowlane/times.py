@@ -90,7 +90,9 @@ def times_of(record: Record) -> Times:
     busy: dict[str, Occupancy] = {}
     reached = record.ended  # everything after this moment is accounted for
     last = max(range(len(record.ended_ns)), key=record.ended_ns.__getitem__, default=None)
-    while last is not None and record.ended_ns[last] != NEVER:
+    seen: set[int] = set()
+    while last is not None and record.ended_ns[last] != NEVER and last not in seen:
+        seen.add(last)
         if record.lane(last) < 0:  # a map or a workflow: what it became is what took the time
             last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
             continue

@@ -32,6 +32,7 @@ class Scope:
 
     open       elements that have not ended
     concluded  whether its container has ended, or will by itself
+    parted     whether what its elements made was given back
     reason     why its elements were told to stop, where they were
     blocks     numbers of the blocks its elements are in
     """
@@ -44,6 +45,7 @@ class Scope:
         "failed",
         "ok",
         "open",
+        "parted",
         "reason",
         "skipped",
         "upstream_failed",
@@ -58,7 +60,7 @@ class Scope:
         """Begin anew, with `count` elements."""
         self.open = count
         self.ok = self.failed = self.upstream_failed = self.skipped = self.cancelled = 0
-        self.concluded = False
+        self.concluded = self.parted = False
         self.reason: Reason | None = None
 
 

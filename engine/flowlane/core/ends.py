@@ -50,7 +50,7 @@ from flowlane.core.states import (
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from flowlane.core.chains import Chain, Scope, Stage
+    from flowlane.core.chains import Chain, Scope, Stage, Tree
 
 
 __all__ = ["Ends"]
@@ -145,6 +145,14 @@ class Ends(Census, ABC):
                 self._cancel([up for up in self.upstreams(element) if self._state[up] not in ENDED], Reason.NOT_NEEDED)
         self._ripple()
 
+    def _key(self, element: int) -> int:
+        """Its place in a queue: by rank; where there are priorities first by these and time, quantised so that ranks count."""
+        key = self._rank[element] << ELEMENT_BITS | element
+        if self._priority:
+            aged = self.ready_ns[element] - self._priority.get(element, 0) * AGEING
+            key += aged // (AGEING // 10) << ELEMENT_BITS + 31
+        return key
+
     def _limit_total(self, element: int) -> None:
         policy = self.policy(element)
         if policy.total_timeout:
@@ -181,6 +189,8 @@ class Ends(Census, ABC):
         self._open -= 1
         if reason is Reason.NOT_NEEDED:
             self._unneeded.add(element)
+        if element in self._trees:
+            self._close_tree(self._trees[element])
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
             uses[up] -= 1
@@ -319,8 +329,7 @@ class Ends(Census, ABC):
 
     def _count_failure(self, element: int) -> None:
         """An element failed: does that end a group, a graph, the run?"""
-        if element not in self._stages and element not in self._trees and element not in self._scopes:
-            self._failures += 1  # of its own; a container fails because of others
+        own = element not in self._stages and element not in self._trees and element not in self._scopes
         for group in self._groups.get(element, ()):
             self._cancel([other for other in group if self._state[other] not in ENDED], Reason.FAIL_FAST)
         while True:  # does the failure reach the run, by way of all that the element is part of?
@@ -346,6 +355,7 @@ class Ends(Census, ABC):
             else:
                 element = block.owner
         self._failed = True
+        self._failures += own  # a container fails because of others
         limit = self.plan.max_failures
         if limit < 0:  # a share of all there are, in per cent
             limit = max(1, -limit * self._total() // 100)
@@ -373,6 +383,11 @@ class Ends(Census, ABC):
 
     def _part_with(self, container: int) -> None:
         """The value of a container is made, or never will be: its elements' own are not needed for it any more."""
+        scope = self._scope(container)
+        assert scope is not None
+        if scope.parted:
+            return
+        scope.parted = True
         if container in self._trees:
             root = self._trees[container].root
             parts: Iterable[int] = () if root < 0 else (root,)
@@ -387,10 +402,26 @@ class Ends(Census, ABC):
             if not uses[part] and state[part] in HAS_VALUE:
                 self._released.append(part)
 
+    def _close_tree(self, tree: Tree) -> None:
+        """A reduction has ended: what waits in it to be merged is not."""
+        tree.concluded = True
+        for group in tree.groups.values():
+            for item in group.items:
+                if item >= 0:
+                    self._give_back(item)
+        tree.groups.clear()
+
+    def _give_back(self, element: int) -> None:
+        """One reader less of a value."""
+        self._uses[element] -= 1
+        if not self._uses[element]:
+            self._released.append(element)
+
     def _end_container(self, container: int, target: int, reason: Reason) -> None:
         """A map has not succeeded. Somebody may want what there is of it all the same."""
         wanted = container in self._pinned or any(below in self._rules for below in self._dependants[container])
-        if self._uses[container] and wanted:
+        tree = self._trees.get(container)
+        if self._uses[container] and wanted and (tree is None or tree.root >= 0):
             self._step.commands.append(m.Gather(container))
         self._settle(container, target, reason)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from heapq import heapify
+from heapq import heapify, heappush
 from typing import TYPE_CHECKING
 
 from flowlane.core import messages as m
@@ -19,7 +19,7 @@ from flowlane.core.outcomes import (
     ENDED,
     LINKED,
 )
-from flowlane.core.ready import ELEMENT_BITS
+from flowlane.core.ready import ELEMENT_BITS, ELEMENT_MASK
 from flowlane.core.rules import ALL_SUCCESS
 from flowlane.core.states import (
     CANCELLED,
@@ -30,6 +30,7 @@ from flowlane.core.states import (
     RETRYING,
     RUNNING,
     TIMED_OUT,
+    UPSTREAM_FAILED,
     Reason,
 )
 
@@ -70,6 +71,8 @@ class Graphs(Maps):
             for element in members:
                 self._groups.setdefault(element, []).append(members)
         self._may_fail.update([start + node for node in plan.may_fail])
+        if plan.priority and not self._priority and start:
+            self._first_priority(plan, start)
         self._priority.update({start + node: priority for node, priority in plan.priority.items()})
         if self._priority:
             e.linked[start:] = b"\x01" * plan.size
@@ -84,6 +87,15 @@ class Graphs(Maps):
             self._add_chains(plan, start)
             self._pinned.update([start + node for node in plan.pinned if node in plan.maps])
         return range(start, start + plan.size)
+
+    def _first_priority(self, plan: Plan, start: int) -> None:
+        """From now on time counts in queues: also for those that wait in them already, and for all that come."""
+        self._priority.update({start + node: priority for node, priority in plan.priority.items()})
+        for element in range(start):
+            self._link(element)
+        for queue in self._waiting.queues:
+            queue[:] = [self._key(key & ELEMENT_MASK) for key in queue]
+            heapify(queue)
 
     def _number_policy(self, policy: Policy) -> int:
         number = self._policy_numbers.get(policy)
@@ -170,10 +182,10 @@ class Graphs(Maps):
                 tree.chain = chain
                 tree.queue, tree.policy = self._queue_of_map(plan, node), e.policy[element]
                 tree.rank = e.rank[head] - 1  # merging frees memory
-        for chain, _ in {id(found[0]): found for found in self._stages.values()}.values():
-            if chain.stages[0].container >= start:
-                for stage in chain.stages:
-                    stage.uses = len(stage.below) + len(stage.trees) + stage.whole
+        for node in plan.maps:
+            if start + node in self._stages:
+                stage = self._stages[start + node][1]
+                stage.uses = len(stage.below) + len(stage.trees) + stage.whole
 
     def _queue_of_map(self, plan: Plan, node: int) -> int:
         return self._waiting.number(plan.lane[node], plan.requirements[plan.requirement.get(node, 0)])
@@ -198,11 +210,15 @@ class Graphs(Maps):
                 attempts[element] = 1
                 ready[element] = at
                 record((element, 1, BECAME_READY, at))
-                queues[queue_of[element]].append(rank[element] << ELEMENT_BITS | element)
+                if elements.start:
+                    heappush(queues[queue_of[element]], rank[element] << ELEMENT_BITS | element)
+                else:
+                    queues[queue_of[element]].append(rank[element] << ELEMENT_BITS | element)
                 if self.has_total:
                     self._limit_total(element)
-        for queue in queues:
-            heapify(queue)
+        if not elements.start:
+            for queue in queues:
+                heapify(queue)
 
     def _become(self, element: int) -> None:
         """The turn of an element that becomes a graph has come."""
@@ -261,6 +277,8 @@ class Graphs(Maps):
         scope.concluded = True
         if scope.reason is Reason.TOTAL_TIMEOUT:
             self._settle(owner, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+        elif scope.reason is not None:
+            self._settle(owner, CANCELLED, scope.reason)
         elif scope.failed:
             again = owner in self._grafts and self._attempt[owner] < self.policy(owner).attempts
             if again and self._may_retry():
@@ -269,10 +287,17 @@ class Graphs(Maps):
                 return
             self._settle(owner, FAILED, Reason.ELEMENTS_FAILED)
         elif scope.cancelled:
-            self._settle(owner, CANCELLED, scope.reason or self._stopping or Reason.CANCEL_REQUESTED)
+            self._settle(owner, CANCELLED, self._stopping or Reason.CANCEL_REQUESTED)
+        elif stopped := [part for part in self._pinned_of(owner) if self._state[part] == UPSTREAM_FAILED]:
+            self._cause[owner] = stopped[0]  # what it is to be was never made, because of a task that may fail
+            self._settle(owner, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         else:
             self._succeed_container(owner, Reason.ELEMENTS_DONE)
         self._part_with(owner)
+
+    def _pinned_of(self, owner: int) -> list[int]:
+        plan, start = self.plan_of(owner)
+        return [start + node for node in plan.pinned]
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""

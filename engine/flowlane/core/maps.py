@@ -160,7 +160,9 @@ class Maps(Trees):
         """Let indices begin, as many as the window has room for."""
         if not chain.begun:
             return
-        if self._stopping is not None or all(stage.concluded for stage in chain.stages):
+        first = chain.stages[0]
+        enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
+        if self._stopping is not None or enough or all(stage.concluded for stage in chain.stages):
             self._cut_short(chain)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
@@ -255,6 +257,8 @@ class Maps(Trees):
         stage = stages[position]
         base = element - position
         self._count(stage, element, outcome)
+        if outcome == BAD and element in self._unneeded:
+            outcome = SKIP  # what was cancelled because there was enough fails nobody
         for over in stage.over:
             up = base + over
             uses[up] -= 1
@@ -339,6 +343,7 @@ class Maps(Trees):
             self._dirty[chain] = None
         if not stage.open and chain.complete:
             self._try_conclude(chain, stage)
+        if self._rippling:
             self._ripple()
         return True
 
@@ -387,7 +392,7 @@ class Maps(Trees):
         for other in reversed(chain.stages[: stage.position]):
             below = [chain.stages[position] for position in other.below]
             unread = not other.whole and not other.trees and not self._dependants[other.container]
-            if unread and all(each in rest or each.concluded for each in below):
+            if unread and below and all(each in rest or each.concluded for each in below):
                 rest.append(other)
         for each in rest:
             each.reason = Reason.NOT_NEEDED

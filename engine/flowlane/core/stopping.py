@@ -19,6 +19,7 @@ from flowlane.core.states import (
     PENDING,
     READY,
     RETRYING,
+    TIMED_OUT,
     Reason,
 )
 
@@ -37,7 +38,7 @@ class Stopping(Ends):
         work = list(elements)
         for element in work:  # grows while it is walked
             code = self._state[element]
-            if code in ENDED:
+            if code in ENDED or self._is_spared(element):
                 continue
             if self._held[element]:
                 self._ask(element, reason)
@@ -49,8 +50,7 @@ class Stopping(Ends):
                 self._scopes[element].reason = reason
                 work += self.elements_of(element)
                 continue
-            if element in self._trees:
-                self._trees[element].concluded = True
+            self._gathering.pop(element, None)
             if element in self._stages:
                 chain, stage = self._stages[element]
                 stage.dead, stage.reason, stage.concluded = CANCELLED, reason, True
@@ -92,7 +92,8 @@ class Stopping(Ends):
     def _ask(self, element: int, reason: Reason) -> None:
         if self._queue_of[element] < 0:  # a graph that is being made: nobody can be asked, and nobody need be
             self._let_go(element)
-            self._settle(element, CANCELLED, reason)
+            self._overdue.pop(element, None)
+            self._settle(element, TIMED_OUT if reason is Reason.TOTAL_TIMEOUT else CANCELLED, reason)
             return
         if self._held[element] > LINKED:
             return  # every attempt is asked once

@@ -29,6 +29,8 @@ class Trees(Stopping):
 
     def _feed(self, tree: Tree, level: int, index: int, element: int, outcome: int) -> None:
         """Item `index` of a level has ended."""
+        if tree.concluded and outcome == OK:
+            self._give_back(element)
         while not tree.concluded:
             if tree.size.get(level) == 1 and level > 0:
                 self._conclude_tree(tree, element, outcome)
@@ -58,12 +60,15 @@ class Trees(Stopping):
             self._merge(tree, 0, 0, Group(0))
             return
         for level, number in sorted(tree.groups):
+            if tree.concluded:
+                return
             group = tree.groups.get((level, number))
             if group is None or group.landed < tree.group_size(level, number):
                 continue
             if tree.size[level] == 1 and level:
                 found = group.items[0]
-                self._conclude_tree(tree, found if found >= 0 else group.failed, OK if found >= 0 else BAD)
+                outcome = OK if found >= 0 else BAD if group.failed >= 0 else SKIP
+                self._conclude_tree(tree, found if found >= 0 else group.failed, outcome)
             elif level and tree.group_size(level, number) == 1:
                 item = group.items[0] if group.items[0] >= 0 else group.failed
                 del tree.groups[level, number]

@@ -34,7 +34,7 @@ class CallOfWorkflow(TypedDict, total=False):
 
     name         what its tasks' names begin with, instead of its own
     on_failure   "fail_fast": its first failure cancels the rest of it; "continue"
-    retries, retry, timeout, total_timeout  as for a task, for the workflow as a whole: an attempt runs all of it
+    retries, retry, total_timeout  as for a task, for the workflow as a whole: an attempt runs all of it
     after, trigger, join, cancel_rest, may_fail, priority, max_depth  as for a task
     in_flight, enough  as for a map of a task
     """
@@ -43,7 +43,6 @@ class CallOfWorkflow(TypedDict, total=False):
     on_failure: OnFailure
     retries: int
     retry: RetryPolicy
-    timeout: float | None
     total_timeout: float | None
     after: Sequence[object]
     trigger: TriggerName
@@ -61,7 +60,6 @@ _OPTIONS: Final = (
     "on_failure",
     "retries",
     "retry",
-    "timeout",
     "total_timeout",
     "after",
     "trigger",

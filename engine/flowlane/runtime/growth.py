@@ -221,16 +221,21 @@ class Roster:
         return index
 
     def waited_for(self, element: int) -> Sequence[int]:
-        """What had to end before it could: of a map or a workflow its elements, else what it waited for."""
+        """What had to end before it could: of a map or a workflow its elements, else what it waited for.
+
+        Of what waited for nothing within the graph or the map that it is part of, what that waited for.
+        """
         scheduler = self._scheduler
         parts = list(scheduler.elements_of(element))
         if parts:
             return parts
-        ups = [up for up in scheduler.upstreams(element) if scheduler.place(up).kind == scheduler.place(element).kind]
-        while not ups and (owner := scheduler.place(element).owner) != NOBODY:
-            element = owner
-            ups = list(scheduler.upstreams(element))
-        return ups
+        while element != NOBODY:
+            place = scheduler.place(element)
+            ups = [up for up in scheduler.upstreams(element) if up != place.owner]
+            if ups:
+                return ups
+            element = place.owner
+        return ()
 
     def _told(self, element: int) -> Part:
         start = self.start(element)

@@ -305,7 +305,8 @@ class Runner:
         self.error = error
         try:
             if self.scheduler.finished is None:
-                step = self.scheduler.handle([m.CancelRequested()], monotonic_ns())
+                # twice: nothing tidies up, because nobody would hear of it
+                step = self.scheduler.handle([m.CancelRequested(), m.CancelRequested()], monotonic_ns())
                 self._record(step.transitions, {})
                 self._carry_out(step.commands)
                 self._let_go()
@@ -654,6 +655,7 @@ class Runner:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
         try:
             value = self._values[element] = self.growth.gather(element)
+            self.growth.ended(element)
         except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
             self._fail_soon(error)
             return

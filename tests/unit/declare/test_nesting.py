@@ -152,12 +152,12 @@ def test_called_outside_of_a_body() -> None:
 
 
 def test_retries_make_it_one_node() -> None:
-    program = of(lambda: total(one.options(retries=2, timeout=5)(anything(), times=3)))
+    program = of(lambda: total(one.options(retries=2, total_timeout=5)(anything(), times=3)))
     assert program.names == ("anything", "one", "total")
     assert program.plan.grafts == {1}
     assert shown(program.arguments[1]) == (("@0",), {"times": 3})
     policy = program.plan.policies[program.plan.policy[1]]
-    assert (policy.attempts, policy.timeout) == (3, 5_000_000_000)
+    assert (policy.attempts, policy.total_timeout) == (3, 5_000_000_000)
     definition = program.definitions[1]
     assert isinstance(definition, WorkflowDefinition)
     assert definition.fn is one.fn
