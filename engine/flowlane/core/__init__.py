@@ -5,24 +5,34 @@ imported. The scheduler can be embedded without the rest of flowlane: build a Pl
 ``docs/embedding-the-scheduler.md`` drives it in about 30 lines.
 """
 
+from flowlane.core.elements import Place
 from flowlane.core.lanes import Lane
+from flowlane.core.limits import Limit
 from flowlane.core.messages import (
     NEVER,
     Abandoned,
     Cached,
     CancelRequested,
+    CancelTasks,
     Command,
     Crashed,
     DrainRequested,
     Event,
+    Expanded,
     Failed,
     Finish,
+    Gather,
+    Gathered,
+    Graft,
+    Grafted,
     Interrupt,
     Interrupted,
     Launch,
+    Pull,
     Release,
     RunStarted,
     SetTimer,
+    Skipped,
     SlotAvailable,
     Started,
     Step,
@@ -31,7 +41,9 @@ from flowlane.core.messages import (
     Transition,
     Wake,
 )
-from flowlane.core.plan import NO_RETRY, NotAcyclic, Plan, Policy
+from flowlane.core.plan import NO_RETRY, SLOT, Guard, MapSpec, NotAcyclic, Plan, Policy, Requirement
+from flowlane.core.rate import Rate
+from flowlane.core.rules import Trigger, TriggerRule
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import DONE, REASONS, RULES, STATES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
 
@@ -41,32 +53,47 @@ __all__ = [
     "NO_RETRY",
     "REASONS",
     "RULES",
+    "SLOT",
     "STATES",
     "TERMINAL",
     "Abandoned",
     "Cached",
     "CancelRequested",
+    "CancelTasks",
     "Command",
     "Crashed",
     "DrainRequested",
     "Event",
+    "Expanded",
     "Failed",
     "Finish",
+    "Gather",
+    "Gathered",
+    "Graft",
+    "Grafted",
+    "Guard",
     "Interrupt",
     "Interrupted",
     "InvalidTransition",
     "Lane",
     "Launch",
+    "Limit",
+    "MapSpec",
     "NotAcyclic",
+    "Place",
     "Plan",
     "Policy",
+    "Pull",
+    "Rate",
     "Reason",
     "Release",
+    "Requirement",
     "Rule",
     "RunStarted",
     "RunState",
     "Scheduler",
     "SetTimer",
+    "Skipped",
     "SlotAvailable",
     "Started",
     "Step",
@@ -74,6 +101,8 @@ __all__ = [
     "TaskState",
     "TimerFired",
     "Transition",
+    "Trigger",
+    "TriggerRule",
     "Wake",
     "code_of",
 ]
