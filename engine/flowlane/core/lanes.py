@@ -74,6 +74,10 @@ class Slots:
             self._waiting.pop(token, None)
         return taken, woken
 
+    def has_one(self, token: int) -> bool:
+        """Whether `take` would give the run a slot now."""
+        return self.free > 0 or token in self._granted
+
     def take_whole(self, token: int, need: int) -> tuple[bool, Sequence[int]]:
         """Take `need` (≥ 1) slots at once, or none and wait for all of them; replaces what the run waited for.
 
@@ -154,6 +158,17 @@ class Slots:
             self._early.add(token)
             self._in_turn = _NOBODY
         return self.give(_NOBODY, count)
+
+    def keep(self, token: int, count: int) -> Sequence[int]:
+        """Undo the run's latest `take_whole`, of `count`, and have it set aside for the run until it takes it, or leaves.
+
+        For a run that waits for something else, which comes after these in an order that all runs keep to. Slots that are
+        owed are given back instead. Returns tokens to wake.
+        """
+        if self._debt:
+            return self.give(_NOBODY, count)
+        self._granted[token] = self._granted.get(token, 0) + count
+        return ()
 
     def trade(self, token: int, back: int, wanted: int) -> tuple[int, Sequence[int]]:
         """``give(token, back)`` and ``take(token, wanted)`` in one, which is what the end of a step needs.

@@ -28,6 +28,7 @@ __all__ = ["PATIENCE_NS", "Limit", "parse_rate"]
 #: idle when a run asks for it and then goes away without leaving.
 PATIENCE_NS: Final = 100_000_000
 
+_made: Final = iter(range(1 << 62))
 _UNLIMITED: Final = 1 << 62
 _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
@@ -35,11 +36,13 @@ _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 36
 class Limit(Slots):
     """`slots` that tasks use by weight at the same time, None for any number; and at most a `rate` of them begin."""
 
-    __slots__ = ("_absent_at", "_line", "rate")
+    __slots__ = ("_absent_at", "_line", "order", "rate")
 
     def __init__(self, name: str, slots: int | None, *, rate: Rate | None = None) -> None:
         super().__init__(name, _UNLIMITED if slots is None else slots)
         self.rate = rate
+        #: Its place in the order in which all runs claim limits: those without a rate first, as they were made.
+        self.order = (rate is not None, next(_made))
         self._line: dict[int, int] = {}  # token → weight: whom the rate refused, in the order of turns
         self._absent_at = (
             NEVER  # when the first of them loses its place; NEVER: to be told by the next call with a time
@@ -90,6 +93,11 @@ class Limit(Slots):
             return ready if ready > at else NEVER
         return NEVER if self._wants_slots(first) else self._deadline(rate, first, at)
 
+    @property
+    def has_line(self) -> bool:
+        """Whether runs wait for the rate; then the last that a claim wakes is the first of them, whose turn it is now."""
+        return bool(self._line)
+
     def unclaim(self, token: int, weight: int) -> Sequence[int]:
         """Undo the run's latest claim, of `weight`, at the time of that claim. Returns the tokens of runs to wake.
 
@@ -99,6 +107,19 @@ class Limit(Slots):
         if self.rate is not None:
             self.rate.refund(weight)
         return self.put_back(token, weight)
+
+    def keep(self, token: int, count: int) -> Sequence[int]:
+        """Undo the run's latest claim, of `count`, at the time of that claim, and keep slots and turn for it until it claims
+        again, or leaves. For a task that waits for a limit behind this one. Returns the tokens of runs to wake.
+        """
+        if self.rate is None:
+            return super().keep(token, count)
+        self.rate.refund(count)
+        others = [(other, wish) for other, wish in self._line.items() if other != token]
+        self._line.clear()
+        self._line.update([(token, count), *others])
+        self._absent_at = NEVER
+        return super().keep(token, count) if self.slots < _UNLIMITED else self.put_back(token, count)
 
     def leave(self, token: int) -> Sequence[int]:
         """The run wants nothing more of this limit: hand on its turn and its slots. Returns tokens to wake."""

@@ -7,6 +7,12 @@ its slots ends the filling, so that wide work is not overtaken for ever, and one
 need this limit too.
 
 What an element holds is taken when it leaves its queue and given back by its final event, whatever that is.
+
+Several limits at once, without waiting for each other for ever. All runs claim limits in one order (that of their making, those
+with a rate last), and the lane after them. When one refuses, the run waits for that one, and what it has of those before it
+stays set aside for it; of those behind it it wants nothing. So whoever waits holds only what comes before, and the last
+in that order is always held by attempts alone, which end. In one step a limit refuses once: a run has one wish of each. What is
+not wished for in a step any more is left at its end.
 """
 
 from __future__ import annotations
@@ -54,7 +60,14 @@ class ReadyQueues:
         self.due = NEVER
         self._numbers: dict[tuple[int, Requirement], int] = {}
         self._of_lane: list[list[int]] = [[] for _ in self.lanes]
-        self._asked: set[int] = set()  # limits that this run waits for
+        self._asked: set[int] = set()  # limits that this run waits for, or has something set aside of
+        self._claims: list[tuple[tuple[int, int], ...]] = []  # by queue, (limit, weight) in the order of all runs
+        # of the step under way
+        self._refused: set[int] = set()
+        self._wished: set[int] = set()
+        self._kept: dict[
+            int, int
+        ] = {}  # limit → what is set aside of it for work that another limit, or the lane, refused
         for index in range(len(self.lanes)):
             self.number(index, SLOT)
 
@@ -75,6 +88,7 @@ class ReadyQueues:
         self.stale.append(0)
         self.lane.append(lane)
         self.requirement.append(requirement)
+        self._claims.append(tuple(sorted(requirement.limits, key=lambda claim: self.limits[claim[0]].order)))
         self._of_lane[lane].append(number)
         return number
 
@@ -122,18 +136,15 @@ class ReadyQueues:
         return self._fill_by_turns(lane, numbers, at, is_ready)
 
     def settle(self) -> None:
-        """Stop waiting for limits that nothing in the queues asks for any more."""
-        if not self._asked:
+        """After all lanes were filled: leave the limits that nothing in the queues asked for in this step."""
+        if not self.limits:
             return
-        wanted = {
-            index
-            for queue, requirement in zip(self.queues, self.requirement, strict=True)
-            if queue
-            for index, _ in requirement.limits
-        }
-        for index in self._asked - wanted:
+        for index in sorted(self._asked - self._wished):
             self.woken += self.limits[index].leave(self.token)
-        self._asked &= wanted
+        self._asked &= self._wished
+        self._wished.clear()
+        self._refused.clear()
+        self._kept.clear()
 
     def idle(self, lane: int) -> bool:
         """Whether there is nothing to do on a lane."""
@@ -169,7 +180,7 @@ class ReadyQueues:
         turns: list[tuple[int, int]] = []
         for number in numbers:
             self._next_turn(number, turns, is_ready)
-        refused: set[int] = set()
+        refused = self._refused
         elements: list[int] = []
         waiting = False
         while turns:
@@ -177,7 +188,13 @@ class ReadyQueues:
             requirement = self.requirement[number]
             if refused and any(limit in refused for limit, _ in requirement.limits):
                 continue
-            if not self._claim(requirement, at, refused):
+            if requirement.slots == 1 and not lane.has_one(token):
+                _, others = lane.take(token, 1)  # to wait for it
+                self.woken += others
+                self._stay([number, *[other for _, other in turns]])
+                waiting = True
+                break
+            if not self._claim(number, at):
                 continue
             if requirement.slots == 1:
                 taken, others = lane.take(token, 1)
@@ -185,8 +202,8 @@ class ReadyQueues:
                 taken, others = lane.take_whole(token, min(requirement.slots, lane.slots))
             self.woken += others
             if not taken:
-                for limit, weight in requirement.limits:
-                    self.woken += self.limits[limit].unclaim(token, weight)
+                self._keep(self._claims[number], turns=False)
+                self._stay([other for _, other in turns])
                 waiting = True
                 break
             elements.append(heappop(queues[number]) & ELEMENT_MASK)
@@ -203,21 +220,54 @@ class ReadyQueues:
         if queue:
             heappush(turns, (queue[0], number))
 
-    def _claim(self, requirement: Requirement, at: int, refused: set[int]) -> bool:
-        """Take what a requirement asks of limits, all of it or nothing."""
-        for position, (index, weight) in enumerate(requirement.limits):
+    def _claim(self, number: int, at: int) -> bool:
+        """Take what work of a queue asks of limits: all of it, or what comes before the one that refused is set aside."""
+        claims = self._claims[number]
+        if self._kept and any(weight > self._kept.get(index, weight) for index, weight in claims):
+            return False  # to ask for more would put at risk what is kept
+        told: list[Sequence[int]] = []
+        for position, (index, weight) in enumerate(claims):
             limit = self.limits[index]
             claimed, others = limit.claim(self.token, weight, at)
-            self.woken += others
             if claimed:
+                told.append(others)
                 self._asked.discard(index)
+                self._kept.pop(index, None)
                 continue
-            refused.add(index)
+            self.woken += others
+            self._refused.add(index)
             self._asked.add(index)
+            self._wished.add(index)
             due = limit.due(self.token, weight, at)
             if due != NEVER and (self.due == NEVER or due < self.due):
                 self.due = due
-            for other, held in requirement.limits[:position]:
-                self.woken += self.limits[other].unclaim(self.token, held)
+            for (other, _), woken in zip(claims, told, strict=False):  # a turn that is kept is nobody else's
+                self.woken += woken[:-1] if self.limits[other].has_line else woken
+            self._keep(claims[:position], turns=True)
             return False
+        for woken in told:
+            self.woken += woken
         return True
+
+    def _stay(self, numbers: Sequence[int]) -> None:
+        """Work of these queues waits for its lane, and keeps what it has of limits; but nobody's turn at a rate."""
+        for number in numbers:
+            self._wished.update(
+                [index for index, _ in self._claims[number] if index in self._asked and self.limits[index].rate is None]
+            )
+
+    def _keep(self, claims: Sequence[tuple[int, int]], *, turns: bool) -> None:
+        """What was claimed just now cannot be used yet: have it set aside.
+
+        Of a rate that is the turn, which bars everybody else: for the sake of another limit only. A lane may be full for long.
+        """
+        for index, weight in claims:
+            limit = self.limits[index]
+            if limit.rate is not None and not turns:
+                self.woken += limit.unclaim(self.token, weight)
+                self._refused.add(index)  # or work of another lane would stand in line for it, to hand it on as well
+                continue
+            self.woken += limit.keep(self.token, weight)
+            self._kept[index] = weight
+            self._asked.add(index)
+            self._wished.add(index)
