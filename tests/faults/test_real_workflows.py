@@ -17,6 +17,7 @@ SMALL = {
     "mirror_crawl": ["-p", "pages=40", "-p", "stalls=0"],
     "source_audit": ["-p", "limit=60", "-p", "probes=[]"],
     "airports": ["-p", 'countries=["CH", "AT", "DE"]', "-p", "chunk=100"],
+    "man_index": ["-p", "limit=60", "-p", "queries=5"],
 }
 pytestmark = [pytest.mark.timeout(170), pytest.mark.skipif(os.name != "posix", reason="SIGKILL")]
 
