@@ -2,18 +2,29 @@
 
     flow run workflows/mirror_crawl.py                              a tree made up for the purpose
     flow run workflows/mirror_crawl.py -p root=docs/_build/html     a tree of yours
-    flow run workflows/mirror_crawl.py --slots asyncio=4            at most four requests at once
+    flow run workflows/mirror_crawl.py -p depth=2                   no further than two clicks from its index
+    flow run workflows/mirror_crawl.py --slots asyncio=4            at most four pages at once
 
 A real HTTP server on 127.0.0.1 plays the mirror. It answers late, it answers 503, and on some pages it takes the
 request and says nothing at all. Which URL does what, and how often, follows from `seed`; each recovers after at most
 `faults` failures, so retries always get through and the report is the same every time.
 
-    serve ──────▶ fetch ──────▶ parse ──────▶ check ──────▶ report ┄┄┄┄┄▶ shutdown
-    threads       asyncio       processes     asyncio       processes     threads
-                  one a page    one a page                                ordered after the report
+    serve ─────▶ crawl ────────────────────────────────────▶ check ──────▶ report ┄┄┄┄┄▶ shutdown
+    threads        │                                         asyncio       processes     threads
+                   │  fetch ──────▶ parse ──────▶ follow                                 ordered after the report
+                   │  asyncio       processes     threads
+                   │  one a page    one a page      │
+                   └──────────── crawl ◀────────────┘ while there are links to pages that nobody has fetched
+
+Which pages there are is found out on the way. `follow` reads what one level of pages leads to and returns the next level as
+more work, so the tasks are named by the clicks from the index: ``crawl/fetch[0]``, ``crawl/follow/fetch[3]``,
+``crawl/follow/follow/fetch[0]``. One task decides for a whole level, and that is why each page is fetched once, whichever
+pages link to it, and why a page is the same task in every run. What turns out to be no page is skipped. Pages that no link
+leads to are fetched last.
 
 The server is an effect, so a task starts it and a last task, ordered after the report, stops it. A run that fails on the
-way never gets there: the server then ends by itself after `LEASE` seconds without a request.
+way never gets there: the server then ends by itself after `LEASE` seconds without a request. A resumed run starts it anew,
+at another port, and keeps the pages that it has.
 """
 
 from __future__ import annotations
@@ -36,10 +47,10 @@ from pathlib import Path  # noqa: TC003 - the parameters of a workflow are valid
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from urllib.parse import quote, unquote, urldefrag, urljoin, urlsplit
 
-from flowlane import RetryPolicy, task, workflow
+from flowlane import Bound, Limit, RetryPolicy, Skip, flatten, task, workflow
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Sequence
 
 # ── what travels between tasks ────────────────────────────────────────────────────────────────────────────────────
 
@@ -66,6 +77,10 @@ class Mirror(NamedTuple):
     host: str
     port: int
 
+    def __flow_digest__(self) -> str:
+        """The same mirror, wherever it listens: a resumed run starts it at another port, and what it served holds still."""
+        return "mirror"
+
 
 class Page(NamedTuple):
     """An answer: `path` is what was asked for, `final` what answered after redirects; `body` is empty for errors."""
@@ -84,12 +99,20 @@ class Link(NamedTuple):
 
 
 class Outline(NamedTuple):
-    """What the parser found on a page. `ids` are the places a fragment can point to."""
+    """What the parser found on a page.
+
+    ids    the places a fragment can point to
+    links  all of them, as written
+    leads  the pages that they lead to: paths, each once; what has another suffix than a page is left out
+    moved  where the page is, if this is only a redirect to it; then there is nothing else but `leads`
+    """
 
     path: str
     title: str
     ids: frozenset[str]
     links: tuple[Link, ...]
+    leads: tuple[str, ...] = ()
+    moved: str = ""
 
 
 class Broken(NamedTuple):
@@ -102,11 +125,15 @@ class Broken(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """Of all links: how many lead outside (and are not followed), how many URLs were tried, which links are broken."""
+    """Of all links: how many lead outside (and are not followed), how many URLs were tried, which links are broken.
+
+    unread  pages that are there and were not crawled, being further than that from the index
+    """
 
     outside: int
     tried: int
     broken: tuple[Broken, ...]
+    unread: int = 0
 
 
 class Served(NamedTuple):
@@ -124,7 +151,9 @@ class Unavailable(ConnectionError):
 LEASE: Final = 30.0  # seconds without a request after which the server ends by itself
 LIMIT: Final = 8 << 20  # bytes; a longer answer is refused
 HOPS: Final = 5  # redirects in a row
-AT_ONCE: Final = 16  # requests that `check` keeps going; fetches are limited by the slots of the asyncio lane
+AT_ONCE: Final = 16  # requests at once, whatever the slots of the asyncio lane: more would be impolite
+POLITE: Final = Limit("mirror", AT_ONCE)  # for `fetch`; `check` asks when the crawl is over, and counts by itself
+DEPTH: Final = 90  # clicks from the index, at most: work may return work 100 deep
 
 # Attempts enough for every fault of a URL, and for a busy machine now and then.
 PATIENT: Final = RetryPolicy(attempts=8, backoff=0.02, factor=2, max_delay=0.5, jitter=True, on=(OSError,))
@@ -143,32 +172,68 @@ def serve(root: Path | None, pages: int, weather: Weather) -> Mirror:
     return Mirror("127.0.0.1", server.server_port)
 
 
-@task.io(retry=PATIENT)
-async def fetch(mirror: Mirror, path: str) -> Page:
-    """GET one page, following redirects. 503 and broken connections raise, so that they are tried again."""
-    return await get(mirror, path)
+@task.io(retry=PATIENT, limits=[POLITE])
+async def fetch(path: str, mirror: Mirror) -> Page:
+    """GET one page. 503 and broken connections raise, so that they are tried again.
+
+    A redirect is not followed: where it leads is a page like others, and fetched once like them.
+    """
+    return await get(mirror, path, hops=1)
 
 
 @task.cpu
 def parse(page: Page) -> Outline:
-    """Title, anchors and links of a page."""
+    """Title, anchors and links of a page, or where it has moved to. Raises Skip for what is no page."""
+    if page.final != page.path:
+        if not page.final.startswith("/"):
+            raise Skip(f"leads outside, to {page.final}")
+        return Outline(page.path, "", frozenset(), (), (page.final,), page.final)
+    if page.status != 200:
+        raise Skip(f"answered {page.status}")
+    if not page.path.endswith(SUFFIX):
+        raise Skip(f"is no {SUFFIX}")
     reader = Reader()
     with contextlib.suppress(AssertionError):  # "<![" and the like in no known form: keep what came before
         reader.feed(page.body.decode("utf-8", "replace"))
         reader.close()
-    return Outline(page.path, " ".join("".join(reader.title).split()), frozenset(reader.ids), tuple(reader.links))
+    goals = {resolve(page.path, link.href).path for link in reader.links}
+    return Outline(
+        page.path,
+        " ".join("".join(reader.title).split()),
+        frozenset(reader.ids),
+        tuple(reader.links),
+        tuple(sorted(goal for goal in goals if goal and posixpath.splitext(goal)[1] in (SUFFIX, ""))),
+    )
+
+
+# Not stored, as what it returns says where the mirror is. It is soon told again, and what came of it is kept all the same.
+@task.io(persist=False)
+def follow(mirror: Mirror, outlines: Sequence[Outline], trip: Trip) -> list[Outline] | Bound[list[Outline]]:
+    """The pages behind those of `outlines`: the next level as more work, or none when there is no more to find."""
+    paths = trip.next(outlines)
+    return _crawl.bind(mirror, paths, trip.on(paths)) if paths else []
+
+
+@workflow(name="crawl")
+def _crawl(mirror: Mirror, paths: tuple[str, ...], trip: Trip) -> list[Outline]:
+    """Fetch a level of pages, and all that they lead to. A page is parsed as soon as it is there."""
+    pages = fetch.options(timeout=trip.patience).map(paths, mirror)
+    outlines = parse.map(pages)
+    return flatten([outlines, follow(mirror, outlines, trip)])
 
 
 @task.io(retry=PATIENT, timeout=60)
 async def check(mirror: Mirror, outlines: Sequence[Outline]) -> Verdict:
-    """Hold all links against the pages, and ask the mirror about targets that are none of them.
+    """Hold all links against the pages, and ask the mirror about targets that are none of them: dead ones a second time.
 
     An attempt asks for every target once, whatever becomes of the others, and a target fails at most as often as the
     mirror does: so the attempts suffice.
     """
-    ids = {outline.path: outline.ids for outline in outlines}
+    moved = {outline.path: outline.moved for outline in outlines if outline.moved}
+    ids = {outline.path: outline.ids for outline in outlines if not outline.moved}
     links = [(outline.path, link, resolve(outline.path, link.href)) for outline in outlines for link in outline.links]
-    unknown = sorted({goal.path for _, _, goal in links if goal.path and goal.path not in ids})
+    targets = {goal.path: settle(goal.path, moved) for _, _, goal in links if goal.path}
+    unknown = sorted(set(targets.values()) - ids.keys())
     gate = asyncio.Semaphore(AT_ONCE)
 
     async def ask(path: str) -> Page:
@@ -183,9 +248,10 @@ async def check(mirror: Mirror, outlines: Sequence[Outline]) -> Verdict:
 
     broken: list[Broken] = []
     for page, link, goal in links:
-        answer = answers.get(goal.path)
+        target = targets.get(goal.path, "")
+        answer = answers.get(target)
         # A redirect may lead to one of the pages; of anything else we do not know the anchors.
-        anchors = ids.get(answer.final if answer else goal.path)
+        anchors = ids.get(answer.final if answer else target)
         if goal.problem:
             why = goal.problem
         elif answer is not None and answer.status != 200:
@@ -197,18 +263,21 @@ async def check(mirror: Mirror, outlines: Sequence[Outline]) -> Verdict:
         broken.append(Broken(page, link.line, link.href, why))
     outside = sum(not goal.path and not goal.problem for _, _, goal in links)
     broken.sort(key=lambda one: (unquote(one.page), one.line, one.href))
-    return Verdict(outside, len(ids) + len(unknown), tuple(broken))
+    there = {answer.final for answer in answers.values() if answer.status == 200}
+    unread = sum(path.startswith("/") and path.endswith(SUFFIX) for path in there - ids.keys())
+    return Verdict(outside, len(outlines) + len(unknown), tuple(broken), unread)
 
 
 @task.cpu
 def report(outlines: Sequence[Outline], verdict: Verdict) -> str:
-    """The broken links as text, by page."""
+    """The broken links as text, by page, and pages that the index does not lead to."""
     total = sum(len(outline.links) for outline in outlines)
+    pages = [outline for outline in outlines if not outline.moved]
     count = len(verdict.broken)
     anchors = sum(broken.why.startswith("no #") for broken in verdict.broken)
     lines = [
         heading("mirror crawl"),
-        f"{len(outlines):,} pages · {total:,} links · {verdict.outside:,} lead outside · {verdict.tried:,} URLs tried",
+        f"{len(pages):,} pages · {total:,} links · {verdict.outside:,} lead outside · {verdict.tried:,} URLs tried",
         "",
         heading(f"broken links · {count - anchors:,} lead nowhere, {anchors:,} miss their anchor"),
     ]
@@ -221,6 +290,11 @@ def report(outlines: Sequence[Outline], verdict: Verdict) -> str:
         lines.append(clip(f"  ✗ line {broken.line:<5} {broken.why:<16} {broken.href}", WIDTH))
     if not count:
         lines.append("none")
+    if verdict.unread:
+        lines += ["", heading(f"too far from the index to be read · {verdict.unread:,}")]
+    if lost := strays(outlines):
+        lines += ["", heading(f"out of reach from the index · {len(lost):,}")]
+        lines += [clip(f"  {unquote(path)}", WIDTH) for path in lost]
     return "\n".join(lines)
 
 
@@ -239,6 +313,7 @@ def mirror_crawl(
     faults: int = 2,
     stalls: int = 2,
     patience: float = 2.0,
+    depth: int = 30,
 ) -> str:
     """Find the broken links of a documentation tree behind a bad connection.
 
@@ -247,11 +322,12 @@ def mirror_crawl(
     faults    a URL answers 503 at most so often, at most 6
     stalls    pages whose first request gets no answer
     patience  timeout of a request, in seconds
+    depth     how many clicks from the index pages are read, at most 90
     """
     weather = forecast(seed, delay, faults, stalls, patience)
+    trip = Trip.over(sitemap(root, pages, seed), depth, patience)
     mirror = serve(root, pages, weather)
-    patient = fetch.options(timeout=patience)
-    outlines = [parse(patient(mirror, path)) for path in sitemap(root, pages, seed)]
+    outlines = _crawl(mirror, trip.start, trip)
     result = report(outlines, check(mirror, outlines))
     shutdown.options(after=[result])(mirror)
     return result
@@ -265,17 +341,19 @@ def serial(
     faults: int = 2,
     stalls: int = 2,
     patience: float = 2.0,
+    depth: int = 30,
 ) -> str:
     """The same report from one plain loop, one request at a time, without the engine."""
     weather = forecast(seed, delay, faults, stalls, patience)
+    trip = Trip.over(sitemap(root, pages, seed), depth, patience)
     mirror = serve.fn(root, pages, weather)
     try:
-        return asyncio.run(_serial(mirror, sitemap(root, pages, seed), patience))
+        return asyncio.run(_serial(mirror, trip))
     finally:
         shutdown.fn(mirror)
 
 
-async def _serial(mirror: Mirror, paths: Sequence[str], patience: float) -> str:
+async def _serial(mirror: Mirror, trip: Trip) -> str:
     async def insist(ask: Callable[[], Awaitable[Any]], seconds: float | None) -> Any:
         for _ in range(PATIENT.attempts - 1):
             with contextlib.suppress(OSError):  # TimeoutError is one
@@ -283,8 +361,16 @@ async def _serial(mirror: Mirror, paths: Sequence[str], patience: float) -> str:
                     return await ask()
         return await ask()
 
-    pages = [await insist(partial(fetch.fn, mirror, path), patience) for path in paths]
-    outlines = [parse.fn(page) for page in pages]
+    outlines: list[Outline] = []
+    paths = trip.start
+    while paths:
+        level: list[Outline] = []
+        for path in paths:
+            with contextlib.suppress(Skip):
+                level.append(parse.fn(await insist(partial(fetch.fn, path, mirror), trip.patience)))
+        outlines += level
+        paths = trip.next(level)
+        trip = trip.on(paths)
     return report.fn(outlines, await insist(partial(check.fn, mirror, outlines), None))
 
 
@@ -302,7 +388,75 @@ def sitemap(root: Path | None, pages: int, seed: int) -> list[str]:
     return sorted(Folder(root).pages() if root else Tree(pages, seed).pages())
 
 
+# ── the way ───────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Trip(NamedTuple):
+    """How far a crawl has come.
+
+    start     where it begins: the index, or the first page where there is none
+    seen      all paths that are or were asked for
+    sitemap   pages that are there whether a link leads to them or not
+    left      how many more clicks it goes
+    patience  seconds for a request
+    """
+
+    start: tuple[str, ...]
+    seen: frozenset[str]
+    sitemap: frozenset[str]
+    left: int
+    patience: float
+
+    @classmethod
+    def over(cls, sitemap: Sequence[str], depth: int, patience: float) -> Trip:
+        """Before the first page. Raises ValueError for a depth that is none."""
+        if not 0 <= depth <= DEPTH:
+            raise ValueError(f"depth is {depth}; pages are read 0 to {DEPTH} clicks from the index")
+        start = entrance(sitemap)
+        return cls(start, frozenset(start), frozenset(sitemap), depth, patience)
+
+    def next(self, outlines: Iterable[Outline]) -> tuple[str, ...]:
+        """Pages that `outlines` lead to and nobody has asked for, sorted; when there are none, those that no link leads to."""
+        if not self.left:
+            return ()
+        found = {path for outline in outlines for path in outline.leads}
+        return tuple(sorted(found - self.seen or self.sitemap - self.seen))
+
+    def on(self, paths: Iterable[str]) -> Trip:
+        """One click further, with `paths`."""
+        return self._replace(seen=self.seen.union(paths), left=self.left - 1)
+
+
+def entrance(paths: Sequence[str]) -> tuple[str, ...]:
+    """Where to begin reading."""
+    return ("/index.html",) if "/index.html" in paths else tuple(sorted(paths)[:1])
+
+
+def settle(path: str, moved: dict[str, str]) -> str:
+    """Where redirects end that begin at `path`, as far as they are known."""
+    for _ in range(HOPS):
+        if path not in moved:
+            break
+        path = moved[path]
+    return path
+
+
+def strays(outlines: Sequence[Outline]) -> list[str]:
+    """Pages that cannot be reached from the index by links."""
+    leads = {outline.path: outline.leads for outline in outlines}
+    reached = set(entrance([outline.path for outline in outlines if not outline.moved]))
+    ahead = list(reached)
+    while ahead:
+        found = set(leads.get(ahead.pop(), ())) - reached
+        reached |= found
+        ahead += found
+    return sorted(outline.path for outline in outlines if not outline.moved and outline.path not in reached)
+
+
 # ── links ─────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+SUFFIX: Final = ".html"
 
 
 class Goal(NamedTuple):
@@ -359,11 +513,14 @@ class Reader(HTMLParser):
 # ── the client ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 
-async def get(mirror: Mirror, path: str) -> Page:
-    """GET `path` and follow redirects. Raises Unavailable for 503, and other OSErrors for what the network does."""
+async def get(mirror: Mirror, path: str, hops: int = HOPS) -> Page:
+    """GET `path` and follow redirects, with at most so many requests.
+
+    Raises Unavailable for 503, and other OSErrors for what the network does.
+    """
     at = path
     status = 0
-    for _ in range(HOPS):
+    for _ in range(hops):
         status, location, body = await request(mirror, at)
         if status == 503:
             raise Unavailable(f"503 for {at}")

@@ -19,33 +19,37 @@ def short(n):
 
 
 @task.cpu
-def spin():
+def spin(at_work):
+    open(at_work, "w").close()
     re.match(r"(a|a)*$", "a" * 60 + "b")
 
 
 @task.cpu
-def daemon(n):
+def daemon(n, at_work):
     subprocess.Popen(
         [sys.executable, "-c", "import time; time.sleep(300)"], start_new_session=bool(n % 2), stdin=subprocess.DEVNULL
     )
+    open(at_work, "w").close()
     time.sleep(300)
 
 
 async def main(folder, mode):
     async with Engine(slots={"processes": 2}) as engine:
-        ready = os.path.join(folder, "ready")
+        ready, *at_work = (os.path.join(folder, name) for name in ("ready", "one", "two"))
         while True:
             workflow = Workflow("storm")
             if mode == "spin":
-                calls = [spin.bind(), spin.bind()]
+                calls = [spin.bind(path) for path in at_work]
             elif mode == "daemons":
-                calls = [daemon.bind(0), daemon.bind(1)]
+                calls = [daemon.bind(n, path) for n, path in enumerate(at_work)]
             else:
                 calls = [short.bind(n) for n in range(200)]
             handles = [workflow.add(call) for call in calls]
             handle = engine.start(workflow.returns(handles))
             if mode in ("spin", "daemons"):
-                await asyncio.sleep(0.3)
+                while not all(os.path.exists(path) for path in at_work):
+                    await asyncio.sleep(0.01)
+                await asyncio.sleep(0.1)
             else:
                 await handle
             if not os.path.exists(ready):

@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from pathlib import Path
     from types import ModuleType
 
-pytestmark = [pytest.mark.timeout(20)]
 
 SOURCE = '''
 import gc, io, os, resource, signal, socket, sys, time, threading

@@ -33,6 +33,7 @@ class Found(NamedTuple):
 def find_workflows(text: str) -> list[Found]:
     """Load what `text` (``FILE[:WORKFLOW]``) names and return its workflows, at least one, in the order of the file.
 
+    Those whose names begin with "_" are for the others to call: they count when they are named, or when there is nothing else.
     Exactly one when `text` names one. Executes the user's file. Raises LoadError.
     """
     place, name = _split(text)
@@ -44,7 +45,7 @@ def find_workflows(text: str) -> list[Found]:
         raise LoadError(
             f"there is no workflow in {shown}", hint="decorate the function that calls the tasks with @workflow"
         )
-    return found
+    return [each for each in found if not each.name.startswith("_")] or found
 
 
 def one_of(text: str, found: Sequence[Found]) -> Found:

@@ -148,34 +148,52 @@ class Roster:
 
     def find(self, name: str) -> int:
         """The element of that name. Raises KeyError."""
-        number = self._index(0, self._own).get(name)
-        if number is not None:
-            return number
+        found = self._find(name, {})
+        if found is None:
+            raise KeyError(name)
+        return found
+
+    def _find(self, name: str, seen: dict[str, int | None]) -> int | None:
+        """The same, or None. `seen` are beginnings of the name that were looked up: each is once, however it can be cut."""
+        if name not in seen:
+            found = self._index(0, self._own).get(name)
+            if found is None and name.endswith("]"):
+                found = self._element(name, seen)
+            seen[name] = self._inside(name, seen) if found is None else found
+        return seen[name]
+
+    def _element(self, name: str, seen: dict[str, int | None]) -> int | None:
         base, bracket, key = name[:-1].rpartition("[")
-        if name.endswith("]") and bracket:
-            container = self.find(base)
-            keys = self._keys.get(container)
+        container = self._find(base, seen) if bracket else None
+        if container is None:
+            return None
+        keys = self._keys.get(container)
+        try:
+            if keys is not None:
+                index = [str(each) for each in keys].index(key)
+            elif "." in key:
+                level, _, group = key.partition(".")
+                return self._scheduler.merge_at(container, int(level), int(group))
+            else:
+                index = int(key)
+            return self._scheduler.element_at(container, index)
+        except (ValueError, LookupError):
+            return None
+
+    def _inside(self, name: str, seen: dict[str, int | None]) -> int | None:
+        cut = len(name)
+        while (cut := name.rfind("/", 0, cut)) >= 0:  # names of inlined workflows hold slashes as well
+            owner = self._find(name[:cut], seen)
+            if owner is None or self._scheduler.is_map(owner):
+                continue
             try:
-                if keys is not None:
-                    index = [str(each) for each in keys].index(key)
-                elif "." in key:
-                    level, _, group = key.partition(".")
-                    return self._scheduler.merge_at(container, int(level), int(group))
-                else:
-                    index = int(key)
-                return self._scheduler.element_at(container, index)
-            except (ValueError, LookupError):
-                raise KeyError(name) from None
-        start = 0
-        while (cut := name.find("/", start)) >= 0:  # names of inlined workflows hold slashes as well
-            start = cut + 1
-            try:
-                owner = self.find(name[:cut])
                 _, first = self._scheduler.plan_of(owner)
-                return first + self._index(first, self._parts[first])[name[start:]]
             except KeyError:
                 continue
-        raise KeyError(name)
+            number = self._index(first, self._parts[first]).get(name[cut + 1 :])
+            if number is not None:
+                return first + number
+        return None
 
     def matching(self, names: Iterable[str]) -> list[int]:
         """The elements that `names` mean, patterns among them. Raises UnknownName for one that means nothing."""

@@ -44,6 +44,15 @@ def test_workflows_come_in_the_order_of_the_file_each_once(write: Write) -> None
     assert caught.value.hint == "name one: etl.py:first"
 
 
+def test_workflows_for_the_others_to_call_count_when_they_are_named_or_alone(write: Write) -> None:
+    inner = TWO.replace("def second", "def _second")
+    write("etl.py", inner)
+    assert names("etl.py") == ["first"]
+    assert names("etl.py:_second") == ["_second"]
+    write("etl.py", inner.replace("def first", "def _first").replace("alias = first", ""))
+    assert names("etl.py") == ["_first", "_second"]
+
+
 @pytest.mark.parametrize("name", ["first", "second", "alias"])
 def test_a_workflow_is_named_after_a_colon(write: Write, name: str) -> None:
     write("etl.py", TWO)
