@@ -428,9 +428,7 @@ class Interpreter:
         if statement.enough and sum(end.state == OK for end in done.values()) >= statement.enough:
             state = OK
         have = {key: end.value for key, end in done.items() if end.state == OK}
-        keyed = any(isinstance(key, str) for key in todo) or (
-            isinstance(statement.over, Lit) and statement.over.keyed
-        )
+        keyed = any(isinstance(key, str) for key in todo) or (isinstance(statement.over, Lit) and statement.over.keyed)
         return Outcome(state, have if keyed else list(have.values()), done)
 
     def items(self, room: Room, over: Source | Combined) -> dict[Any, Any]:

@@ -173,6 +173,55 @@ def test_runs_that_share_limits_all_end_and_nothing_is_lost(
     books.conclude()
 
 
+@pytest.mark.parametrize("seed", range(150))
+def test_tasks_of_many_runs_that_need_the_same_few_limits_never_wait_in_a_circle(seed: int) -> None:
+    """Two or three limits of one or two slots, some with a rate, and up to five runs that need them in any order."""
+    draw, books = Random(seed), Books(deep=False)
+    lanes = [Lane("l0", draw.choice([1, 2, 8])), Lane("l1", 4)][: draw.randint(1, 2)]
+    limits = [
+        Limit(
+            f"limit {number}",
+            draw.choice([1, 1, 2]),
+            rate=Rate(1, draw.choice([1, 3, 9]), 2) if draw.random() < 0.3 else None,
+        )
+        for number in range(draw.choice([2, 2, 3]))
+    ]
+    steps = 0
+
+    def watch(run: SimulatedRun, events: Sequence[Event], step: Step, now: int) -> None:
+        nonlocal steps
+        steps += 1
+        assert steps < 5_000, "runs wake each other, and nothing happens"
+        books(run, events, step, now)
+
+    unkind = draw.random() < 0.6
+    simulation = Simulation(seed=seed if unkind else None, latency=draw.choice([1, 5]) if unkind else 0, on_step=watch)
+    for _ in range(draw.randint(2, 5)):
+        requirements = [Requirement()]
+        for _ in range(draw.randint(1, 4)):
+            chosen = draw.sample(range(len(limits)), draw.choice([1, 2, 2, len(limits)]))
+            weights = tuple((index, draw.randint(1, limits[index].slots)) for index in chosen)
+            requirements.append(Requirement(draw.choice([1, 1, 1, 2, 4]), weights))
+        size = draw.randint(1, 8)
+        plan = Plan.build(
+            [[] for _ in range(size)],
+            lane=[draw.randrange(len(lanes)) for _ in range(size)],
+            requirement={node: draw.randrange(len(requirements)) for node in range(size)},
+            requirements=tuple(requirements),
+        )
+        took = [draw.choice([1, 1, 2, 5]) for _ in range(size)]
+        run = simulation.start(
+            plan,
+            lanes,
+            lambda element, _, took=took: Attempt(duration=took[element]),
+            at=draw.choice([0, 0, 1, 3]),
+            limits=limits,
+        )
+        books.limits[run] = limits
+    simulation.run()
+    books.conclude()
+
+
 def begins(run: SimulatedRun, element: int) -> int:
     return run.scheduler.started_ns[element]
 

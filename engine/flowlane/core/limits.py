@@ -8,7 +8,9 @@ Theory of the rate: time alone makes it ready, so nobody's giving back wakes tho
 were it first come, first served, the run whose timer fires first at every turn would have it for ever. So those whom a
 rate refused stand in a line too, and only the first may claim: it waits for its time, then for its slots. Whoever claims
 goes to the end, and the next is woken. A first that does not come within `PATIENCE_NS` of its time, because its run wants
-something else by now, loses its place: the others have timers for that as well, and depend on nobody's leaving.
+something else by now, loses its place: the others have timers for that as well, and depend on nobody's leaving. And when
+many in a row were refused although the rate was ready, turns are not kept to once: each of those who wait may lack a slot of
+its lane that another has, who lacks the turn.
 """
 
 from __future__ import annotations
@@ -29,6 +31,8 @@ __all__ = ["PATIENCE_NS", "Limit", "parse_rate"]
 PATIENCE_NS: Final = 100_000_000
 
 _made: Final = iter(range(1 << 62))
+_VAIN: Final = 8  # claims, and two for each run in line, that may be refused in a row for their turn alone
+
 _UNLIMITED: Final = 1 << 62
 _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 3600 * 10**9, "d": 86400 * 10**9}
 
@@ -36,13 +40,14 @@ _UNITS: Final = {"ms": 1_000_000, "s": 1_000_000_000, "min": 60 * 10**9, "h": 36
 class Limit(Slots):
     """`slots` that tasks use by weight at the same time, None for any number; and at most a `rate` of them begin."""
 
-    __slots__ = ("_absent_at", "_line", "order", "rate")
+    __slots__ = ("_absent_at", "_line", "_vain", "_vain_before", "order", "rate")
 
     def __init__(self, name: str, slots: int | None, *, rate: Rate | None = None) -> None:
         super().__init__(name, _UNLIMITED if slots is None else slots)
         self.rate = rate
         #: Its place in the order in which all runs claim limits: those without a rate first, as they were made.
         self.order = (rate is not None, next(_made))
+        self._vain = self._vain_before = 0  # claims in a row that were refused for their turn alone
         self._line: dict[int, int] = {}  # token → weight: whom the rate refused, in the order of turns
         self._absent_at = (
             NEVER  # when the first of them loses its place; NEVER: to be told by the next call with a time
@@ -62,7 +67,10 @@ class Limit(Slots):
         ready = rate.ready_at(weight, at)
         self._skip_absent(rate, token, at)
         line = self._line
-        if next(iter(line), token) != token:
+        if next(iter(line), token) != token and not (
+            ready <= at and self._vain > _VAIN + 2 * len(line) and self.free >= weight
+        ):
+            self._vain += ready <= at
             self._queue(token, weight)
             return False, ()
         queued = token in line
@@ -74,6 +82,7 @@ class Limit(Slots):
         if not taken:
             return False, woken  # still the first, so that nobody can spend what it found ready
         rate.spend(weight, at)
+        self._vain_before, self._vain = self._vain, 0
         del line[token]
         if queued:
             self._in_turn = token
@@ -106,6 +115,7 @@ class Limit(Slots):
         """
         if self.rate is not None:
             self.rate.refund(weight)
+            self._vain = self._vain_before + 1
         return self.put_back(token, weight)
 
     def keep(self, token: int, count: int) -> Sequence[int]:

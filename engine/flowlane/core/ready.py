@@ -8,11 +8,12 @@ need this limit too.
 
 What an element holds is taken when it leaves its queue and given back by its final event, whatever that is.
 
-Several limits at once, without waiting for each other for ever. All runs claim limits in one order (that of their making, those
-with a rate last), and the lane after them. When one refuses, the run waits for that one, and what it has of those before it
-stays set aside for it; of those behind it it wants nothing. So whoever waits holds only what comes before, and the last
-in that order is always held by attempts alone, which end. In one step a limit refuses once: a run has one wish of each. What is
-not wished for in a step any more is left at its end.
+Several limits at once, without waiting in a circle. All runs claim limits in one order (that of their making, those with a rate
+last). When one refuses, the run waits for that one, and what it has of those before it stays set aside for it; of those
+behind it it wants nothing. So whoever waits holds only what comes before, and the last in that order is held by attempts
+alone, which end. Lanes come after all limits: work that needs one slot asks for it before it claims anything, wide work when it
+has its limits, which it then keeps; but not its turn at a rate, which would bar everybody else while a lane is full. In one
+step a limit refuses once, since a run has one wish of each; what is not wished for in a step any more is left at its end.
 """
 
 from __future__ import annotations

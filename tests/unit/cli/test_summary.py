@@ -58,6 +58,7 @@ def show(state: RunState, tasks: list[TaskResult], quiet: bool = False, **more: 
             "restored": 0,
             "retries": sum(one.attempts - 1 for one in tasks if one.attempts),
             "notes": [],
+            "resizes": [],
             "critical_path": [("fetch", 2.0), ("parse", 7.8)],
             "times": Times({"processes": 79.0}, {"processes": 15.0, "threads": 0.1}, 0.0, 4.9, 1.0),
             "utilisation": {"processes": 0.93, "threads": 0.01},
@@ -99,6 +100,12 @@ def test_time_lost_to_retries_is_told() -> None:
     assert "time: work 25% · retrying 75%\n" in show(
         RunState.SUCCEEDED, tasks, times=Times({"x": 1.0}, {}, 3.0, 0.0, 0.0)
     )
+
+
+def test_slots_that_have_adapted_are_told() -> None:
+    sentence = "asyncio 64 → 22 slots: latency 2.1x of usual"
+    shown = show(RunState.SUCCEEDED, [task("a", TaskState.SUCCEEDED)], resizes=[sentence])
+    assert f"  adapted  {sentence}" in shown.splitlines()
 
 
 def test_quiet_is_silent_about_a_success_but_not_about_notes_and_failures() -> None:

@@ -10,8 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from flowlane.core.adaptive import Decision
 from flowlane.core.states import RULES, TERMINAL, TaskState
 from flowlane.errors import Failure
+from flowlane.runtime.adapting import Resized
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import Clock, History, events_of, run_finished, run_started
 from flowlane.runtime.ports import CRASHED, FAILED, NEVER, NOTED, Report, RunOutcome
@@ -261,6 +263,8 @@ def test_every_field_is_documented(kit: Any) -> None:
         ).events()
     )
     events += history.noted(0, 1, Report(1, NOTED, ended=kit.MONO, note="x")).events()
+    change = Resized("lane", "asyncio", Decision(kit.MONO, 2, 4, "x", 1, 1, 0.0, 0, 9, 4))
+    events += history.noted(-1, 0, Report(0, NOTED, ended=kit.MONO, value=change)).events()
     events += history.lost(1, kit.MONO).events()
     events += [run_started(run), run_finished(run, RunOutcome("succeeded", kit.MONO, {}))]
     used = {field for event in events for field in event}
