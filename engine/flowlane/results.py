@@ -276,9 +276,8 @@ def _way_back(record: Record) -> list[tuple[str, float]]:
     seen: set[int] = set()
     while last is not None and ended[last] != NEVER and last not in seen:
         seen.add(last)
-        if (
-            record.lane(last) >= 0 and record.started_ns[last] != NEVER
-        ):  # a map or a workflow took the time of what it became
+        ran = record.lane(last) >= 0 and record.started_ns[last] != NEVER
+        if ran and not record.roster.became(last):  # a map, a workflow: that is the time of what it became
             first = record.first_ready_ns.get(last, record.started_ns[last])
             began = min(record.started_ns[last], first) if record.attempts[last] > 1 else record.started_ns[last]
             path.append((record.names[last], max(0, ended[last] - began) / 1e9))

@@ -93,7 +93,9 @@ def times_of(record: Record) -> Times:
     seen: set[int] = set()
     while last is not None and record.ended_ns[last] != NEVER and last not in seen:
         seen.add(last)
-        if record.lane(last) < 0:  # a map or a workflow: what it became is what took the time
+        if record.lane(last) < 0 or record.roster.became(
+            last
+        ):  # a map or a workflow: what it became is what took the time
             last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
             continue
         lane = lanes[record.lane(last)]

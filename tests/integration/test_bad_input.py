@@ -209,9 +209,7 @@ CASES: dict[str, Case] = {
         + "del other\n",
     ),
     "task called outside": Case(RUN, ["'read'", "etl.py:"], body="read()\n" + GOOD),
-    "workflow called in a body": Case(
-        "run etl.py:outer", ["'etl'"], body=GOOD + "\n@workflow\ndef outer():\n    return etl()\n"
-    ),
+    "workflow called in its own body": Case(RUN, ["'etl'", "bind"], body=body("return etl()")),
     "wrong arguments": Case(RUN, ["'read'", "etl.py:"], body=body("return read(1, 2, 3)")),
     "unknown argument": Case(RUN, ["'read'", "z"], body=body("return read(z=1)")),
     "duplicate names": Case(

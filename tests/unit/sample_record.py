@@ -80,6 +80,9 @@ class Made:
         """As of a run in which no task became others."""
         return ((element, range(element, element + 1)) for element in range(len(self.names)))
 
+    def became(self, element: int) -> bool:
+        return False
+
     def waited_for(self, element: int) -> Sequence[int]:
         return self._upstreams[element]
 

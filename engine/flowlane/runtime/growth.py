@@ -220,6 +220,10 @@ class Roster:
             index = self._numbers[start] = {name: number for number, name in enumerate(part.names)}
         return index
 
+    def became(self, element: int) -> bool:
+        """Whether it has become others: then they took the time that it seems to have taken."""
+        return next(iter(self._scheduler.elements_of(element)), None) is not None
+
     def waited_for(self, element: int) -> Sequence[int]:
         """What had to end before it could: of a map or a workflow its elements, else what it waited for.
 
