@@ -180,6 +180,8 @@ class Census:
         if keys is None:
             keys = self._keys[container] = {}
             for block in self._of.get(container, []):
+                if block.kind == TREE:
+                    continue
                 data = self.chain(block)
                 position = data.stages.index(container)
                 for offset, each in enumerate(data.keys.get(position, ())):
