@@ -170,7 +170,7 @@ class Graphs(Maps):
                 else:
                     chain = Chain(element, spec)
                     stage = chain.stages[0]
-                stage.whole = tree is None and e.uses[element] > 0
+                stage.whole = tree is None and (e.uses[element] > 0 or element in self._choices)
                 stage.queue = NOBODY if spec.grafts else self._queue_of_map(plan, node)
                 stage.policy = e.policy[element]
                 self._stages[element] = (chain, stage)

@@ -66,6 +66,7 @@ class Trees(Stopping):
             if group is None or group.landed < tree.group_size(level, number):
                 continue
             if tree.size[level] == 1 and level:
+                del tree.groups[level, number]
                 found = group.items[0]
                 outcome = OK if found >= 0 else BAD if group.failed >= 0 else SKIP
                 self._conclude_tree(tree, found if found >= 0 else group.failed, outcome)

@@ -533,7 +533,7 @@ class Runner:
             report.failure = None
             return m.Skipped(element, attempt, started, ended)
         if word == _RETRY_AFTER:
-            delay = getattr(failure.exception, "delay", None) if failure is not None else None
+            delay = getattr(failure.exception, "seconds", None) if failure is not None else None
             wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
             return m.Failed(element, attempt, started, ended, True, wish)
         return m.Failed(element, attempt, started, ended, self._retryable(element, failure))
