@@ -110,17 +110,17 @@ def settled(events: list[dict[str, Any]]) -> float:
 
 
 @pytest.mark.timeout(120)
-async def test_a_lane_that_starts_far_beyond_the_knee_comes_down_to_it(server: Server) -> None:
-    async with Engine(slots={"asyncio": Adaptive(2, 64, start=64)}) as engine:
+async def test_a_lane_that_starts_beyond_the_knee_comes_down_to_it(server: Server) -> None:
+    async with Engine(slots={"asyncio": Adaptive(2, 64, start=24)}) as engine:
         result, events = await told(engine, crawl.bind(3_500, server.port))
     assert result.value == list(range(3_500))
     assert server.most <= 64
-    assert events[0]["before"] == 64
+    assert events[0]["before"] == 24
     assert all(2 <= event["slots"] <= 64 and event["slots"] != event["before"] for event in events)
     assert [event["before"] for event in events[1:]] == [event["slots"] for event in events[:-1]]
     assert KNEE / 4 <= settled(events) <= KNEE * 4
     (sentence,) = result.resizes
-    assert sentence.startswith(f"asyncio 64 → {events[-1]['slots']} slots: {events[-1]['note']}")
+    assert sentence.startswith(f"asyncio 24 → {events[-1]['slots']} slots: {events[-1]['note']}")
     assert 2 <= result.slots["asyncio"] <= 64
 
 

@@ -64,11 +64,19 @@ def who(kind: Kind, name: str) -> str:
     return name if kind == "lane" else f"limit {name}"
 
 
-class _Adapted(NamedTuple):
-    kind: Kind
-    slots: Slots
-    controller: Adaptive
-    owner: int  # the token of the only run that it is for; 0: for all
+class _Adapted:
+    """`owner` is the token of the only run that it is for; 0: for all. `filling`: samples to come of attempts that may have
+    begun while the slots were being filled for the first time: they found no queue, and say nothing of what is usual with one.
+    """
+
+    __slots__ = ("controller", "filling", "kind", "owner", "slots")
+
+    def __init__(self, kind: Kind, slots: Slots, controller: Adaptive, owner: int) -> None:
+        self.kind: Kind = kind
+        self.slots = slots
+        self.controller = controller
+        self.owner = owner
+        self.filling = controller.slots
 
 
 class Adapting:
@@ -114,8 +122,12 @@ class Adapting:
         """An attempt that has `held` these has ended after `latency` ns. Follow it by `decide`, once for all that have."""
         for slots in held:
             adapted = self._adapted.get(slots)
-            if adapted is not None:
-                adapted.controller.sample(latency, ok, slots.in_use)
+            if adapted is None:
+                continue
+            if adapted.filling and ok:
+                adapted.filling -= 1
+                continue
+            adapted.controller.sample(latency, ok, slots.in_use)
 
     def stop(self) -> None:
         if self._timer is not None:
@@ -141,11 +153,12 @@ class Adapting:
     def decide(self) -> None:
         """Let controllers whose window is full say what they want, and do it."""
         at = monotonic_ns()
-        for kind, slots, controller, owner in list(self._adapted.values()):
-            decision = controller.decide(at)
+        for each in list(self._adapted.values()):
+            decision = each.controller.decide(at)
             if decision is not None:
+                slots = each.slots
                 self._wake(slots.stretch(decision.slots - slots.slots))
-                self._tell(Resized(kind, slots.name, decision), owner)
+                self._tell(Resized(each.kind, slots.name, decision), each.owner)
 
 
 def summed_up(changes: Iterable[Change]) -> list[str]:
