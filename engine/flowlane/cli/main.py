@@ -32,7 +32,7 @@ Verbs:
   plan       tell what a run would do, and what is cached
   graph      print the tasks of a workflow and what they wait for
   cache      list, remove or explain cached results
-  executors  list the executors that are installed
+  executors  list the executors, and what each can do
   store      check, repair or sweep what is stored
 
 Options:
