@@ -320,6 +320,7 @@ def migration(folder: str, rounds: str) -> dict[str, Any]:
     store.write(lease, rows(0, 2000))
     store.close()
     more = [f"CREATE TABLE more_{n} AS SELECT id + {n} AS id, state FROM attempts" for n in range(10)]
+    latest = len(schema.MIGRATIONS)
     schema.MIGRATIONS = (*schema.MIGRATIONS, more)
     told = {"rounds": 0, "old": 0, "new": 0, "neither": 0}
     with open(path, "rb") as file:
@@ -337,7 +338,7 @@ def migration(folder: str, rounds: str) -> dict[str, Any]:
         whole = db.execute("PRAGMA integrity_check").fetchone()[0] == "ok"
         db.close()
         told["rounds"] += 1
-        kind = {(1, 0): "old", (2, 10): "new"}.get((version, tables), "neither") if whole else "neither"
+        kind = {(latest, 0): "old", (latest + 1, 10): "new"}.get((version, tables), "neither") if whole else "neither"
         told[kind] += 1
         store = open_store(folder)  # whatever happened, the next one gets there
         told["neither"] += sum(1 for _ in store.attempts(lease.run)) != 2000

@@ -15,6 +15,7 @@ import random
 import re
 import shutil
 import subprocess
+import sys
 from collections import Counter
 from fractions import Fraction
 from pathlib import Path
@@ -23,10 +24,11 @@ from typing import Any
 import pytest
 
 from flowlane import FlowError
-from flowlane.loader import load_file
+from flowlane.loader import load_file, module_name_for
 
 FILE = Path(__file__).parents[2] / "workflows" / "man_index.py"
-man: Any = load_file(FILE)
+# once for both files of tests: a second load would make its classes other ones
+man: Any = sys.modules.get(module_name_for(FILE)) or load_file(FILE)
 
 
 # ── which files ───────────────────────────────────────────────────────────────────────────────────────────────────
