@@ -410,7 +410,7 @@ class Play:
         _, _, placed = self.graph_of(element)
         if isinstance(placed.statement, Reduce):
             return self.values[scheduler.root(element)]
-        keys = self.keys[self.head(element)]
+        keys = self.keys.get(self.head(element), [])  # of one that was stopped before it had its items
         have = {
             index: self.values[self.elements[element, index]]
             for index in range(len(keys))

@@ -200,6 +200,7 @@ def _rules() -> tuple[Rule, ...]:
             for reason in (r.NOT_NEEDED, r.DEADLINE)
             for state in (s.PENDING, s.READY, s.RUNNING, s.RETRYING)
         ],
+        Rule(s.RUNNING, s.CANCELLED, r.DRAINED),  # it returned more work, and nothing is begun any more
     )
 
 
