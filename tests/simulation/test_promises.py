@@ -115,7 +115,7 @@ def test_random_worlds_meet_every_rule() -> None:
     class Enough(Exception):
         """All are met: no further world is drawn."""
 
-    @settings(quick, max_examples=1200, phases=[Phase.generate])
+    @settings(quick, max_examples=8000, phases=[Phase.generate])
     @given(worlds(runs=4))
     def meet(world: World) -> None:
         seen.update(live(world, world.seed, latency=15)[1].codes)
