@@ -11,7 +11,6 @@ from heapq import heappush
 from typing import TYPE_CHECKING
 
 from flowlane.core import messages as m
-from flowlane.core.census import Census
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import NEVER
 from flowlane.core.outcomes import (
@@ -33,6 +32,7 @@ from flowlane.core.outcomes import (
 )
 from flowlane.core.ready import ELEMENT_BITS
 from flowlane.core.rules import ALL_SUCCESS, Trigger
+from flowlane.core.standing import Standing
 from flowlane.core.states import (
     CANCELLED,
     EXPANDED,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Ends"]
 
 
-class Ends(Census, ABC):
+class Ends(Standing, ABC):
     """See the module's text."""
 
     # ── what the layers above do ──────────────────────────────────────────────────────────────────────────────────
@@ -394,13 +394,17 @@ class Ends(Census, ABC):
         elif container in self._stages:
             parts = self.elements_of(container) if self._stages[container][1].whole else ()
         else:
-            plan, start = self.plan_of(container)
-            parts = [start + node for node in plan.pinned]
+            parts = self._pinned_of(container)
         uses, state = self._uses, self._state
         for part in parts:
             uses[part] -= 1
             if not uses[part] and state[part] in HAS_VALUE:
                 self._released.append(part)
+
+    def _pinned_of(self, owner: int) -> list[int]:
+        """The elements whose values the value of a graph is made of."""
+        plan, start = self.plan_of(owner)
+        return [start + node for node in plan.pinned]
 
     def _close_tree(self, tree: Tree) -> None:
         """A reduction has ended: what waits in it to be merged is not."""

@@ -6,7 +6,6 @@ from heapq import heapify, heappush
 from typing import TYPE_CHECKING
 
 from flowlane.core import messages as m
-from flowlane.core.census import InvalidTransition
 from flowlane.core.chains import Chain, Scope, Tree
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE, Block
 from flowlane.core.maps import Maps
@@ -21,6 +20,7 @@ from flowlane.core.outcomes import (
 )
 from flowlane.core.ready import ELEMENT_BITS, ELEMENT_MASK
 from flowlane.core.rules import ALL_SUCCESS
+from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CANCELLED,
     EXPANDED,
@@ -294,10 +294,6 @@ class Graphs(Maps):
         else:
             self._succeed_container(owner, Reason.ELEMENTS_DONE)
         self._part_with(owner)
-
-    def _pinned_of(self, owner: int) -> list[int]:
-        plan, start = self.plan_of(owner)
-        return [start + node for node in plan.pinned]
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""

@@ -6,7 +6,6 @@ from heapq import heappush
 from typing import TYPE_CHECKING, Final
 
 from flowlane.core import messages as m
-from flowlane.core.census import InvalidTransition
 from flowlane.core.chains import BLOCK, Chain, Stage
 from flowlane.core.elements import CHAIN, Block
 from flowlane.core.outcomes import (
@@ -23,6 +22,7 @@ from flowlane.core.outcomes import (
     RETURNED,
     SKIP,
 )
+from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CANCELLED,
     EXPANDED,

@@ -33,7 +33,6 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, assert_never
 
 from flowlane.core import messages as m
-from flowlane.core.census import InvalidTransition
 from flowlane.core.elements import GRAPH, NOBODY, Block
 from flowlane.core.graphs import Graphs
 from flowlane.core.messages import NEVER, Launch, Release, Started, Step, Succeeded
@@ -56,6 +55,7 @@ from flowlane.core.outcomes import (
     RUN_DEADLINE,
 )
 from flowlane.core.ready import ELEMENT_BITS
+from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CACHED,
     CANCELLED,
@@ -388,7 +388,6 @@ class Scheduler(Graphs):
         self._timer = NEVER
         while self._times and self._times[0][0] <= self._at:
             due, kind, element, attempt = heappop(self._times)
-            state, held = self._state[element] if element < len(self._state) else 0, 0
             if kind == RATE:
                 continue  # like any step, this one ends by filling what is free
             if kind == RUN_DEADLINE:
@@ -396,7 +395,7 @@ class Scheduler(Graphs):
                     self._failed = True
                     self._stop(Reason.DEADLINE)
                 continue
-            held = self._held[element]
+            state, held = self._state[element], self._held[element]
             if kind == RETRY:
                 if state == RETRYING:
                     self._make_ready(element, attempt + 1, AGAIN)

@@ -289,7 +289,6 @@ class Cast:
 
     name     the map's own; its elements are ``name[0]`` and so on
     once     whether they must not begin a second time
-    plain    nothing but a value is to be made of a result
     """
 
     __slots__ = (
@@ -302,7 +301,6 @@ class Cast:
         "node",
         "once",
         "over",
-        "plain",
         "program",
         "star",
         "target",
@@ -323,7 +321,6 @@ class Cast:
         self.combine = call.combine
         #: of a chained map, the stages that its items come from, by position in the chain
         self.over = [over[source.node] for source in call.sources] if program.plan.maps[node].over else []
-        self.plain = not call.filters and not program.plan.maps[node].fan_in
 
 
 class _Fixed(NamedTuple):

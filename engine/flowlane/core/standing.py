@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from flowlane.core.rules import TriggerRule
 
 
-__all__ = ["Census", "InvalidTransition"]
+__all__ = ["InvalidTransition", "Standing"]
 
 
 class InvalidTransition(Exception):
@@ -53,7 +53,7 @@ class InvalidTransition(Exception):
         self.unhandled: list[m.Event] = []
 
 
-class Census:
+class Standing:
     """See Scheduler, which this is the first part of."""
 
     def __init__(
