@@ -110,7 +110,8 @@ def use_lock(seconds: float) -> bool:
         return ready[1].value == 7
 
 
-def explode(*_: Any) -> None:
+def explode(submitted: Any) -> None:
+    submitted.wait(30)
     raise ValueError("no database")
 
 
@@ -217,15 +218,19 @@ def test_arguments_live_no_longer_than_their_call(pool_class: Any) -> None:
 
 @both
 def test_a_failing_initializer_breaks_the_pool(pool_class: Any, caplog: pytest.LogCaptureFixture) -> None:
-    broken = BrokenThreadPool if pool_class is ThreadPoolExecutor else BrokenProcessPool
-    with pool_class(1, initializer=explode) as pool:
+    in_threads = pool_class is ThreadPoolExecutor
+    broken = BrokenThreadPool if in_threads else BrokenProcessPool
+    # The pool breaks once all five are submitted: a call that comes later is refused by submit itself.
+    submitted = threading.Event() if in_threads else multiprocessing.get_context("spawn").Event()
+    with pool_class(1, initializer=explode, initargs=(submitted,)) as pool:
         futures = [pool.submit(divide, 1, 1) for _ in range(5)]
+        submitted.set()
         for future in futures:
             with pytest.raises(broken, match="initializer failed"):
                 future.result(30)
         with pytest.raises(BrokenExecutor, match="initializer failed"):
             pool.submit(divide, 1, 1)
-    if pool_class is ThreadPoolExecutor:
+    if in_threads:
         assert "no database" in caplog.text
 
 
