@@ -182,7 +182,7 @@ def statements_of(body: Body) -> Iterator[Statement]:
     todo: list[Any] = [*body.statements]
     while todo:
         match statement := todo.pop():
-            case Sub(inner, _):
+            case Sub(inner):
                 todo += inner.statements
             case When(_, then, other):
                 todo += [*then, *other]
@@ -259,8 +259,11 @@ def check_books(world: World, actual: dict[str, str], expected: Ending, slots: i
         assert begun[line.name] in (0, 1), f"{line.name} began twice"
         latest.update(dict.fromkeys(around(line.name), place))
     assert not begun.total()
+    tried = {each.name for each in statements_of(world.model.body) if isinstance(each, Sub) and each.retries}
     for place, line in enumerate(world.books):
         if line.what == "begin" and line.attempt == 1:
+            if any(word in tried for word in line.name.split("/")[:-1]):
+                continue  # what was before it in an earlier try may be behind it in this one
             waits = expected.waits.get(line.name) or expected.waits.get(re.sub(r"\[[^\]]*\]$", "", line.name))
             if waits is not None:
                 check_beginning(

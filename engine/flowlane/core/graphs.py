@@ -12,11 +12,14 @@ from flowlane.core.maps import Maps
 from flowlane.core.messages import NEVER, Started, Succeeded
 from flowlane.core.outcomes import (
     ASKED,
+    BAD,
     BECAME_READY,
     BEGAN,
     CODE,
     ENDED,
     LINKED,
+    OK,
+    OUTCOME,
 )
 from flowlane.core.ready import ELEMENT_BITS, ELEMENT_MASK
 from flowlane.core.rules import ALL_SUCCESS
@@ -29,6 +32,7 @@ from flowlane.core.states import (
     READY,
     RETRYING,
     RUNNING,
+    SKIPPED,
     TIMED_OUT,
     UPSTREAM_FAILED,
     Reason,
@@ -288,12 +292,22 @@ class Graphs(Maps):
             self._settle(owner, FAILED, Reason.ELEMENTS_FAILED)
         elif scope.cancelled:
             self._settle(owner, CANCELLED, self._stopping or Reason.CANCEL_REQUESTED)
-        elif stopped := [part for part in self._pinned_of(owner) if self._state[part] == UPSTREAM_FAILED]:
-            self._cause[owner] = stopped[0]  # what it is to be was never made, because of a task that may fail
+        else:
+            self._conclude_by_value(owner)
+        self._part_with(owner)
+
+    def _conclude_by_value(self, owner: int) -> None:
+        """Nothing failed that may not: how an element ends depends on what its value is made of, if that is there."""
+        parts = self._pinned_of(owner)
+        outcomes = [OUTCOME[self._state[part]] for part in parts]
+        if BAD in outcomes:  # because of a task that may fail
+            self._cause[owner] = parts[outcomes.index(BAD)]
             self._settle(owner, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        elif outcomes and OK not in outcomes:  # part of what is missing is None in its value, but not all of it
+            self._cause[owner] = parts[0]
+            self._settle(owner, SKIPPED, Reason.UPSTREAM_SKIPPED)
         else:
             self._succeed_container(owner, Reason.ELEMENTS_DONE)
-        self._part_with(owner)
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""
