@@ -34,9 +34,10 @@ if TYPE_CHECKING:
     from flowlane.program import Program
     from flowlane.runtime.blocks import Describes
     from flowlane.runtime.cache import CacheAnswer, Lookups
-    from flowlane.runtime.growth import Growth, Roster
+    from flowlane.runtime.growth import Growth
     from flowlane.runtime.keeper import CacheKey, Keeper
     from flowlane.runtime.recorder import Recorder
+    from flowlane.runtime.roster import Roster
     from flowlane.storage.blob import Payload
 
 __all__ = ["Gate"]
@@ -60,7 +61,7 @@ class Run(Protocol):
     growth: Growth
     roster: Roster
 
-    def submit(self, lane: int, elements: list[int]) -> None: ...
+    def submit(self, lane: int, elements: Sequence[int]) -> None: ...
 
     def found(self, element: int, attempt: int, value: Any, stored: object) -> None: ...
 
@@ -100,7 +101,7 @@ class Gate:
 
     # ── on the way out ────────────────────────────────────────────────────────────────────────────────────────────
 
-    def launch(self, lane: int, elements: list[int]) -> list[int]:
+    def launch(self, lane: int, elements: Sequence[int]) -> Sequence[int]:
         """Of elements that were launched, those that may go now. The others go when what they wait for has come."""
         if not self._paused and (self._shut or self._keeper.behind()):
             self._pause()
@@ -127,7 +128,7 @@ class Gate:
         """The program and the node that an element was declared as."""
         return (self._program, element) if element < self._size else self._run.growth.declared(element)
 
-    def _sorted(self, lane: int, elements: list[int]) -> list[int]:
+    def _sorted(self, lane: int, elements: Sequence[int]) -> list[int]:
         go: list[int] = []
         intended: list[int] = []
         for element in elements:

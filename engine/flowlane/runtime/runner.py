@@ -1,7 +1,7 @@
 """The runner carries out one run: it turns reports into events, and the scheduler's commands into jobs, timers and releases.
 
-What comes into being while the run goes on, items of maps and graphs of returned work, it gets from `Growth`, and of whom the
-engine gave it to compile them.
+What comes into being while the run goes on is its `Puller`'s (items of maps) and its `Grafts`' (graphs that tasks become); what
+they are is kept in `Growth`.
 
 It owns the run's values and failures, and belongs to the thread of the engine's loop. It decides nothing: what is next is
 the scheduler's word, where a job runs is the plan's. Each call of `_step` is one turn: events in, history to the journal,
@@ -11,14 +11,12 @@ commands out. Steps never nest: executors answer through the dispatcher's inbox,
 from __future__ import annotations
 
 import asyncio
-import itertools
 import random
-import threading
 import time
 from collections import deque
 from dataclasses import replace
 from time import monotonic_ns
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core import messages as m
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY
@@ -33,14 +31,15 @@ from flowlane.runtime.failures import (
     lost_result,
     overdue,
     taken_back,
-    too_deep,
     undecidable,
     unexplained,
     unreadable,
     worker_died,
 )
-from flowlane.runtime.growth import Growth, Roster, cores_of
+from flowlane.runtime.grafts import Grafts
+from flowlane.runtime.growth import Growth, cores_of
 from flowlane.runtime.measured import Measured
+from flowlane.runtime.places import Places
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -55,26 +54,27 @@ from flowlane.runtime.ports import (
     RunInfo,
     RunOutcome,
 )
+from flowlane.runtime.puller import Puller
+from flowlane.runtime.roster import Roster
 from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at, local
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
-    from flowlane.core.plan import Plan, Policy
+    from flowlane.core.plan import Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.adapting import Resized
-    from flowlane.runtime.beginning import Beginning, Memory, Work
+    from flowlane.runtime.beginning import Beginning, Memory
     from flowlane.runtime.cache import Lookups
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
+    from flowlane.runtime.grafts import Maker
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
-    from flowlane.runtime.ports import Executor
     from flowlane.runtime.recorder import Recorder
-    from flowlane.storage.blob import Payload
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
 
@@ -87,12 +87,6 @@ _NOTE_MAX: Final = 500  # characters
 _POISON: Final = "flowlane.errors.PoisonTask"
 _SKIP: Final = "flowlane.errors.Skip"
 _RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
-
-#: How deep work may go on returning more work, unless its task says otherwise: a loop without an end must not eat the machine.
-MAX_DEPTH: Final = 100
-
-#: Iterators that run no code of the user's, so that they can be pulled from on the loop.
-_HARMLESS: Final[tuple[type, ...]] = (itertools.product, type(iter([])), type(iter(())), type(iter(range(0))))
 
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
@@ -108,25 +102,6 @@ class Note(NamedTuple):
     element: int
     attempt: int
     text: str
-
-
-class Maker(Protocol):
-    """Compiles what comes into being while a run goes on: the engine, as far as a run knows it."""
-
-    @property
-    def work(self) -> tuple[type, ...]:
-        """The types of results that are not values, but more work."""
-        ...
-
-    def of_work(self, work: Any, program: Program) -> Program:
-        """The program of work that a task of `program` returned. Raises DefinitionError."""
-        ...
-
-    def of_definition(
-        self, definition: Any, args: Sequence[Any], kwargs: Mapping[str, Any], program: Program
-    ) -> Program:
-        """The program of a workflow of `program` whose turn has come. Raises DefinitionError, and what its body raises."""
-        ...
 
 
 class Runner:
@@ -155,10 +130,8 @@ class Runner:
         maker: Maker,
     ) -> None:
         self.program = program
-        self._maker = maker
         self._work = maker.work
         self._followups: list[m.Event] = []  # answers to commands of the step under way
-        self._limits: dict[str, int] = {}
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
         self.abandoned = 0  # attempts that were given up and may still be running
         self.failures: dict[int, Failure] = {}
@@ -186,16 +159,8 @@ class Runner:
         self._grace: float | None = None
         self._stepping = False  # the first step of an eager task runs inside ours, and may ask us to cancel
         self._loop = asyncio.get_running_loop()
-        self._names = [program.lanes[lane] for lane in range(len(program.lanes))]
-        capabilities = [dispatcher.registry.capabilities(lane) for lane in program.lanes]
-        self._in_process = [not c.pickles for c in capabilities]
-        self._enforces = [c.hard_kill for c in capabilities]
-        self._kills = [c.limits_memory for c in capabilities]
-        self._deaf = [not c.interruptible for c in capabilities]
-        self._remote = any(c.remote_values for c in capabilities) or bool(beginning.values) or self._memory is not None
-        self._homes: list[Executor | None] | None = None  # by lane, where values may be remote
+        self._places = Places(program, dispatcher, remote=bool(beginning.values) or self._memory is not None)
         self.token = dispatcher.enlist(self)
-        self._limits = {spec.name: number for number, spec in enumerate(program.limits)}
         self.scheduler = Scheduler(
             program.plan,
             [dispatcher.lane(lane) for lane in program.lanes],
@@ -206,7 +171,7 @@ class Runner:
         )
         self.roster = Roster(program, self.scheduler)
         self.growth = Growth(program, self.scheduler, self._values, self.roster)
-        self.growth.remote = self._remote
+        self.growth.remote = self._places.remote
         if self._memory is not None:
             self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
@@ -227,14 +192,14 @@ class Runner:
             params=program.params,
         )
         self.stretched: frozenset[str] = frozenset()
-        self.pickling = frozenset([lane for lane, c in zip(program.lanes, capabilities, strict=True) if c.pickles])
-        self.slots = {lane: dispatcher.slots(lane) for lane in program.lanes}
         self.ended_ns = NEVER
         if keeper is not None and lookups is not None:
             from flowlane.runtime.gate import Gate  # not at the top: most runs are not kept, and workers never are
 
             assert recorder is not None
             self._gate = Gate(self, id, recorder, keeper, lookups)
+        self._puller = Puller(self, context)
+        self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
         if recorder is not None and keeper is not None:
             recorder.start(self.info, keeper)
             self._journal: Journal | Recorder = recorder
@@ -248,13 +213,12 @@ class Runner:
 
     def begin(self) -> None:
         """Start the run. Its executors are open."""
-        self.stretched = frozenset([name for name in self._names if self._dispatcher.is_stretched(name)])
-        if self._remote:
-            self._homes = [self._dispatcher.opened(name) for name in self._names]
+        self.stretched = self._places.stretched()
+        self._places.open()
         began = self._beginning
         for element, failure in began.unknown.items():
             self.failures[element] = failure
-        self._step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
+        self.step([m.RunStarted(began.restored, began.cached, tuple(began.unknown), began.skipped, began.chosen)], {})
 
     def caught_up(self) -> None:
         """The store has written what was waiting for it."""
@@ -280,14 +244,14 @@ class Runner:
         elif self.scheduler.finished is None and self.error is None:
             if grace is not None:
                 self._grace = grace
-            self._step([m.CancelRequested()], {})
+            self.step([m.CancelRequested()], {})
 
     def drain(self) -> None:
         """Begin nothing new; what runs may end. No effect on a run that has ended."""
         if self._stepping:
             self._loop.call_soon(self.drain)
         elif self.scheduler.finished is None and self.error is None:
-            self._step([m.DrainRequested()], {})
+            self.step([m.DrainRequested()], {})
             if self._gate is not None:
                 self._gate.drain()
 
@@ -296,7 +260,7 @@ class Runner:
         if self._stepping:
             self._loop.call_soon(self.cancel_elements, elements)
         elif self.scheduler.finished is None and self.error is None:
-            self._step([m.CancelTasks(elements)], {})
+            self.step([m.CancelTasks(elements)], {})
 
     def fail(self, error: BaseException) -> None:
         """End the run at once because the engine cannot go on with it (an executor would not open, say)."""
@@ -345,7 +309,7 @@ class Runner:
                 if element >= self._size or type(report.value) in self._work or element in self._curious:
                     if type(report.value) in self._work and scheduler.awaits(element, attempt):
                         if events:
-                            self._step(events, recorded)
+                            self.step(events, recorded)
                             events, recorded = [], {}
                         self._returned_work(element, attempt, report)
                         continue
@@ -374,7 +338,7 @@ class Runner:
                 events.append(Succeeded(element, attempt, report.started, report.ended))
             elif report.kind is NOTED:
                 if events:  # what came before it is told before it, and may have ended its attempt
-                    self._step(events, recorded)
+                    self.step(events, recorded)
                     events, recorded = [], {}
                 if scheduler.awaits(element, attempt):
                     self._note(element, attempt, report)
@@ -386,7 +350,7 @@ class Runner:
                     report = self._printed(report)  # noqa: PLW2901 - the same one, but for what nobody would get to
                 recorded[element, attempt] = report
         if events:
-            self._step(events, recorded)
+            self.step(events, recorded)
 
     def _sample(self, reports: Sequence[Report]) -> None:
         """Tell adaptive lanes and limits how the attempts went that have ended: before their slots are given back."""
@@ -408,7 +372,7 @@ class Runner:
 
     def resized(self, change: Resized) -> None:
         """A lane or a limit that adapts has other slots, perhaps one of this run's."""
-        own = self._names if change.kind == "lane" else self._limits
+        own = self._places.names if change.kind == "lane" else self._places.limits
         if change.name not in own or self.ended_ns != NEVER:
             return
         self.resizes.append(change)
@@ -445,7 +409,7 @@ class Runner:
         except Exception as error:  # noqa: BLE001 - user code compares the value
             self.refuse(element, attempt, undecidable(self.roster.names[element], error))
             return
-        self._step([m.Cached(element, attempt, report.ended, chosen)], {(element, attempt): report})
+        self.step([m.Cached(element, attempt, report.ended, chosen)], {(element, attempt): report})
 
     def ref(self, element: int, attempt: int) -> int:
         """The number of an attempt's job."""
@@ -458,11 +422,12 @@ class Runner:
     def later(self, function: Callable[..., object], *args: Any) -> None:
         """Call `function` on the loop's thread, unless the run has ended by then. Any thread."""
         try:
-            self._loop.call_soon_threadsafe(self._if_running, function, *args)
+            self._loop.call_soon_threadsafe(self.if_running, function, *args)
         except RuntimeError:  # the loop is closed, and the run with it
             return
 
-    def _if_running(self, function: Callable[..., object], *args: Any) -> None:
+    def if_running(self, function: Callable[..., object], *args: Any) -> None:
+        """Call `function` unless the run has ended. The loop's thread."""
         if self.ended_ns == NEVER:
             function(*args)
 
@@ -487,7 +452,7 @@ class Runner:
 
     def wake(self) -> None:
         """A slot of a shared lane was set aside for this run."""
-        self._step([m.SlotAvailable()], {})
+        self.step([m.SlotAvailable()], {})
 
     def _event(self, report: Report, element: int, attempt: int) -> m.Event:
         """The event of any report but a success, and the failure that goes with it."""
@@ -500,7 +465,7 @@ class Runner:
             report.failure = overdue(self._policy(element), asked, report.failure)
         elif kind is INTERRUPTED and asked is None:
             policy = self._policy(element)
-            enforced = self._enforces[self.scheduler.lane(element)] and policy.timeout
+            enforced = self._places.enforces[self.scheduler.lane(element)] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
                 report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
             elif self._gate is None or started != NEVER or report.worker:
@@ -536,12 +501,13 @@ class Runner:
             delay = getattr(failure.exception, "seconds", None) if failure is not None else None
             wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
             return m.Failed(element, attempt, started, ended, True, wish)
-        return m.Failed(element, attempt, started, ended, self._retryable(element, failure))
+        return m.Failed(element, attempt, started, ended, self.retryable(element, failure))
 
     def _policy(self, element: int) -> Policy:
         return self.scheduler.policy(element)
 
-    def _retryable(self, element: int, failure: Failure | None) -> bool:
+    def retryable(self, element: int, failure: Failure | None) -> bool:
+        """Whether its retry policy would try again after this failure."""
         on = self.growth.retry_on(element)
         if failure is None or not on or not failure.matches(on) or failure.matches(_NOT_RETRIED):
             return False
@@ -617,39 +583,13 @@ class Runner:
         work, report.value = report.value, None
         self._take(element, attempt, report)
         try:
-            program, _ = self.growth.declared(element)
-            made = self._maker.of_work(work, program)
-            self._check_depth(element)
+            made = self._grafts.compiled(element, work)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
             report.kind = FAILED
             report.failure = Failure.of(error)
-            self._step([self._event(report, element, attempt)], {(element, attempt): report})
+            self.step([self._event(report, element, attempt)], {(element, attempt): report})
             return
-        payload = self._gate.packed_work(element, work) if self._gate is not None else None
-        self._graft(element, attempt, made, report.started, report.ended, {(element, attempt): report}, payload)
-
-    def _check_depth(self, element: int) -> None:
-        program, node = self.growth.declared(element)
-        limit = program.max_depth.get(node, MAX_DEPTH)
-        if self.growth.depth(element) >= limit:
-            raise too_deep(self.roster.tasks[element], limit)
-
-    def _make_graph(self, element: int) -> None:
-        """The turn of an element has come that is a workflow."""
-        attempt = self.scheduler.attempt(element)
-        try:
-            program, node = self.growth.declared(element)
-            args, kwargs = self.growth.arguments(element, None)
-            self._check_depth(element)
-            made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
-        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            failure = self.failures[element] = Failure.of(error)
-            event = m.Failed(element, attempt, NEVER, monotonic_ns(), self._retryable(element, failure))
-            nothing: Reports = {}
-            self._loop.call_soon(self._if_running, self._step, [event], nothing)
-            return
-        untold: Reports = {}
-        self._loop.call_soon(self._if_running, self._graft, element, attempt, made, NEVER, NEVER, untold)
+        self._grafts.returned(element, attempt, made, work, report)
 
     def _gather(self, element: int, asked: bool) -> None:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
@@ -662,136 +602,15 @@ class Runner:
         if not asked:
             return
         try:
-            self._followups.append(m.Gathered(element, self._chosen(element, value)))
+            self.follow_up([m.Gathered(element, self._chosen(element, value))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             self.failures[element] = Failure.of(undecidable(self.roster.names[element], error))
-            self._followups.append(m.Gathered(element, failed=True))
-
-    def _graft(
-        self,
-        element: int,
-        attempt: int,
-        made: Program,
-        started: int,
-        ended: int,
-        reports: Reports,
-        work: Payload | None = None,
-    ) -> None:
-        """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
-        if not self._dispatcher.is_open(made.lanes):
-            opening = self._loop.create_task(self._dispatcher.open(made.lanes))
-
-            def opened(task: asyncio.Task[None]) -> None:
-                if task.cancelled() or task.exception() is not None:
-                    error = task.exception() if not task.cancelled() else asyncio.CancelledError()
-                    self.fail(error or asyncio.CancelledError())
-                else:
-                    self._if_running(self._graft, element, attempt, made, started, ended, reports, work)
-
-            opening.add_done_callback(opened)
-            return
-        plan = self._fitted(made)
-        start = self.scheduler.size
-        self.growth.grafted(start, made)
-        if self._gate is not None:
-            self._gate.grafted(start, made, work)
-        if self._memory is not None:
-            self._memory.grafted(start, element, made)
-        self._step([m.Grafted(element, attempt, plan, started, ended)], reports)
-
-    def _fitted(self, made: Program) -> Plan:
-        """The plan of an added program, with the run's numbers for lanes and limits."""
-        lanes: list[int] = []
-        for name in made.lanes:
-            if name not in self._names:
-                self.scheduler.add_lane(self._dispatcher.lane(name))
-                self._names.append(name)
-                can = self._dispatcher.registry.capabilities(name)
-                self._in_process.append(not can.pickles)
-                self._enforces.append(can.hard_kill)
-                self._kills.append(can.limits_memory)
-                self._deaf.append(not can.interruptible)
-                if can.pickles:
-                    self.pickling |= {name}
-                self.slots[name] = self._dispatcher.slots(name)
-                if can.remote_values and not self._remote:
-                    self._remote = self.growth.remote = True
-                    self._homes = [self._dispatcher.opened(each) for each in self._names[:-1]]
-                if self._homes is not None:
-                    self._homes.append(self._dispatcher.opened(name))
-            lanes.append(self._names.index(name))
-        numbers: list[int] = []
-        for spec in made.limits:
-            if spec.name not in self._limits:
-                self._limits[spec.name] = self.scheduler.add_limit(self._dispatcher.limit(spec, self.token))
-            numbers.append(self._limits[spec.name])
-        plan = made.plan
-        if lanes != list(range(len(lanes))):
-            plan = replace(plan, lane=tuple([lanes[lane] for lane in plan.lane]))
-        if numbers != list(range(len(numbers))):
-            requirements = [
-                each._replace(limits=tuple([(numbers[limit], weight) for limit, weight in each.limits]))
-                for each in plan.requirements
-            ]
-            plan = replace(plan, requirements=tuple(requirements))
-        return plan
-
-    def _pull(self, element: int, count: int) -> None:
-        """Get items of a map's source: at once, or from a thread where user code makes them."""
-        growth = self.growth
-        try:
-            if not growth.opened(element):
-                size = growth.open_source(element)
-                if size >= 0:
-                    self._followups.append(m.Expanded(element, size))
-                    return
-            iterator = growth.iterator(element)
-        except Exception as error:  # noqa: BLE001 - the value has no items, or its __iter__ raises
-            self._pulled(element, [], False, error)
-            return
-        if type(iterator) in _HARMLESS:
-            items = list(itertools.islice(iterator, count))
-            self._pulled(element, items, len(items) == count, None)
-            return
-        context = self._context.copy()
-        threading.Thread(
-            target=context.run,
-            args=(self._pull_in_thread, element, iterator, count),
-            name="flowlane-source",
-            daemon=True,
-        ).start()
-
-    def _pull_in_thread(self, element: int, iterator: Iterator[Any], count: int) -> None:
-        items: list[Any] = []
-        error: Exception | None = None
-        more = True
-        try:
-            for _ in range(count):
-                items.append(next(iterator))  # noqa: PERF401 - what came before an error counts
-        except StopIteration:
-            more = False
-        except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
-            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
-        self.later(self._pulled, element, items, more, error, True)
-
-    def _pulled(self, element: int, items: list[Any], more: bool, error: Exception | None, alone: bool = False) -> None:
-        events: list[m.Event] = []
-        if items or error is None:
-            self.growth.add_items(element, items)
-            events.append(m.Expanded(element, len(items), more and error is None))
-        if error is not None:
-            self.failures[element] = Failure.of(error)
-            if events:
-                events = [m.Expanded(element, len(items), True)]
-            events.append(m.Failed(element, self.scheduler.attempt(element), NEVER, monotonic_ns()))
-        if alone:
-            self._step(events, {})
-        else:
-            self._followups += events
+            self.follow_up([m.Gathered(element, failed=True)])
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def _step(self, events: list[m.Event], reports: Reports) -> None:
+    def step(self, events: Sequence[m.Event], reports: Reports) -> None:
+        """One turn. The loop's thread, and never from within a turn: see `follow_up`."""
         at = monotonic_ns()
         self._stepping = True
         try:
@@ -809,7 +628,7 @@ class Runner:
             self._carry_out(error.step.commands)
             self._fail_soon(error)
             if error.unhandled:
-                self._step(error.unhandled, reports)
+                self.step(error.unhandled, reports)
         except Exception as error:  # noqa: BLE001 - a bug of ours, or a plug-in that raises where it must not: no silent hang
             self._fail_soon(error)
         finally:
@@ -817,7 +636,14 @@ class Runner:
         if self._followups:
             events, self._followups = self._followups, []
             if self.scheduler.finished is None:
-                self._step(events, {})
+                self.step(events, {})
+
+    def follow_up(self, events: Sequence[m.Event]) -> None:
+        """Take answers to commands: after the turn under way, or in one of their own."""
+        if self._stepping:
+            self._followups += events
+        elif self.scheduler.finished is None:
+            self.step(events, {})
 
     def _grow(self) -> None:
         """There are more elements."""
@@ -836,27 +662,6 @@ class Runner:
         for element in recalled.done:
             self.growth.used_up(element)
 
-    def _go_on(self, memory: Memory, elements: Sequence[int]) -> list[int]:
-        """Of elements that were launched, those that have to run. The others had returned more work in an earlier session."""
-        go: list[int] = []
-        for element in elements:
-            found = memory.work(element) if self.scheduler.attempt(element) == 1 else None
-            if found is None:
-                go.append(element)
-            else:
-                self._loop.call_soon(self._if_running, self._go_on_with, element, found)
-        return go
-
-    def _go_on_with(self, element: int, found: Work) -> None:
-        try:
-            program, _ = self.growth.declared(element)
-            made = self._maker.of_work(found.work, program)
-        except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            self.failures[element] = Failure.of(error)
-            self._step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
-            return
-        self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
-
     def _record(self, transitions: list[Transition], reports: Reports) -> None:
         if self._recorded:
             self._journal.append(self.info.id, transitions, reports)
@@ -870,9 +675,9 @@ class Runner:
         for command in commands:
             if isinstance(command, Launch):  # by frequency: it comes with every step of a chain
                 try:
-                    go = command.elements
+                    go: Sequence[int] = command.elements
                     if self._memory is not None:
-                        go = self._go_on(self._memory, go)
+                        go = self._grafts.launch(go)
                     if self._gate is not None:
                         go = self._gate.launch(command.lane, go)
                     if go:
@@ -893,28 +698,28 @@ class Runner:
                 # Whatever a job returns after its timeout cannot change the verdict: to wait for one that was not even told
                 # would only keep everybody else waiting. Cancelled ones may still count.
                 late = command.reason in (Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT)
-                grace = 0.0 if late and self._deaf[command.lane] else self._grace
+                grace = 0.0 if late and self._places.deaf[command.lane] else self._grace
                 if refs:
-                    self._dispatcher.interrupt(self._names[command.lane], refs, grace)
+                    self._dispatcher.interrupt(self._places.names[command.lane], refs, grace)
             elif isinstance(command, m.Wake):
                 self._dispatcher.wake(command.tokens)
             elif isinstance(command, m.Gather):
                 self._gather(command.element, command.asked)
             elif isinstance(command, m.Pull):
-                self._pull(command.element, command.count)
+                self._puller.pull(command.element, command.count)
             elif isinstance(command, m.Graft):
-                self._make_graph(command.element)
+                self._grafts.begin(command.element)
             else:
                 self._end()
 
-    def submit(self, lane: int, elements: list[int]) -> None:
+    def submit(self, lane: int, elements: Sequence[int]) -> None:
         """Hand launched elements of a lane to its executor."""
         program, values = self.program, self._values
         names, targets, arguments = program.names, program.targets, program.arguments
         size, curious = self._size, self._curious
         attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
-        base_context = self._context if self._in_process[lane] else None
-        homes = self._homes
+        base_context = self._context if self._places.in_process[lane] else None
+        homes = self._places.homes
         context: contextvars.Context | None = None
         jobs: list[Job] = []
         for element in elements:
@@ -956,27 +761,27 @@ class Runner:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
                     job.cores, job.memory = needs
-                    if job.memory and not self._kills[lane]:
+                    if job.memory and not self._places.kills[lane]:
                         self._tell_unwatched(lane, job)
-        if self._enforces[lane]:
+        if self._places.enforces[lane]:
             policy_of = self.scheduler.policy
             for job in jobs:
                 job.timeout = policy_of((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK).timeout / 1e9 or None
         if jobs:
-            self._dispatcher.submit(self._names[lane], jobs)
+            self._dispatcher.submit(self._places.names[lane], jobs)
 
     def _tell_unwatched(self, lane: int, job: Job) -> None:
         """Say once in a run that memory= holds nobody back there once it has begun."""
         if not self._unwatched_told:
             self._unwatched_told = True
-            where = self._names[lane]
+            where = self._places.names[lane]
             text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
             self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
 
     def _job(self, lane: int, element: int, attempt: int) -> Job | None:
         """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
         growth = self.growth
-        home = self._homes[lane] if self._homes is not None else None
+        home = self._places.homes[lane] if self._places.homes is not None else None
         block = self.scheduler.block(element)
         try:
             if block.kind == CHAIN:
@@ -996,14 +801,14 @@ class Runner:
             self.refuse(element, attempt, error)
             return None
         context: contextvars.Context | None = None
-        if self._in_process[lane]:
+        if self._places.in_process[lane]:
             context = self._context.copy()
             context.run(TASK.set, name)
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
         ref = make_ref(self.token, element, attempt)
         job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
-        if memory and not self._kills[lane]:
+        if memory and not self._places.kills[lane]:
             self._tell_unwatched(lane, job)
         return job
 
@@ -1021,13 +826,13 @@ class Runner:
     def _fire(self) -> None:
         self._timer = None
         if self.scheduler.finished is None:
-            self._step([m.TimerFired()], {})
+            self.step([m.TimerFired()], {})
 
     def _end(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._remote and self.state is RunState.SUCCEEDED:
+        if self._places.remote and self.state is RunState.SUCCEEDED:
             self._fetch_result()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
@@ -1055,6 +860,18 @@ class Runner:
             if self.scheduler.state(element) is TaskState.TIMED_OUT
             and getattr(self.failures.get(element), "type", None) != "TimeoutError"
         ]
+
+    # ── for its record ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def slots(self) -> dict[str, int]:
+        """Slots of its lanes, by name."""
+        return self._places.slots
+
+    @property
+    def pickling(self) -> frozenset[str]:
+        """The lanes that values are pickled for."""
+        return self._places.pickling
 
     # ── how it ended ──────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -1,0 +1,99 @@
+"""Gets the items of maps when the scheduler asks: at once where a list tells how many there are, else some at a time.
+
+Wherever an iterator may run user code it is pulled from in a thread of its own: a generator that waits for a page must not stop
+the loop. One thread at a time pulls from an iterator, because the scheduler asks again only when it was answered. Belongs to
+the loop's thread.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from time import monotonic_ns
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from flowlane.core import messages as m
+from flowlane.errors import Failure
+from flowlane.runtime.ports import NEVER
+
+if TYPE_CHECKING:
+    import contextvars
+    from collections.abc import Callable, Iterator, Sequence
+
+    from flowlane.core.scheduler import Scheduler
+    from flowlane.runtime.growth import Growth
+
+__all__ = ["Puller"]
+
+#: Iterators that run no code of the user's, so that they can be pulled from on the loop.
+_HARMLESS: Final[tuple[type, ...]] = (itertools.product, type(iter([])), type(iter(())), type(iter(range(0))))
+
+
+class Run(Protocol):
+    """The runner, as far as its puller knows it."""
+
+    scheduler: Scheduler
+    growth: Growth
+    failures: dict[int, Failure]
+
+    def follow_up(self, events: Sequence[m.Event]) -> None: ...
+
+    def later(self, function: Callable[..., object], *args: Any) -> None: ...
+
+
+class Puller:
+    """Answers the scheduler's `Pull`s. `context` is the run's; user code is pulled from in copies of it."""
+
+    def __init__(self, run: Run, context: contextvars.Context) -> None:
+        self._run = run
+        self._context = context
+
+    def pull(self, element: int, count: int) -> None:
+        """Get items of a map's source: at once, or from a thread where user code makes them."""
+        growth = self._run.growth
+        try:
+            if not growth.opened(element):
+                size = growth.open_source(element)
+                if size >= 0:
+                    self._run.follow_up([m.Expanded(element, size)])
+                    return
+            iterator = growth.iterator(element)
+        except Exception as error:  # noqa: BLE001 - the value has no items, or its __iter__ raises
+            self._pulled(element, [], False, error)
+            return
+        if type(iterator) in _HARMLESS:
+            items = list(itertools.islice(iterator, count))
+            self._pulled(element, items, len(items) == count, None)
+            return
+        context = self._context.copy()
+        threading.Thread(
+            target=context.run,
+            args=(self._pull_in_thread, element, iterator, count),
+            name="flowlane-source",
+            daemon=True,
+        ).start()
+
+    def _pull_in_thread(self, element: int, iterator: Iterator[Any], count: int) -> None:
+        items: list[Any] = []
+        error: Exception | None = None
+        more = True
+        try:
+            for _ in range(count):
+                items.append(next(iterator))  # noqa: PERF401 - what came before an error counts
+        except StopIteration:
+            more = False
+        except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
+            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+        self._run.later(self._pulled, element, items, more, error)
+
+    def _pulled(self, element: int, items: list[Any], more: bool, error: Exception | None) -> None:
+        events: list[m.Event] = []
+        if items or error is None:
+            self._run.growth.add_items(element, items)
+            events.append(m.Expanded(element, len(items), more and error is None))
+        if error is not None:
+            self._run.failures[element] = Failure.of(error)
+            if events:
+                events = [m.Expanded(element, len(items), True)]
+            events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
+        self._run.follow_up(events)

@@ -1,0 +1,96 @@
+"""What a map goes over: a list that is kept as it is, or an iterator and what was pulled of it and is not used up."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from flowlane.errors import DefinitionError
+from flowlane.program import key_text
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+
+__all__ = ["Source", "combined"]
+
+
+class Source:
+    """The items of a map: a sequence, or an iterator and what was pulled of it."""
+
+    __slots__ = ("ahead", "items", "iterator", "keys", "pulled")
+
+    def __init__(self, items: Sequence[Any] | None, iterator: Iterator[Any] | None, keys: Sequence[Any] | None) -> None:
+        self.items = items
+        self.iterator = iterator
+        self.keys = keys
+        self.ahead: dict[int, Any] = {}  # by index: pulled, and not used up
+        self.pulled = 0
+
+    def item(self, index: int) -> Any:
+        return self.items[index] if self.items is not None else self.ahead[index]
+
+
+def combined(combine: str, values: Sequence[Any], fan_in: int) -> Source:
+    """The items of a map over `values`: of one alone (`combine` is "each"), zipped, or their product; in groups of `fan_in`.
+
+    Raises TypeError for what has no items, DefinitionError for keys that cannot be names, and what user code raises.
+    """
+    source = _combined(combine, values)
+    return _grouped(source, fan_in) if fan_in else source
+
+
+def _combined(combine: str, values: Sequence[Any]) -> Source:
+    if combine == "each":
+        return _of(values[0])
+    for each in values:
+        _iterable(each)
+    if combine == "product":
+        return Source(None, itertools.product(*values), None)
+    if all(isinstance(each, Sequence) for each in values):
+        return Source(list(zip(*values, strict=True)), None, None)
+    return Source(None, zip(*values, strict=True), None)
+
+
+def _iterable(value: Any) -> None:
+    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
+        raise TypeError(
+            f"a map goes over the items of a list, a mapping or an iterable, not over {type(value).__name__}"
+        )
+
+
+def _of(value: Any) -> Source:
+    _iterable(value)
+    if isinstance(value, Mapping):
+        mapping: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - truly any
+        keys = list(mapping)
+        for key in keys:
+            _check_key(key)
+        if len(set(map(str, keys))) < len(keys):
+            raise DefinitionError(
+                "two keys of a mapping read the same", hint="the elements of a map are named by their keys"
+            )
+        return Source(list(mapping.values()), None, keys)
+    if isinstance(value, Sequence):
+        items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
+        return Source(items, None, None)
+    if isinstance(value, (set, frozenset)) or (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+        return Source(list(cast("Iterable[Any]", value)), None, None)
+    return Source(None, iter(value), None)
+
+
+def _check_key(key: Any) -> None:
+    try:
+        key_text(key)
+    except ValueError as error:
+        raise DefinitionError(
+            f"{key!r} cannot name an element of a map: {error}", hint="a list has numbers for names"
+        ) from None
+
+
+def _grouped(source: Source, size: int) -> Source:
+    """The items in groups of `size`, an empty one where there are none: what the first level of a tree merges."""
+    items = list(source.items if source.items is not None else source.iterator or ())
+    groups = [items[low : low + size] for low in range(0, len(items), size)]
+    return Source(groups or [[]], None, None)
