@@ -197,7 +197,7 @@ class World:
                     made_of = made_of.options(**options_of(statement, env), name=statement.name)
                     if isinstance(over, Combined):
                         combine = zipped if over.how == "zip" else product
-                        kept = dict(zip("cd", args(fixed), strict=False))
+                        kept = dict(zip("abcd"[len(over.sources) :], args(fixed), strict=False))
                         mapped = made_of.starmap(combine(*map(source, over.sources)), **kept)
                     elif statement.filters:
                         mapped = made_of.filter(source(over), *args(fixed))
@@ -254,6 +254,8 @@ def options_of(statement: Call | Map, env: dict[str, Any]) -> dict[str, Any]:
     else:
         if statement.in_flight:
             options["in_flight"] = statement.in_flight
+        if statement.rule != "all_success":
+            options["trigger"] = statement.rule
         if statement.enough:
             options["enough"] = statement.enough
             options["cancel_rest"] = statement.cancel_rest
@@ -413,6 +415,7 @@ class _Author:
             fixed=() if filters or self.chance(60) else (self.source(known),),
             after=self.after(known, 10),
             makes=self.detail(["number", "number", "numbers"]),
+            rule=self.detail(READING) if self.chance(25) else "all_success",
             filters=filters,
             in_flight=self.window(),
             enough=enough,
@@ -435,8 +438,8 @@ class _Author:
         maps = [name for name, kind in known.items() if kind in ("map", "mapped")]
         if how == "zip" and maps and self.chance(80):
             columns = tuple(Ref(self.one(maps)) for _ in range(self.dice.randint(2, 3)))
-        elif self.chance(50):
-            columns = (self.over(known), *columns[1:])
+        elif self.chance(50) and (how == "product" or isinstance(first := self.over(known), Ref)):
+            columns = (first if how == "zip" else self.over(known), *columns[1:])
         return Combined(how, columns)
 
     @staticmethod

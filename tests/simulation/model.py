@@ -101,6 +101,7 @@ class Map:
     fixed: tuple[Arg, ...] = ()
     after: tuple[str, ...] = ()
     makes: str = "number"
+    rule: str = "all_success"
     body: Body | None = None
     filters: bool = False
     in_flight: int = 0

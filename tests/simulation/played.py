@@ -116,12 +116,15 @@ class Play:
                     reads = self.read_nodes(placing, room, placed, [*flat(fixed), *sources_of(over)], number)
                     chain = tuple(number[one] for one in placing.chained(placed))
                     above += chain
+                    if statement.rule != "all_success":
+                        sparse["rules"][index] = TriggerRule(statement.rule)
                     sparse["maps"][index] = MapSpec(
                         chain, statement.in_flight, statement.enough, statement.cancel_rest, statement.body is not None
                     )
                 case Reduce(over=over, fan_in=fan_in):
                     (source,) = reads = self.read_nodes(placing, room, placed, [over], number)
                     chain = (source,) if placing.chained(placed) else ()
+                    above += chain
                     sparse["maps"][index] = MapSpec(chain, fan_in=fan_in)
                 case Either():
                     reads = above

@@ -48,11 +48,14 @@ NEVER = ""  # of an element that never came to be
 
 @dataclass
 class Outcome:
-    """How something ended. `items` are the elements of a map by key, when it came to have some."""
+    """How something ended. `items` are the elements of a map by key, when it came to have some; not all of them where its source
+    `broke`.
+    """
 
     state: str
     value: Any = None
     items: dict[Any, Outcome] | None = None
+    broke: bool = False
 
 
 class Waits(NamedTuple):
@@ -248,15 +251,19 @@ class Interpreter:
         ended = [subject.name for subject, _ in placed.guards]
         if isinstance(statement, Call):
             rule, at_least = statement.rule, statement.at_least
+        elif isinstance(statement, Map):
+            rule = statement.rule
         elif isinstance(statement, Either):
             rule = "none_failed_min_one_success"
         elif isinstance(statement, Stop):
             above = [statement.reads]
             ended += [inside.name for inside in statement.block]
-        merges = isinstance(statement, Reduce) and self.chained(placed)  # item by item
-        waits = [] if merges else [up.name for up in above]
+        waits = [up.name for up in above]
         self.ending.waits[placed.name] = Waits(rule, at_least, waits, ended)
-        says = self.conditions(placed) or {decide(rule, tally([self.outcome(up) for up in above]), at_least)}
+        ends = [self.outcome(up) for up in above]
+        # of maps that it goes on with element by element those that never came to have any
+        ends += [end for end in map(self.outcome, self.chained(placed)) if end.items is None]
+        says = self.conditions(placed) or {decide(rule, tally(ends), at_least)}
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
 
@@ -285,7 +292,8 @@ class Interpreter:
                 if not self.chained(placed):
                     sources += sources_of(statement.over)
             case Reduce():
-                sources = [statement.over]
+                if not self.chained(placed):
+                    sources = [statement.over]
             case Either():
                 sources = [*map(Ref, statement.of)]
             case Sub():
@@ -309,7 +317,9 @@ class Interpreter:
 
     def _find_chained(self, placed: Placed) -> tuple[Placed, ...]:
         over = getattr(placed.statement, "over", None)
-        if over is None or (isinstance(over, Combined) and over.how == "product"):
+        if over is None or getattr(placed.statement, "rule", "all_success") != "all_success":
+            return ()
+        if isinstance(over, Combined) and over.how == "product":
             return ()
         above = [self.find(placed.room, source) for source in sources_of(over)]
         maps = [one for one in above if isinstance(one, Placed) and isinstance(one.statement, Map)]
@@ -348,6 +358,8 @@ class Interpreter:
             case Map():
                 return self.elements(placed, statement)
             case Reduce():
+                if any(end.broke or end.state != OK for end in map(self.outcome, self.chained(placed))):
+                    return Outcome(FAIL)
                 values = self.value(placed.room, statement.over)
                 over = self.outcome(self.placed(placed.room, statement.over)).items
                 if over and not values and self.chained(placed):
@@ -422,14 +434,12 @@ class Interpreter:
         room = placed.room
         if above := self.chained(placed):
             before = [self.outcome(one) for one in above]
-            if any(one.items is None for one in before):  # it never came to have elements
-                return Outcome(FAIL if any(one.state not in (OK, "skipped") for one in before) else SKIP)
             todo = self.beside(before) if isinstance(statement.over, Combined) else before[0].items or {}
         else:
             try:
                 todo = {key: Outcome(OK, item) for key, item in self.items(room, statement.over).items()}
             except ValueError:  # lists side by side that are not of one length
-                return Outcome("failed", items={})
+                return Outcome("failed", items={}, broke=True)
         fixed = self.read(room, statement.fixed)
         done: dict[Any, Outcome] = {}
         for key, item in todo.items():
@@ -456,7 +466,10 @@ class Interpreter:
                 if ended == "cancelled":
                     done[key] = Outcome("cancelled")
             self.ending.states[name] = done[key].state
-        return self.gathered(statement, todo, done)
+        end = self.gathered(statement, todo, done)
+        if any(self.outcome(one).broke for one in above):
+            return Outcome(end.state if end.state == "failed" else FAIL, end.value, end.items, broke=True)
+        return end
 
     @staticmethod
     def beside(before: list[Outcome]) -> dict[Any, Outcome]:

@@ -69,11 +69,12 @@ class Stage(Scope):
 
     over    positions, in the chain, of the stages it takes its items from
     below   positions of those that take from it
-    gate    whether all else that it waits for is there
+    gate    whether all else that it waits for is there, so that it has begun
     dead    the state that its elements end in because that will never be; 0
     waiting elements that wait for the gate only
     trees   reductions that it feeds
     whole   somebody reads its values as a whole
+    runs_out  it has ended with enough of its elements, and the rest goes on
     uses    readers of each of its elements
     """
 
@@ -86,6 +87,7 @@ class Stage(Scope):
         "position",
         "queue",
         "rank",
+        "runs_out",
         "spec",
         "trees",
         "uses",
@@ -105,7 +107,7 @@ class Stage(Scope):
         self.trees: list[Tree] = []
         self.queue = self.policy = self.rank = 0
         self.uses = 0
-        self.whole = False
+        self.whole = self.runs_out = False
 
 
 class Chain:

@@ -67,7 +67,11 @@ class Ends(Standing, ABC):
 
     @abstractmethod
     def _open_gate(self, chain: Chain, stage: Stage) -> None:
-        """All that a map waits for, beside the items it takes from another, is there."""
+        """All that a map waits for is there: beside the items it takes from others, that these have begun."""
+
+    @abstractmethod
+    def _expand(self, container: int) -> None:
+        """A map has become elements: none yet."""
 
     @abstractmethod
     def _close_gate(self, chain: Chain, stage: Stage) -> None:
@@ -191,12 +195,17 @@ class Ends(Standing, ABC):
             self._unneeded.add(element)
         if element in self._trees:
             self._close_tree(self._trees[element])
+        if element not in self._running_out:
+            self._read(element)
+        self._rippling.append(element)
+
+    def _read(self, element: int) -> None:
+        """It reads its inputs no more."""
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
             uses[up] -= 1
             if not uses[up] and states[up] in HAS_VALUE:
                 self._released.append(up)
-        self._rippling.append(element)
 
     def _drop(self, element: int, target: int, reason: Reason) -> None:
         """End an element that is not out, whatever it waits for."""
@@ -301,7 +310,9 @@ class Ends(Standing, ABC):
         found = self._stages.get(element)
         if found is not None:
             self._open_gate(*found)
-        elif element not in self._trees:  # a reduction begins with the map that it reads
+        elif element in self._trees:
+            self._expand(element)
+        else:
             self._make_ready(element, 1, BECAME_READY)
 
     def _decide(self, element: int, choice: int, outcome: int, chosen: int) -> None:

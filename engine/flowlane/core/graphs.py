@@ -113,6 +113,7 @@ class Graphs(Maps):
         """Nodes that do not simply run when all they wait for has succeeded."""
         e = self._elements
         cut: dict[int, set[int]] = {}  # edges that are not told as those of plain dependants: up → nodes
+        begun: set[tuple[int, int]] = set()  # of these, those that are told when `up` has begun
         for node, rule in plan.rules.items():
             self._rules[start + node] = rule
             self._tally[start + node] = [0, 0, 0, NOBODY, NOBODY]
@@ -131,6 +132,7 @@ class Graphs(Maps):
             e.queue[start + node] = NOBODY
             for up in spec.over:
                 cut.setdefault(up, set()).add(node)
+                begun.add((up, node))
             if spec.over:
                 e.inputs[start + node] = tuple([up for up in e.inputs[start + node] if up - start not in spec.over])
         for node in plan.grafts:
@@ -146,7 +148,7 @@ class Graphs(Maps):
         for up, nodes in cut.items():
             e.dependants[start + up] = tuple([d for d in e.dependants[start + up] if d - start not in nodes])
             for node in nodes:
-                e.left[start + node] -= 1
+                e.left[start + node] -= (up, node) not in begun
         for node in special:
             e.linked[start + node] = 1
             for up in plan.upstreams[node]:
@@ -329,7 +331,7 @@ class Graphs(Maps):
         elif block.owner >= 0:
             self._tell_graph(element, outcome, block)
         found = self._stages.get(element)
-        if found is not None and not found[0].begun:
+        if found is not None and not found[1].gate:
             self._never_begun(*found)
 
     def _note_start(

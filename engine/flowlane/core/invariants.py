@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Invariants"]
 
+_NOTHING = -1
 #: Of what has begun, and was not stopped from outside.
 _WENT: tuple[int, ...] = (READY, RUNNING, RETRYING, EXPANDED, *HAS_VALUE, *FAILURES - {UNKNOWN})
 
@@ -59,11 +60,12 @@ class Invariants(Graphs):
             merges = [self._elements.blocks[number].start for number in tree.blocks]
             assert tree.open == sum(state[v] not in ENDED for v in merges), (container, tree.open)
             for v in merges:
-                root = v == tree.root and not tree.parted
+                scope = self._scope(container)
+                root = v == tree.root and scope is not None and not scope.parted
                 assert state[v] not in HAS_VALUE or self._uses[v] == held[v] + root, self._story(v)
         assert self._open == sum(s not in ENDED for s in state)
         self._check_queues()
-        assert (self.finished is not None) == (self._open == 0 and self._begun)
+        assert (self.finished is not None) == (not self._open and not self._running_out and self._begun)
 
     def _check_element(self, v: int) -> None:
         s = self._state[v]
@@ -116,15 +118,15 @@ class Invariants(Graphs):
         )
         readers: Counter[int] = Counter()
         for node in range(plan.size):
-            if state[start + node] not in ENDED:
+            if state[start + node] not in ENDED or start + node in self._running_out:
                 over = plan.maps[node].over if node in plan.maps else ()
                 readers.update([up for up in plan.inputs[node] if up not in over])
         for node in range(plan.size):
             v = start + node
             cut = self._cut(plan, node)
-            told = [start + up for up in plan.upstreams[node] if up not in cut]
             if state[v] not in ENDED or v not in self._special:
-                assert self._left[v] == sum(state[up] not in ENDED for up in told), self._story(v)
+                told = [self._told(plan, node, up, start) for up in plan.upstreams[node] if up not in cut]
+                assert self._left[v] == told.count(_NOTHING), self._story(v)
             assert self._uses[v] == readers[node] + (node in plan.pinned and not parted), self._story(v)
             if v in self._restored or not self._begun:
                 continue
@@ -136,9 +138,15 @@ class Invariants(Graphs):
 
     @staticmethod
     def _cut(plan: Plan, node: int) -> set[int]:
-        """Upstreams whose end is told in another way: conditions, and maps that it takes from element by element."""
-        cut = {guard.node for guard in plan.guards.get(node, ())} - set(plan.inputs[node])
-        return cut.union(plan.maps[node].over) if node in plan.maps else cut
+        """Upstreams whose end is told in another way: conditions."""
+        return {guard.node for guard in plan.guards.get(node, ())} - set(plan.inputs[node])
+
+    def _told(self, plan: Plan, node: int, up: int, start: int) -> int:
+        """What a node has heard of one that it waits for: how it ended, or of a map that it goes on with, that it has begun."""
+        code = self._state[start + up]
+        if node in plan.maps and up in plan.maps[node].over and self._stages[start + up][1].gate:
+            return OK
+        return OUTCOME[code] if code in ENDED else _NOTHING
 
     def _check_decision(self, plan: Plan, node: int, v: int) -> None:
         """What became of a node is what its conditions and its rule say."""
@@ -147,10 +155,7 @@ class Invariants(Graphs):
             assert says == Trigger.RUN, f"it has begun, and should {says.name}: {self._story(v)}"
             assert self._attempt[v] >= 1, self._story(v)
         elif s == PENDING:
-            waits = says == Trigger.WAIT or (node in plan.maps and bool(plan.maps[node].over))
-            assert waits, f"it waits, and should {says.name}: {self._story(v)}"
-        elif node in plan.maps and plan.maps[node].over:
-            return  # how those above have ended may decide as well
+            assert says == Trigger.WAIT, f"it waits, and should {says.name}: {self._story(v)}"
         elif s == SKIPPED and not self._attempt[v]:
             assert says == Trigger.SKIP, f"it is skipped, and should {says.name}: {self._story(v)}"
         elif s == UPSTREAM_FAILED and not self._attempt[v]:
@@ -171,17 +176,17 @@ class Invariants(Graphs):
             return Trigger.SKIP
         cut = self._cut(plan, node)
         counts = Counter(
-            -1 if state[start + up] not in ENDED else OUTCOME[state[start + up]]
+            self._told(plan, node, up, start)
             for up in plan.upstreams[node]
             if up not in cut and up not in plan.teardowns.get(node, ())
         )
         if (block := plan.teardowns.get(node)) is not None:
-            left = counts[-1] + sum(state[start + up] not in ENDED for up in block)
+            left = counts[_NOTHING] + sum(state[start + up] not in ENDED for up in block)
             if counts[BAD]:
                 return Trigger.FAIL
             return Trigger.WAIT if left else Trigger.SKIP if counts[SKIP] else Trigger.RUN
         rule = plan.rules.get(node, ALL_SUCCESS)
-        return rule.decide(counts[OK], counts[BAD], counts[SKIP], counts[-1])
+        return rule.decide(counts[OK], counts[BAD], counts[SKIP], counts[_NOTHING])
 
     # ── chains and trees ──────────────────────────────────────────────────────────────────────────────────────────
 

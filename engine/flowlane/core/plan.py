@@ -275,6 +275,8 @@ class Plan:
                     raise ValueError(f"node {node} is chained to {up}, which is no map that it waits for")
             if spec.fan_in and spec.over and len(self.upstreams[node]) != 1:
                 raise ValueError(f"node {node} reduces one map, and waits for {self.upstreams[node]}")
+            if spec.over and node in self.rules:
+                raise ValueError(f"node {node} is chained to {spec.over}, and has a trigger rule: it must read them whole")
             if node in self.grafts:
                 raise ValueError(f"node {node} is both a map and a graft")
         for node, block in self.teardowns.items():

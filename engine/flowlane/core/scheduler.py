@@ -205,7 +205,7 @@ class Scheduler(Invariants):
         if waiting.due != NEVER and not at < self._rate_due <= waiting.due:
             self._rate_due = waiting.due
             heappush(self._times, (waiting.due, RATE, 0, 0))
-        if self._open == 0 and self.finished is None and self._begun:
+        if self._open == 0 and not self._running_out and self.finished is None and self._begun:
             waiting.leave()
             self.finished = self._verdict()
             self._tell_woken(commands)

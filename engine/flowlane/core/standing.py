@@ -105,6 +105,7 @@ class Standing:
         self._tally: dict[int, list[int]] = {}  # ok, failed, skipped; the first failed, skipped
         self._choices: dict[int, list[tuple[int, int]]] = {}  # whose value decides → (guarded element, bit)
         self._gathering: dict[int, Reason] = {}  # containers that have succeeded, but for what is chosen by their value
+        self._running_out: set[int] = set()  # maps that have ended with enough elements, while the rest goes on
         self._pinned: set[int] = set()  # containers whose value is part of a result
         self._unneeded: set[int] = set()  # elements that were cancelled because enough others had succeeded
         self._postponed: dict[Chain, None] = {}  # that go on in the next step, so that none takes long
@@ -131,6 +132,7 @@ class Standing:
         self._forced = False
         self._special: set[int] = set()  # elements that do not simply run when all they wait for has succeeded
         self._rate_due = NEVER
+        self._opening: list[tuple[Chain, Stage]] = []  # maps that begin
         self._doomed: list[int] = []  # elements that somebody stopped before the run began
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
@@ -196,6 +198,11 @@ class Standing:
         assert block.plan is not None
         return block.plan, block.start
 
+    def graphs_of(self, element: int) -> list[int]:
+        """The numbers of the first nodes of all graphs that an element has become: none, or one for each time it was tried."""
+        scope = self._scopes.get(element)
+        return [self._elements.blocks[number].start for number in scope.blocks] if scope is not None else []
+
     def is_map(self, element: int) -> bool:
         """Whether it is a mapped node; `is_tree`: one that is reduced by tree."""
         return element in self._stages or element in self._trees
@@ -229,6 +236,10 @@ class Standing:
     def is_read(self, element: int) -> bool:
         """Whether somebody will read its value yet."""
         return self._uses[element] > 0
+
+    def runs_out(self, container: int) -> bool:
+        """Whether a map has ended with enough of its elements, and the rest goes on: it needs its items yet."""
+        return container in self._running_out
 
     def chain_of(self, container: int) -> tuple[Chain, Stage]:
         """The chain that a map is in, and its stage there; only to look at."""

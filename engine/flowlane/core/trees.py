@@ -98,8 +98,8 @@ class Trees(Stopping):
         self._open += 1
         if self._stopping is not None:
             self._settle(element, CANCELLED, self._stopping)
-        elif group.failed >= 0:
-            self._cause[element] = group.failed
+        elif group.failed >= 0 or tree.chain.failed:  # an item failed, or not all of them came
+            self._cause[element] = group.failed if group.failed >= 0 else tree.chain.stages[0].container
             self._settle(element, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif not items and group.landed:
             self._settle(element, SKIPPED, Reason.UPSTREAM_SKIPPED)
@@ -112,7 +112,13 @@ class Trees(Stopping):
         container = tree.container
         if self._state[container] != EXPANDED:
             return
-        if outcome == OK:
+        if tree.chain.failed:  # not all of its items came
+            if tree.base:
+                self._settle(container, FAILED, Reason.RAISED)
+            else:
+                self._cause[container] = tree.chain.stages[0].container
+                self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        elif outcome == OK:
             tree.root = element
             self._succeed_container(container, Reason.ELEMENTS_DONE)
             self._part_with(container)

@@ -242,12 +242,32 @@ class Growth:
         call = program.maps[node]
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
-        sources = [local(fill(source, values), None) if source is not None else () for source in call.sources]
+        sources = [self._source(source, values, start) for source in call.sources]
         source = combined(call.combine, sources, program.plan.maps[node].fan_in)
         self._sources[container] = source
         if source.keys is not None:
-            self._roster.keyed(container, source.keys)
+            for each in self._scheduler.stages(container):
+                if self._shares_keys(program, each - start):
+                    self._roster.keyed(each, source.keys)
         return -1 if source.items is None else len(source.items)
+
+    def _source(self, source: Any, values: Any, start: int) -> Any:
+        """What there is to go over; nothing, where a task that is missing was to make it (a trigger rule lets the map run)."""
+        if source is None:
+            return ()
+        if type(source) is Ref and self._scheduler.state(start + source.node) not in DONE:
+            parts = values[source.node] if self._scheduler.is_map(start + source.node) else None
+            return () if parts is None else local(parts, None)
+        return local(fill(source, values), None)
+
+    @staticmethod
+    def _shares_keys(program: Program, node: int) -> bool:
+        """Whether elements of a map are those of the first map of the chain, one by one, and not put together of several."""
+        while over := program.plan.maps[node].over:
+            if program.maps[node].combine != "each":
+                return False
+            node = over[0]
+        return True
 
     def opened(self, container: int) -> bool:
         return container in self._sources
@@ -297,7 +317,7 @@ class Growth:
             return fill(template, cast("Sequence[Any]", _Local(_From(values, start))))
         places = enumerate(scheduler.elements_of(container))
         done = [(index, element) for index, element in places if scheduler.state(element) in DONE]
-        keys = self._keys_of(container)
+        keys = self._roster.keys(container)
         whole: Any
         if keys is not None:
             whole = {keys[index]: values[element] for index, element in done}
@@ -310,18 +330,6 @@ class Growth:
         self._sources.pop(container, None)
         for key in [key for key in self._fixed if key[0] == container]:
             del self._fixed[key]
-
-    def _keys_of(self, container: int) -> Sequence[Any] | None:
-        """Those of the first map of the chain."""
-        program, node = self.declared(container)
-        over = program.plan.maps[node].over
-        while over:
-            node, above = over[0], node
-            over = program.plan.maps[node].over
-            if program.maps[above].combine != "each":
-                return None
-        start = container - self._scheduler.place(container).number
-        return self._roster.keys(start + node)
 
 
 class _Seen:

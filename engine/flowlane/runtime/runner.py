@@ -595,7 +595,8 @@ class Runner:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
         try:
             value = self._values[element] = self.growth.gather(element)
-            self.growth.ended(element)
+            if not self.scheduler.runs_out(element):
+                self.growth.ended(element)
         except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
             self._fail_soon(error)
             return
@@ -787,7 +788,7 @@ class Runner:
             if block.kind == CHAIN:
                 index, cast = growth.cast(element, block)
                 index += block.first
-                keys = self.roster.keys(block.owner)
+                keys = self.roster.keys(cast.container)
                 name = f"{cast.name}[{index if keys is None else keys[index]}]"
                 target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
                 args, kwargs = growth.arguments_of(element, index, cast, home)
