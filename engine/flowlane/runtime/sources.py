@@ -29,7 +29,13 @@ class Source:
         self.pulled = 0
 
     def item(self, index: int) -> Any:
+        """Item `index`. Raises KeyError for one that is used up."""
         return self.items[index] if self.items is not None else self.ahead[index]
+
+    def used(self, index: int) -> None:
+        """Nobody needs that item any more."""
+        if self.items is None:
+            self.ahead.pop(index, None)
 
 
 def combined(combine: str, values: Sequence[Any], fan_in: int) -> Source:
