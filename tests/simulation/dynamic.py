@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hypothesis import strategies as st
 
 import flowlane
-from flowlane import Limit, RetryAfter, Skip, current_task, either, otherwise, product, switch, task, teardown, when, zipped
+from flowlane import (
+    Limit,
+    RetryAfter,
+    Skip,
+    current_task,
+    either,
+    otherwise,
+    product,
+    switch,
+    task,
+    teardown,
+    when,
+    zipped,
+)
 
 from .model import (
     Arg,
@@ -166,8 +179,8 @@ class World:
                 return values[0] if len(values) == 1 else values
 
             outermost = body is self.model.body
-            on_failure: Any = "fail_fast" if outermost and self._fail_fast else "continue"
-            self._definitions[body.name] = flowlane.workflow(name=body.name, on_failure=on_failure)(declare)
+            options: dict[str, Any] = {"on_failure": "fail_fast"} if outermost and self._fail_fast else body.policy
+            self._definitions[body.name] = flowlane.workflow(name=body.name, **options)(declare)
         return self._definitions[body.name]
 
     def _declare(self, statements: Sequence[Statement], env: dict[str, Any], param: Any) -> None:
@@ -206,10 +219,10 @@ class World:
                     env[statement.name] = mapped
                 case Reduce(over=over, fan_in=fan_in):
                     env[statement.name] = self._task(statement, 1).reduce(source(over), fan_in=fan_in)
-                case Sub(body, arg, retries):
+                case Sub(body, arg, retries, kept):
                     made_of = self._define(body)
-                    if retries:
-                        made_of = made_of.options(retries=retries)
+                    if kept:
+                        made_of = made_of.options(retries=retries, max_depth=50)
                     env[statement.name] = made_of(source(arg))
                 case Repeat(start=start, limit=limit):
                     step = self._task(statement.step, 1).options(name=statement.name)
@@ -318,13 +331,15 @@ class _Author:
     def chance(self, percent: int) -> bool:
         return self.dice.randrange(100) < percent
 
-    def body(self, depth: int) -> Body:
+    def body(self, depth: int, *, bounded: bool = True) -> Body:
         name = self.name("w")
+        # where it is tried again it must be known who was called how often
+        bears = self.detail([0, 0, 1, 2, -30, -60]) if bounded and not self.tried else 0
         known: dict[str, str] = {}
         statements = self.statements(depth, known, fewest=1)
         while not (made := [each for each, kind in known.items() if kind != VAGUE]):
             statements += (self.call(known),)
-        return Body(name, statements, (self.one(made),))
+        return Body(name, statements, (self.one(made),), bears)
 
     def statements(self, depth: int, known: dict[str, str], fewest: int = 0) -> tuple[Statement, ...]:
         """A few statements; `known` is what may be read, by name: a number, numbers, a map of numbers, or of others."""
@@ -357,9 +372,11 @@ class _Author:
             case "sub":
                 self.name("w")
                 retries = self.detail([0, 0, 1, 2])
+                kept = retries > 0 or self.chance(30)
                 self.tried += retries > 0
-                sub = Sub(self.body(depth - 1), self.source(known), retries)
+                body = self.body(depth - 1, bounded=kept)
                 self.tried -= retries > 0
+                sub = Sub(body, self.source(known), retries, kept)
                 known[sub.name] = "sub"
                 return [sub]
             case "mapped":

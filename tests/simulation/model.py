@@ -128,11 +128,13 @@ class Sub:
     """A body called in a body: its tasks are tasks of the outer one. Carries the body's name.
 
     retries  so often it is tried again, as a whole: then it is one task of the outer one, which becomes the body
+    kept     it is one task without that
     """
 
     body: Body
     arg: Source
     retries: int = 0
+    kept: bool = False
 
     @property
     def name(self) -> str:
@@ -208,11 +210,24 @@ Statement: TypeAlias = "Call | Map | Reduce | Sub | When | Switch | Either | Set
 
 @dataclass(frozen=True)
 class Body:
-    """A workflow of one parameter. `returns` names the statements whose values it returns, one alone as it is."""
+    """A workflow of one parameter. `returns` names the statements whose values it returns, one alone as it is.
+
+    bears  failures that end it, below 0 as a share of its tasks, in per cent; 0: none does
+    """
 
     name: str
     statements: tuple[Statement, ...]
     returns: tuple[str, ...]
+    bears: int = 0
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """As options of a workflow."""
+        if self.bears == 1:
+            return {"on_failure": "fail_fast"}
+        if not self.bears:
+            return {}
+        return {"max_failures": self.bears if self.bears > 0 else f"{-self.bears}%"}
 
 
 @dataclass(frozen=True)
@@ -256,11 +271,11 @@ class Fates:
 
 
 def settled(value: Any) -> Any:
-    """A value for comparison: what is missing is an empty list, as a map without elements is."""
+    """A value for comparison: what is missing is an empty list, as a map without elements is, whatever its keys would be."""
     if value is None:
         return []
     if isinstance(value, dict):
-        return {key: settled(item) for key, item in value.items()}
+        return {key: settled(item) for key, item in value.items()} or []
     return [settled(item) for item in value] if isinstance(value, list | tuple) else value
 
 

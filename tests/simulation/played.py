@@ -56,6 +56,7 @@ class Play:
     model: Model
     seed: int
     stop: tuple[Event, int] | None = None
+    bounds: dict[str, Any] = field(default_factory=dict[str, Any])
     names: list[str] = field(default_factory=list[str])
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
     values: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -152,6 +153,10 @@ class Play:
             may_fail=frozenset(i for i, placed in enumerate(nodes) if getattr(placed.statement, "may_fail", False)),
             requirements=tuple(requirements),
             grafts=frozenset(grafts),
+            fail_fast=body.bears == 1,
+            max_failures=max(0, body.bears),
+            max_share=max(0, -body.bears),
+            **(self.bounds if not prefix else {}),
             **sparse,
         )
         return Graph(room, nodes, plan, tests, prefix)

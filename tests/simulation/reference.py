@@ -75,6 +75,7 @@ class Ending:
     calls     the arguments of each attempt, by full name: what was called, in order
     waits     what each task or container waits for, by full name
     loose     names whose attempts may have been stopped at any point: their calls are not certain
+    torn      beginnings of names, of workflows that may have been cut short by a failure: of what is in them nothing is certain
     verdict   of the run
     value     what it returns, if it succeeded
     """
@@ -83,6 +84,7 @@ class Ending:
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
     waits: dict[str, Waits] = field(default_factory=dict[str, "Waits"])
     loose: set[str] = field(default_factory=set[str])
+    torn: set[str] = field(default_factory=set[str])
     verdict: str = ""
     value: Any = None
 
@@ -161,7 +163,7 @@ class Interpreter:
         put: list[Placed] = []
         for statement in statements:
             match statement:
-                case Sub(arg=arg, retries=0) | Repeat(start=arg):
+                case Sub(arg=arg, kept=False) | Repeat(start=arg):
                     body = statement.body if isinstance(statement, Sub) else statement.round(1)
                     inner = Room(f"{room.prefix}{body.name}/", body, arg, outer=room)
                     room.subs[body.name] = inner
@@ -424,6 +426,8 @@ class Interpreter:
         """A workflow in the place of a task."""
         room = self.enter(f"{name}/", body, Lit(value))
         if self.failed(room):
+            if body.bears:
+                self.ending.torn.add(room.prefix)
             return Outcome("failed")
         end = self.returned(room)
         if end.state in (OK, "skipped"):

@@ -17,6 +17,7 @@ from flowlane.core.outcomes import (
     BEGAN,
     CODE,
     ENDED,
+    GRAPH_DEADLINE,
     LINKED,
     OK,
     OUTCOME,
@@ -90,6 +91,7 @@ class Graphs(Maps):
         if plan.maps:
             self._add_chains(plan, start)
             self._pinned.update([start + node for node in plan.pinned if node in plan.maps])
+        self._bound_graph(block, plan)
         return range(start, start + plan.size)
 
     def _first_priority(self, plan: Plan, start: int) -> None:
@@ -262,6 +264,8 @@ class Graphs(Maps):
         scope.reset(event.plan.size)
         scope.blocks.append(len(self._elements.blocks))
         elements = self._add_graph(event.plan, element)
+        if event.plan.deadline:
+            heappush(self._times, (self._at + event.plan.deadline, GRAPH_DEADLINE, element, event.attempt))
         if self._recall is not None:
             remembered = [each for each in elements if self._remember(each)]
             self._ripple()
@@ -283,11 +287,13 @@ class Graphs(Maps):
         scope.concluded = True
         if scope.reason is Reason.TOTAL_TIMEOUT:
             self._settle(owner, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+        elif scope.late:
+            self._settle(owner, TIMED_OUT, Reason.DEADLINE)
         elif scope.reason is not None:
             self._settle(owner, CANCELLED, scope.reason)
         elif scope.failed:
             again = owner in self._grafts and self._attempt[owner] < self.policy(owner).attempts
-            if again and self._may_retry():
+            if again and self._may_retry(owner):
                 self._part_with(owner)
                 self._retry(owner, Reason.ELEMENTS_FAILED, self._at, NEVER)
                 return

@@ -146,6 +146,8 @@ class Invariants(Graphs):
         code = self._state[start + up]
         if node in plan.maps and up in plan.maps[node].over and self._stages[start + up][1].gate:
             return OK
+        if node in plan.teardowns and self._lingers(start + up):
+            return _NOTHING
         return OUTCOME[code] if code in ENDED else _NOTHING
 
     def _check_decision(self, plan: Plan, node: int, v: int) -> None:
@@ -181,7 +183,7 @@ class Invariants(Graphs):
             if up not in cut and up not in plan.teardowns.get(node, ())
         )
         if (block := plan.teardowns.get(node)) is not None:
-            left = counts[_NOTHING] + sum(state[start + up] not in ENDED for up in block)
+            left = counts[_NOTHING] + [self._told(plan, node, up, start) for up in block].count(_NOTHING)
             if counts[BAD]:
                 return Trigger.FAIL
             return Trigger.WAIT if left else Trigger.SKIP if counts[SKIP] else Trigger.RUN

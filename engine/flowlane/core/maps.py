@@ -125,6 +125,7 @@ class Maps(Trees):
         chain = found[0]
         chain.pulling = False
         chain.known += event.count
+        self._sized(chain, event.count * len(chain.stages))
         if not event.more:
             self._source_ended(chain)
         self._dirty[chain] = None
@@ -136,6 +137,8 @@ class Maps(Trees):
             return
         chain.failed = True
         chain.pulling = False
+        if not chain.sized:
+            self._sized(chain, 0)
         self._source_ended(chain)
         self._dirty[chain] = None
 
@@ -166,7 +169,8 @@ class Maps(Trees):
             return
         first = chain.stages[0]
         enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
-        if self._stopping is not None or enough or first.dead or all(stage.concluded and not stage.runs_out for stage in chain.stages):
+        over = all(stage.concluded and not stage.runs_out for stage in chain.stages)
+        if self._stopping is not None or enough or over or first.dead:
             self._cut_short(chain)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
@@ -190,7 +194,7 @@ class Maps(Trees):
                     if self._recall is not None and self._remember(element):
                         recalled += 1
                         continue
-                    if stage.concluded and not stage.runs_out:
+                    if stage.dead or (stage.concluded and not stage.runs_out):
                         self._bury(element, stage)
                     elif not left[element]:
                         if stage.gate:
@@ -216,6 +220,7 @@ class Maps(Trees):
         """No further index begins."""
         if chain.more or chain.known > chain.numbered:
             chain.cut = True
+            self._sized(chain, -(chain.known - chain.numbered) * len(chain.stages))
         chain.known = chain.numbered
         if chain.more:
             self._source_ended(chain)
@@ -299,6 +304,7 @@ class Maps(Trees):
         if stage.runs_out and not stage.open and chain.complete:
             stage.runs_out = False
             self._running_out.discard(stage.container)
+            self._last_has_ended(stage.container)
             self._read(stage.container)
 
     def _land(self, event: Succeeded) -> bool:

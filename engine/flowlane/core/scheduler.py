@@ -45,6 +45,7 @@ from flowlane.core.outcomes import (
     BEGAN,
     ENDED,
     FOR_OTHERS,
+    GRAPH_DEADLINE,
     LINKED,
     OUT,
     RATE,
@@ -360,7 +361,7 @@ class Scheduler(Invariants):
         if again and event.attempt < policy.attempts:
             if out_of_time:
                 target, reason = TIMED_OUT, Reason.TOTAL_TIMEOUT
-            elif self._may_retry():
+            elif self._may_retry(element):
                 self._retry(element, reason, ended, event.delay if isinstance(event, m.Failed) else NEVER)
                 return
         self._settle(element, target, reason, ended)
@@ -390,6 +391,12 @@ class Scheduler(Invariants):
                     self._stop(Reason.DEADLINE)
                 continue
             state, held = self._state[element], self._held[element]
+            if kind == GRAPH_DEADLINE:
+                if state == EXPANDED and self._attempt[element] == attempt:
+                    self._cancel([element], Reason.DEADLINE)
+                    self._scopes[element].late = True
+                    self._ripple()
+                continue
             if kind == RETRY:
                 if state == RETRYING:
                     self._make_ready(element, attempt + 1, AGAIN)
@@ -420,6 +427,8 @@ class Scheduler(Invariants):
 
     def _is_past(self, entry: tuple[int, int, int, int]) -> bool:
         _, kind, element, attempt = entry
+        if kind == GRAPH_DEADLINE:
+            return self._state[element] != EXPANDED or attempt != self._attempt[element]
         if kind >= RUN_DEADLINE:
             return kind == RUN_DEADLINE and self._stopping is not None
         if kind == ATTEMPT_DEADLINE:

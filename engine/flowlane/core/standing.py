@@ -97,8 +97,8 @@ class Standing:
         self._begun = False
         self._stopping: Reason | None = None
         self._failed = False  # whether any task of the run's own failed, timed out or crashed
-        self._failures = 0
-        self._retries = 0
+        self._has_shares = False  # whether any graph bears a share of its tasks
+        self._has_budgets = False  # whether any graph has only so many retries
         self._restored: set[int] = set()
         # what only some elements have
         self._rules: dict[int, TriggerRule] = {}
@@ -119,6 +119,7 @@ class Standing:
         self._scopes: dict[int, Scope] = {}  # of elements that became a graph
         self._grafts: set[int] = set()  # elements that become a graph when their turn comes
         self._tidies: dict[int, frozenset[int]] = {}  # teardown → what must have ended before it
+        self._lingering: dict[int, list[int]] = {}  # containers that ended before all that is of them → who tidies up after it
         self._groups: dict[int, list[tuple[int, ...]]] = {}  # by element, groups that one failure stops
         self._may_fail: set[int] = set()
         self._priority: dict[int, int] = {}

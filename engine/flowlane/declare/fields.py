@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flowlane.declare.spec import TaskSpec
     from flowlane.program import LimitSpec
 
-__all__ = ["Fields", "count_tasks"]
+__all__ = ["Fields"]
 
 _MB: Final = 1_000_000
 
@@ -348,25 +348,3 @@ def _refs(values: Iterable[Any]) -> list[int]:
     from flowlane.declare.nodes import refs_in
 
     return refs_in(list(values))
-
-
-def count_tasks(workflow: Workflow) -> int:
-    """Tasks of a workflow as far as it shows before it runs: an element for each item of a literal list, else one for a node."""
-    sparse = workflow.found_sparse
-    count = len(workflow)
-    if sparse is None or not sparse.maps:
-        return count
-    sizes: dict[int, int] = {}
-    for node, call in sparse.maps.items():
-        lengths = [
-            sizes.get(source.node, 1) if type(source) is Ref else len(cast("Collection[Any]", source))
-            for source in call.sources
-            if type(source) is Ref or hasattr(source, "__len__")
-        ]
-        size = max(lengths, default=1)
-        if call.combine == "product":
-            size = 1
-            for length in lengths:
-                size *= length
-        sizes[node] = size
-    return count - len(sizes) + sum(sizes.values())
