@@ -154,9 +154,7 @@ class Play:
             requirements=tuple(requirements),
             grafts=frozenset(grafts),
             fail_fast=body.bears == 1,
-            max_failures=max(0, body.bears),
-            max_share=max(0, -body.bears),
-            **(self.bounds if not prefix else {}),
+            **(self.bounds if not prefix else {"max_failures": max(0, body.bears), "max_share": max(0, -body.bears)}),
             **sparse,
         )
         return Graph(room, nodes, plan, tests, prefix)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import given
@@ -59,6 +59,40 @@ def check_teardowns(play: Play, model: Model) -> None:
     for name, state in play.states.items():
         if (setup := setup_of(name, model)) is not None and play.states[setup] == "succeeded":
             assert state in {"succeeded", "failed", "skipped"}, f"{name} did not tidy up after {setup}"
+
+
+@st.composite
+def bounds(draw: st.DrawFn) -> dict[str, Any]:
+    """What bounds a run, as fields of its plan: one of these, or several."""
+    return {
+        "max_failures": draw(st.sampled_from([0, 0, 1, 2, 4])),
+        "max_share": draw(st.sampled_from([0.0, 0.0, 5.0, 40.0])),
+        "deadline": draw(st.sampled_from([0, 0, 0, 5, 40])),
+        "retry_budget": draw(st.sampled_from([-1, -1, 0, 1, 3])),
+    }
+
+
+@quick
+@given(models(), st.integers(0, 2**32), bounds())
+def test_a_bounded_run_keeps_its_promises(model: Model, seed: int, said: dict[str, Any]) -> None:
+    bounded(model, seed, said)
+
+
+def bounded(model: Model, seed: int, said: dict[str, Any]) -> None:
+    play = Play(model, seed, bounds=said).run()
+    assert set(play.states.values()) <= TERMINAL
+    check_teardowns(play, model)
+    attempts = play.scheduler.attempts()
+    if said["retry_budget"] >= 0:
+        assert sum(attempt - 1 for attempt in attempts if attempt) <= said["retry_budget"]
+    failed = sum(state == "failed" for state in play.states.values())
+    if "cancelled" not in play.states.values():
+        assert play.scheduler.finished in ("failed", "succeeded")
+    if said["deadline"] or said["retry_budget"] >= 0:
+        return
+    share = said["max_share"] and failed >= said["max_share"] * len(play.states) / 200  # containers are counted here
+    if not share and (not said["max_failures"] or failed < said["max_failures"]):
+        check(play, model)
 
 
 def compare(model: Model, seed: int) -> None:

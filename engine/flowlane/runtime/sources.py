@@ -52,7 +52,7 @@ def _combined(combine: str, values: Sequence[Any]) -> Source:
         return _of(values[0])
     for each in values:
         _iterable(each)
-    values = [each.values() if isinstance(each, Mapping) else each for each in values]
+    values = [list(each.values()) if isinstance(each, Mapping) else each for each in values]
     if combine == "product":
         return Source(None, itertools.product(*values), None)
     if all(isinstance(each, Sequence) for each in values):
