@@ -16,13 +16,13 @@ from flowlane.core.outcomes import (
     ENDED,
     FAILURES,
     HAS_VALUE,
-    LINKED,
     OK,
     OUTCOME,
     RATE,
     RETURNED,
     SKIP,
 )
+from flowlane.core.plan import SLOT
 from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CANCELLED,
@@ -308,18 +308,11 @@ class Maps(Trees):
             self._read(stage.container)
 
     def _land(self, event: Succeeded) -> bool:
-        """The success of an element of a map, as a rule: what `_end`, `_settle` and `_tell_chain` do, without their detours.
+        """The success of a linked attempt that is out: of an element of a map, as a rule.
 
-        False when it is anything else, and nothing has changed.
+        What `_end`, `_settle` and `_tell_chain` do, without their detours. False when it is anything else: nothing has changed.
         """
         element, state = event.element, self._state
-        if not (
-            0 <= element < len(state)
-            and self._held[element] == LINKED
-            and self._attempt[element] == event.attempt
-            and 0 <= event.started <= event.ended
-        ):
-            return False
         e = self._elements
         block = e.blocks[e.block_of[element]]
         chain = block.chain
@@ -338,7 +331,11 @@ class Maps(Trees):
         self._held[element] = 0
         self.ended_ns[element] = event.ended
         record((element, event.attempt, RETURNED, event.ended))
-        self._waiting.free(self._queue_of[element])
+        waiting, queue = self._waiting, self._queue_of[element]
+        if waiting.requirement[queue] is SLOT:
+            waiting.freed[queue] += 1  # `free`, without the call
+        else:
+            waiting.free(queue)
         self._open -= 1
         stage.open -= 1
         stage.ok += 1
