@@ -278,7 +278,7 @@ def check_books(world: World, actual: dict[str, str], expected: Ending, slots: i
                     waits,
                     {**expected.states, **actual},
                     {name for name, last_line in latest.items() if last_line >= place},
-                early,
+                    early,
                 )
 
 

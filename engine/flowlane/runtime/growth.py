@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.states import DONE
 from flowlane.program import MISSING, Item, Ref
-from flowlane.runtime.sources import Source, combined
+from flowlane.runtime.sources import Ingredients
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from flowlane.program import Program, Test
     from flowlane.runtime.ports import Target
     from flowlane.runtime.roster import Roster
+    from flowlane.runtime.sources import Source
 
 __all__ = ["Cast", "Growth", "cores_of"]
 
@@ -278,17 +279,19 @@ class Growth:
 
     # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_source(self, container: int) -> int:
-        """Find out what a map goes over, at its first Pull: how many items there are, -1 where an iterator does not tell.
-
-        Raises TypeError for what has no items, and what user code raises.
-        """
+    def ingredients(self, container: int) -> Ingredients:
+        """What a map's items are to be made of, see ``sources.combined``. Raises what fetching a value raises."""
         program, node = self.declared(container)
         call = program.maps[node]
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
         sources = [self._source(source, values, start) for source in call.sources]
-        source = combined(call.combine, sources, program.plan.maps[node].fan_in)
+        return Ingredients(call.combine, sources, program.plan.maps[node].fan_in)
+
+    def open_source(self, container: int, source: Source) -> int:
+        """A map goes over this: how many items there are, -1 where an iterator does not tell."""
+        program, node = self.declared(container)
+        start = container - node
         self._sources[container] = source
         if source.keys is not None:
             for each in self._scheduler.stages(container):
