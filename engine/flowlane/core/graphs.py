@@ -265,6 +265,7 @@ class Graphs(Maps):
         scope.blocks.append(len(self._elements.blocks))
         elements = self._add_graph(event.plan, element)
         if event.plan.deadline:
+            self.has_deadlines = True
             heappush(self._times, (self._at + event.plan.deadline, GRAPH_DEADLINE, element, event.attempt))
         if self._recall is not None:
             remembered = [each for each in elements if self._remember(each)]

@@ -93,6 +93,7 @@ class Standing:
         self._asks: dict[tuple[int, Reason], list[int]] = {}  # (lane, reason) → whom this batch asks to stop
         self._overdue: dict[int, int] = {}  # element asked to stop for being late → the deadline it missed
         self.has_total = False  #: whether any task has a total_timeout
+        self.has_deadlines = False  #: whether any graph that an element has become has a deadline of its own
         self._cause: dict[int, int] = {}
         self._begun = False
         self._stopping: Reason | None = None
@@ -200,6 +201,11 @@ class Standing:
         block = self._elements.blocks[self._scopes[container].blocks[-1]]
         assert block.plan is not None
         return block.plan, block.start
+
+    def is_late(self, element: int) -> bool:
+        """Whether the deadline of the graph that it has become has passed before that was done."""
+        scope = self._scopes.get(element)
+        return scope is not None and scope.late
 
     def graphs_of(self, element: int) -> list[int]:
         """The numbers of the first nodes of all graphs that an element has become: none, or one for each time it was tried."""
