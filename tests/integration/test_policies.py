@@ -245,8 +245,7 @@ def test_items_of_a_list_that_a_task_made_count() -> None:
 @workflow
 def maybe(x: int) -> Any:
     with when(echo(x)):
-        large = echo(x, 100)
-    return large
+        return echo(x, 100)
 
 
 def test_an_element_whose_workflow_has_nothing_to_return_is_skipped() -> None:

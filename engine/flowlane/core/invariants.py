@@ -60,8 +60,8 @@ class Invariants(Graphs):
             merges = [self._elements.blocks[number].start for number in tree.blocks]
             assert tree.open == sum(state[v] not in ENDED for v in merges), (container, tree.open)
             for v in merges:
-                scope = self._scope(container)
-                root = v == tree.root and scope is not None and not scope.parted
+                own = self._scope(container)
+                root = v == tree.root and own is not None and not own.parted
                 assert state[v] not in HAS_VALUE or self._uses[v] == held[v] + root, self._story(v)
         assert self._open == sum(s not in ENDED for s in state)
         self._check_queues()

@@ -1,4 +1,4 @@
-"""What bounds a run as a whole: how many failures it bears, how long it may take, how many retries it has."""
+"""What bounds a workflow as a whole: how many failures it bears, how long it may take, how many retries it has."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _LONGEST: Final = 1e9  # seconds, as for timeouts
 
 
 class Bounds(NamedTuple):
-    """The bounds of a run; None where there is none.
+    """The bounds of a run, or of a workflow within one; None where there is none.
 
-    max_failures  so many failed tasks end the run, as the first one does under on_failure="fail_fast": a number, or a share of
-                  its tasks, "10%"
-    deadline      seconds after its start at which the run is cancelled
-    retry_budget  retries that all its tasks have together
+    max_failures  so many failed tasks end it, as the first one does under on_failure="fail_fast": a number, or a share of its
+                  tasks, "10%"
+    deadline      seconds after its start at which it is cancelled
+    retry_budget  retries that all its tasks have together, 0 for none
     """
 
     max_failures: int | str | None = None

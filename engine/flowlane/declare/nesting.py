@@ -34,7 +34,7 @@ class CallOfWorkflow(TypedDict, total=False):
     """What ``a_workflow.options(...)`` takes, for a call of it in another body. Times are in seconds.
 
     name         what its tasks' names begin with, instead of its own
-    on_failure   "fail_fast": its first failure cancels the rest of it; "continue"
+    on_failure   "fail_fast": its first failure cancels the rest of it, and nothing else; "continue"
     retries, retry, total_timeout  as for a task, for the workflow as a whole: an attempt runs all of it
     after, trigger, join, cancel_rest, may_fail, priority, max_depth  as for a task
     in_flight, enough  as for a map of a task

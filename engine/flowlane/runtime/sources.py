@@ -52,9 +52,7 @@ class Ingredients(NamedTuple):
 
 
 #: Types whose items are there, and come without a line of anybody's code.
-_PLAIN: Final = frozenset(
-    (list, tuple, dict, range, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
-)
+_PLAIN: Final[frozenset[type]] = frozenset([list, tuple, dict, range, set, frozenset])
 
 
 def combined(of: Ingredients) -> Source:
@@ -71,12 +69,20 @@ def _combined(combine: str, values: Sequence[Any]) -> Source:
         return _of(values[0])
     for each in values:
         _iterable(each)
-    values = [list(each.values()) if isinstance(each, Mapping) else each for each in values]
+    values = [_unkeyed(each) for each in values]
     if combine == "product":
         return Source(None, itertools.product(*values), None)
     if all(isinstance(each, Sequence) for each in values):
         return Source(list(zip(*values, strict=True)), None, None)
     return Source(None, zip(*values, strict=True), None)
+
+
+def _unkeyed(value: Any) -> Any:
+    """Of a mapping its values, which are what a map over it goes over."""
+    if not isinstance(value, Mapping):
+        return value
+    mapping: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - truly any
+    return list(mapping.values())
 
 
 def _iterable(value: Any) -> None:
