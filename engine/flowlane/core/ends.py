@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from flowlane.core.chains import Chain, Scope, Stage, Tree
+    from flowlane.core.elements import Block
 
 
 __all__ = ["Ends"]
@@ -64,6 +65,10 @@ class Ends(Failing, ABC):
     @abstractmethod
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Tell of an end whom it concerns beside plain dependants."""
+
+    @abstractmethod
+    def _tell_graph(self, element: int, outcome: int, block: Block) -> None:
+        """A node of a graph that another element has become has ended."""
 
     @abstractmethod
     def _open_gate(self, chain: Chain, stage: Stage) -> None:
@@ -238,13 +243,17 @@ class Ends(Failing, ABC):
         return open_ or container in self._running_out
 
     def _last_has_ended(self, container: int) -> None:
-        """Perhaps the last of a container that had ended before: tell who tidies up."""
+        """Perhaps the last of a container that had ended before: tell who tidies up, and the graph that it is in."""
         if container not in self._lingering or self._lingers(container):
             return
+        outcome = OUTCOME[self._state[container]]
         for below in self._lingering.pop(container):
             self._left[below] -= 1
             if self._state[below] == PENDING:
-                self._hear(below, container, OUTCOME[self._state[container]])
+                self._hear(below, container, outcome)
+        block = self._elements.block(container)
+        if block.owner >= 0:
+            self._tell_graph(container, outcome, block)
 
     def _hear(self, element: int, up: int, outcome: int) -> None:
         """A pending element hears how one of its upstreams ended."""

@@ -122,6 +122,8 @@ class Failing(Standing, ABC):
         work = list(members)
         for element in work:  # grows while it is walked
             if self._state[element] in ENDED:
+                if element in self._running_out:
+                    self._cancel([element], Reason.FAIL_FAST)
                 continue
             scope = self._scope(element)
             if self._state[element] != EXPANDED or scope is None or not (element in path or scope.failed):

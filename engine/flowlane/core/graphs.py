@@ -276,6 +276,9 @@ class Graphs(Maps):
             self._conclude_graph(element, scope)
 
     def _tell_graph(self, element: int, outcome: int, block: Block) -> None:
+        if self._lingers(element):  # as a run, it ends when all of it has
+            self._lingering.setdefault(element, [])
+            return
         scope = self._scopes[block.owner]
         self._count(scope, element, outcome)
         if not scope.open and not scope.concluded:

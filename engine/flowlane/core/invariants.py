@@ -235,7 +235,7 @@ class Invariants(Graphs):
         return held
 
     def _check_counts(self, scope: Scope, elements: list[int] | range) -> None:
-        codes = Counter(self._state[v] for v in elements)
+        codes = Counter(self._state[v] for v in elements if v not in self._lingering)
         ended = sum(count for code, count in codes.items() if code in ENDED)
         assert scope.open == len(elements) - ended, (scope.container, scope.open)
         assert scope.ok == sum(codes[code] for code in HAS_VALUE), scope.container

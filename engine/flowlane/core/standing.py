@@ -120,9 +120,7 @@ class Standing:
         self._scopes: dict[int, Scope] = {}  # of elements that became a graph
         self._grafts: set[int] = set()  # elements that become a graph when their turn comes
         self._tidies: dict[int, frozenset[int]] = {}  # teardown → what must have ended before it
-        self._lingering: dict[
-            int, list[int]
-        ] = {}  # containers that ended before all that is of them → who tidies up after it
+        self._lingering: dict[int, list[int]] = {}  # containers that ended before all of them → who tidies up
         self._groups: dict[int, list[tuple[int, ...]]] = {}  # by element, groups that one failure stops
         self._may_fail: set[int] = set()
         self._priority: dict[int, int] = {}

@@ -38,6 +38,11 @@ class Stopping(Ends):
         work = list(elements)
         for element in work:  # grows while it is walked
             code = self._state[element]
+            if element in self._running_out:
+                chain, stage = self._stages[element]
+                stage.dead, stage.reason = CANCELLED, reason
+                self._dirty[chain] = None
+                work += self._parts_of(element)
             if code in ENDED or self._is_spared(element):
                 continue
             if self._held[element]:
