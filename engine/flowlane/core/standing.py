@@ -125,6 +125,7 @@ class Standing:
         self._at = 0
         self._step = Step([], [])
         self._released: list[int] = []
+        self._parted: list[int] = []  # containers that have ended, whole
         self._rippling: list[int] = []
         self._dirty: dict[Chain, None] = {}  # whose window may have room
         self._open: int = 0

@@ -361,9 +361,14 @@ class Growth:
         return Gathered(whole) if self.remote else whole
 
     def ended(self, container: int) -> None:
-        """A map has ended: what it went over is not needed any more."""
-        if self._sources.pop(container, None) is not None:
-            self._casts.pop(container, None)
+        """A map has ended, with all its elements, or a graph: what they were made of is not needed any more."""
+        if self._scheduler.is_map(container):
+            self._sources.pop(container, None)
+            return
+        _, start = self._scheduler.plan_of(container)
+        program = self._programs.pop(start)
+        for node in program.maps:
+            self._casts.pop(start + node, None)
 
     @staticmethod
     def _one_for_one(program: Program, node: int) -> bool:
