@@ -382,6 +382,8 @@ class Ends(Failing, ABC):
         if scope.parted:
             return
         scope.parted = True
+        if not scope.open and container not in self._running_out:
+            self._parted.append(container)
         if container in self._trees:
             root = self._trees[container].root
             parts: Iterable[int] = () if root < 0 else (root,)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from heapq import heappush
 from typing import TYPE_CHECKING, Final
 
@@ -241,11 +242,11 @@ class Maps(Trees):
         chain.block = len(e.blocks)
         start = e.grow(block, count * width)
         block.left = bytearray([width]) * count
-        e.left.extend([len(stage.over) for stage in stages] * count)
-        e.uses.extend([stage.uses - (stage.whole and stage.concluded) for stage in stages] * count)
-        e.queue.extend([stage.queue for stage in stages] * count)
-        e.policy.extend([stage.policy for stage in stages] * count)
-        e.rank.extend([stage.rank for stage in stages] * count)
+        e.left.extend(array("i", [len(stage.over) for stage in stages]) * count)
+        e.uses.extend(array("i", [stage.uses - (stage.whole and stage.concluded) for stage in stages]) * count)
+        e.queue.extend(array("h", [stage.queue for stage in stages]) * count)
+        e.policy.extend(array("H", [stage.policy for stage in stages]) * count)
+        e.rank.extend(array("i", [stage.rank for stage in stages]) * count)
         e.dependants.extend([()] * (count * width))
         e.inputs.extend([()] * (count * width))
         e.linked[start:] = b"\x01" * (count * width)
@@ -304,6 +305,7 @@ class Maps(Trees):
         if stage.runs_out and not stage.open and chain.complete:
             stage.runs_out = False
             self._running_out.discard(stage.container)
+            self._parted.append(stage.container)
             self._last_has_ended(stage.container)
             self._read(stage.container)
 

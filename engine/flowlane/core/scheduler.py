@@ -185,8 +185,9 @@ class Scheduler(Invariants):
             self._dirty |= self._postponed
             self._postponed = {}
             self._admit_all()
-        if self._released:
-            commands.append(Release(self._released))
+        if self._released or self._parted:
+            commands.append(Release(self._released, self._parted))
+            self._parted = []
         if self._asks:
             for (index, reason), elements in self._asks.items():
                 if out := [element for element in elements if self._held[element] > LINKED]:
