@@ -371,13 +371,13 @@ def workflow(fn: Any = None, /, **options: Any) -> Any:
 
     name          the workflow's name instead of the function's
     on_failure    "continue" (what does not depend on a failure goes on) or "fail_fast" (the first failure stops the run)
-    max_failures  so many failed tasks stop the run: a number, or a share of its tasks, "10%": of those that are known by then, items
-                  of lists included, and not before the size of every list is known
+    max_failures  so many failed tasks stop the run: a number, or a share of its tasks, "10%": of those that are known by then,
+                  items of lists included, and not before the size of every list is known
     deadline      seconds after its start at which a run is cancelled
     retry_budget  retries that all tasks of a run have together
 
-    Used within another workflow it keeps them: what they say of a run holds for it alone then. With one of the last three it is one
-    task there, which becomes the workflow when its turn comes.
+    Used within another workflow it keeps them: what they say of a run holds for it alone then. With one of the last three it is
+    one task there, which becomes the workflow when its turn comes.
     """
     for key in options:
         if key not in _OPTIONS:
