@@ -11,15 +11,13 @@ from hypothesis import strategies as st
 from flowlane.core import CancelRequested, DrainRequested
 
 from .dynamic import models
-from .model import settled
+from .model import Body, Call, Combined, Lit, Map, Model, Reduce, Ref, When, settled
 from .played import Play
 from .reference import evaluate
 from .test_dynamic import TERMINAL, compare_states, deep, known, last, quick, reductions, setup_of, without
 
 if TYPE_CHECKING:
     from flowlane.core import Event
-
-    from .model import Model
 
 
 @quick
@@ -34,6 +32,58 @@ def test_a_run_ends_as_the_reference_says(model: Model, seed: int) -> None:
 @given(models(30, 3), st.integers(0, 2**32))
 def test_many_runs_end_as_the_reference_says(model: Model, seed: int) -> None:
     compare(model, seed)
+
+
+#: Models that once went wrong, in some order of news.
+ONCE_WRONG = {
+    #   a ─?─▶ b ─?─▶ n      a is true, b fails: n has failed by its condition, though m, which it takes from, is skipped
+    #      └─▶ m ─────┘
+    "a condition fails after the map above was skipped": (
+        Call("a3"),
+        When("a3", (Call("b"),), (Map("m", Lit((1, 2))),)),
+        When("b", (Map("n", Ref("m")),)),
+    ),
+    #   m (none) ─▶ n ─▶ r   n waits for x as well, and is known to have nothing before it begins
+    "a reduction of what ends before its map begins": (
+        Call("x"),
+        Map("m", Lit((1, 2, 3)), filters=True),
+        Map("n", Ref("m"), fixed=(Ref("x"),)),
+        Reduce("r", Ref("n"), 2),
+    ),
+    #   k (none) ─▶ m ─▶ n   m fails with x, and n has no element that could tell
+    "a map above that fails and has no elements": (
+        Call("b"),
+        Map("k", Lit(())),
+        Map("m", Ref("k"), fixed=(Ref("b"),)),
+        Map("n", Ref("m")),
+    ),
+    "a zip of maps of one chain, one of which is skipped": (
+        Call("s"),
+        Map("k", Lit((1, 2))),
+        Map("m", Ref("k"), after=("s",)),
+        Map("z", Combined("zip", (Ref("k"), Ref("m")))),
+    ),
+    "a source that fails below a reduction": (
+        Map("m", Combined("zip", (Lit((1, 2)), Lit((1,)))), may_fail=True),
+        Map("n", Ref("m")),
+        Reduce("r", Ref("n"), 2),
+    ),
+    "the rest of a map that had enough has what it reads": (
+        Call("x"),
+        Map("m", Lit((1, 2, 3, 4), lazy=True), fixed=(Ref("x"),), in_flight=1, enough=1, cancel_rest=False, retries=1),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONCE_WRONG)
+def test_what_once_went_wrong(name: str) -> None:
+    for seed in range(60):
+        compare(Model(Body("main", ONCE_WRONG[name], ()), seed=seed, slots=2, fates=FATES), seed)
+
+
+FATES = tuple(
+    ((name, 1), fate) for name, fate in (("a3", "ok"), ("b", "fail"), ("s", "skip"), ("x", "ok"), ("m[2]", "fail"))
+)
 
 
 @quick
