@@ -168,6 +168,14 @@ class RunLocked(StoreError):
         self.host = host
 
 
+class RunExists(FlowError):
+    """A run was started under a key, or an id, that another run has already. `id` is that run's."""
+
+    def __init__(self, message: str, *, id: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.id = id
+
+
 class UnknownRun(FlowError):
     """No run of that name is in the store, or several are."""
 
