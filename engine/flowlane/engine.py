@@ -463,7 +463,7 @@ class Engine:
                 "this engine belongs to the process that entered it, and this one is a fork of that",
                 hint="make an Engine of its own here, after the fork",
             )
-        if self._closed:
+        if self._closed or self._loop.is_closed():  # the latter when nobody has left our block
             raise _closed()
 
     def _go(self, run: LiveRun, program: Program, beginning: Beginning) -> RunHandle[Any]:
@@ -586,8 +586,8 @@ class Engine:
             delivered.add_done_callback(lambda _: self.call(delivered_in_time))
 
     def on_loop(self) -> bool:
-        """Whether the caller is on the thread of the engine's loop."""
-        return threading.get_ident() == self._loop_thread
+        """Whether the caller is on the thread of the engine's loop, and that is open."""
+        return threading.get_ident() == self._loop_thread and self._loop is not None and not self._loop.is_closed()
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call `function` on the loop's thread: now when there, soon otherwise. False, and no call, once the loop is closed."""

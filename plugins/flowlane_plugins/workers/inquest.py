@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from flowlane.errors import Failure, MemoryExceeded, PoisonTask, WorkerCrashed
 from flowlane.runtime.ports import CRASHED, NEVER, Report
-from flowlane_plugins.executors.postmortem import ending
+from flowlane_plugins.executors.postmortem import REAPED_BY_HOST, ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -72,6 +72,8 @@ def last_words(output: str | None) -> str | None:
 
 
 def _hint(status: int) -> str:
+    if status == REAPED_BY_HOST:
+        return "this program ignores SIGCHLD, or waits for every child that ends, and so took the news"
     if status >= 0:
         return "it called os._exit, or a library did; raise an exception instead"
     number = -status
