@@ -655,6 +655,8 @@ def _closed() -> EngineClosed:
 def _notes(record: Record) -> list[str]:
     """What there is to say of a run besides its tasks' outcomes."""
     notes: list[str] = []
+    if record.overdue is not None:
+        notes.append(f"the run was not over by its deadline of {record.overdue:g} s: what had not ended was cancelled")
     if record.abandoned:
         count = record.abandoned
         notes.append(

@@ -234,7 +234,8 @@ class RetryAfter(Exception):
 
 
 class RunFailed(FlowError):
-    """A run ended with at least one failed task. `result` is its RunResult; `failures` maps task name → Failure.
+    """A run ended with a failed task, or was not over by its deadline. `result` is its RunResult; `failures` maps task name →
+    Failure, and is empty where it was only the deadline.
 
     ``__cause__`` is the first failed task's own exception where it is at hand.
     """
