@@ -8,6 +8,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from flowlane import (
     ParameterError,
     RunExists,
     RunFailed,
+    RunLocked,
     RunState,
     StoreError,
     UnknownRun,
@@ -259,6 +261,18 @@ async def test_runs_under_way_are_found_by_id_and_are_the_same_runs() -> None:
         assert list(engine.runs) == [second.id]
         second.cancel()
     assert engine.runs == {}
+
+
+async def test_a_word_in_the_store_reaches_a_run_of_another_engine(tmp_path: Path) -> None:
+    """As it would one of another process."""
+    async with Engine(store=tmp_path / "flow.db") as one, Engine(store=tmp_path / "flow.db") as other:
+        handle = one.start(endless)
+        assert other.runs == {}
+        assert other.store.owner(handle.id) is not None
+        with pytest.raises(RunLocked):
+            other.resume(handle.id)
+        other.store.request(handle.id, "cancel", time.time_ns())
+        assert (await handle.wait()).state is RunState.CANCELLED
 
 
 # ── an engine that nobody left ────────────────────────────────────────────────────────────────────────────────────
