@@ -410,8 +410,10 @@ class Engine:
                 self._archive.begin(run, program, origin)
             except RunExists as error:
                 raise (error if key is None else _started_before(key, run.id)) from None
-        elif key is not None and self._keys.setdefault(run.id, run.future) is not run.future:  # in one go: any thread
-            raise _started_before(key, run.id)
+        elif key is not None:
+            mine = object()
+            if self._keys.setdefault(run.id, mine) is not mine:  # in one go: any thread
+                raise _started_before(key, run.id)
         try:
             return self._go(run, program, NOTHING_DONE)
         except BaseException:

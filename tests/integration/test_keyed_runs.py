@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import subprocess
 import sys
 import textwrap
 import threading
 import time
+import weakref
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -350,3 +352,13 @@ def test_a_failed_run_of_a_key_is_resumed_under_its_id(tmp_path: Path) -> None:
         (tmp_path / "input").write_text("there now")
         result = engine.resume(there.value.id).result(20)
     assert (result.id, result.value) == (there.value.id, "there now")
+
+
+async def test_a_key_keeps_nothing_of_its_run() -> None:
+    async with Engine() as engine:
+        result: Any = await engine.start(doubled.bind(1), key="k").wait()
+        gone = weakref.ref(result)
+        del result
+        while gone() is not None:
+            gc.collect()
+            await asyncio.sleep(0)
