@@ -5,6 +5,7 @@
     signals  signals to the whole process group, as from a terminal, while tasks run
     reaping  a host that waits for every child there is
     ignoring a host that ignores SIGCHLD, so that nobody can wait for a child
+    embedded a program that is no Python, in which sys.executable is that program
 
 It prints one line when all is well, and raises otherwise.
 """
@@ -334,12 +335,33 @@ def reap(*_: object) -> None:
             pass
 
 
+@workflow
+def computing() -> str:
+    return process("succeed")
+
+
+def play_embedded() -> None:
+    python = sys.executable
+    for method in ("nursery", "spawn"):
+        for executable in ("/bin/false", ""):
+            sys.executable = executable
+            failed = run(computing.bind(), check=False, options={"processes": {"start_method": method}})
+            told = str(failed.error) if failed.error else " ".join(failed.failures["process"].notes)
+            told = told or str(failed.failures["process"])
+            assert "set sys.executable to" in told, (method, executable, told)
+        sys.executable = python
+        assert run(computing.bind(), options={"processes": {"start_method": method}}).value == "succeed"
+    print("told what to do")
+
+
 if __name__ == "__main__":
     match sys.argv[1]:
         case "state":
             play_state()
         case "signals":
             play_signals()
+        case "embedded":
+            play_embedded()
         case "reaping":
             signal.signal(signal.SIGCHLD, reap)
             play_with_children()

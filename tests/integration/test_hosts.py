@@ -34,6 +34,10 @@ def test_signals_to_the_whole_group_reach_the_host_and_disturb_no_task(tmp_path:
     assert play("signals", tmp_path) == "all runs succeeded\n"
 
 
+def test_a_program_that_is_no_python_is_told_how_to_have_workers(tmp_path: Path) -> None:
+    assert play("embedded", tmp_path) == "told what to do\n"
+
+
 @pytest.mark.parametrize("part", ["reaping", "ignoring"])
 def test_a_host_that_takes_the_news_of_its_children_keeps_its_workers(part: str, tmp_path: Path) -> None:
     assert play(part, tmp_path) == "all ended as it should\n"
