@@ -15,7 +15,20 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from hypothesis import strategies as st
 
 import flowlane
-from flowlane import Limit, Skip, current_task, either, otherwise, product, switch, task, teardown, when, zipped
+from flowlane import (
+    Limit,
+    RetryAfter,
+    Skip,
+    current_task,
+    either,
+    otherwise,
+    product,
+    switch,
+    task,
+    teardown,
+    when,
+    zipped,
+)
 
 from .model import (
     Arg,
@@ -30,6 +43,7 @@ from .model import (
     Param,
     Reduce,
     Ref,
+    Repeat,
     Setup,
     Source,
     Statement,
@@ -66,6 +80,7 @@ class World:
         self.books: list[Noted] = []
         self.most: Counter[str] = Counter()
         self._held: Counter[str] = Counter()
+        self._begun: Counter[str] = Counter()
         self._fate = Fates(model)
         self._tasks: dict[str, Any] = {}
         self._definitions: dict[str, Any] = {}
@@ -89,13 +104,14 @@ class World:
     def _noted(self, statement: Call | Map | Reduce, args: list[Any]) -> Iterator[str]:
         me = current_task()
         self.books.append(Noted("begin", me.task, me.attempt, args))
+        self._begun[me.task] += 1
         holds = Counter({"": 1, **dict(statement.limits)})
         self._held.update(holds)
         for name in holds:
             self.most[name] = max(self.most[name], self._held[name])
         how = "stopped"
         try:
-            yield (how := "ok" if isinstance(statement, Reduce) else self._fate(me.task, me.attempt))
+            yield (how := "ok" if isinstance(statement, Reduce) else self._fate(me.task, self._begun[me.task]))
         except asyncio.CancelledError:
             how = "stopped"
             raise
@@ -110,6 +126,8 @@ class World:
             for _ in range(Random(f"{self.model.seed}/{me.task}/{me.attempt}/pauses").choice([0, 0, 1, 2, 5, 20])):
                 await asyncio.sleep(0)
             if fate == "fail":
+                if self._fate.asks(me.task, me.attempt):
+                    raise RetryAfter(0.001)
                 raise ValueError(f"{me.task} is to fail")
             if fate == "skip":
                 raise Skip(f"{me.task} is to be skipped")
@@ -161,8 +179,8 @@ class World:
                 return values[0] if len(values) == 1 else values
 
             outermost = body is self.model.body
-            on_failure: Any = "fail_fast" if outermost and self._fail_fast else "continue"
-            self._definitions[body.name] = flowlane.workflow(name=body.name, on_failure=on_failure)(declare)
+            options: dict[str, Any] = {"on_failure": "fail_fast"} if outermost and self._fail_fast else body.policy
+            self._definitions[body.name] = flowlane.workflow(name=body.name, **options)(declare)
         return self._definitions[body.name]
 
     def _declare(self, statements: Sequence[Statement], env: dict[str, Any], param: Any) -> None:
@@ -192,7 +210,7 @@ class World:
                     made_of = made_of.options(**options_of(statement, env), name=statement.name)
                     if isinstance(over, Combined):
                         combine = zipped if over.how == "zip" else product
-                        kept = dict(zip("cd", args(fixed), strict=False))
+                        kept = dict(zip("abcd"[len(over.sources) :], args(fixed), strict=False))
                         mapped = made_of.starmap(combine(*map(source, over.sources)), **kept)
                     elif statement.filters:
                         mapped = made_of.filter(source(over), *args(fixed))
@@ -201,8 +219,15 @@ class World:
                     env[statement.name] = mapped
                 case Reduce(over=over, fan_in=fan_in):
                     env[statement.name] = self._task(statement, 1).reduce(source(over), fan_in=fan_in)
-                case Sub(body, arg):
-                    env[statement.name] = self._define(body)(source(arg))
+                case Sub(body, arg, retries, kept):
+                    made_of = self._define(body)
+                    if kept:
+                        made_of = made_of.options(retries=retries, max_depth=50)
+                    env[statement.name] = made_of(source(arg))
+                case Repeat(start=start, limit=limit):
+                    step = self._task(statement.step, 1).options(name=statement.name)
+                    test = self._task(statement.test, 1)
+                    env[statement.name] = step.repeat_until(test, source(start), limit=limit)
                 case When(subject, then, other):
                     with when(env[subject]) as taken:
                         self._declare(then, env, param)
@@ -242,6 +267,8 @@ def options_of(statement: Call | Map, env: dict[str, Any]) -> dict[str, Any]:
     else:
         if statement.in_flight:
             options["in_flight"] = statement.in_flight
+        if statement.rule != "all_success":
+            options["trigger"] = statement.rule
         if statement.enough:
             options["enough"] = statement.enough
             options["cancel_rest"] = statement.cancel_rest
@@ -264,6 +291,8 @@ READING = [
 ]
 #: Kinds of statements that a condition may be about.
 ASKED = ("number", "numbers", "sum", "sub", "map", "mapped")
+#: A map that ends before all of it has: what its value is depends on who is first, so it may only be waited for.
+VAGUE = "vague"
 #: These may run while an upstream is left: what they would read of it depends on who is first.
 EARLY = ["one_success", "one_failed", "one_done", "always"]
 
@@ -281,6 +310,7 @@ class _Author:
         self.limits = limits
         self.left = most
         self.number = 0
+        self.tried = 0  # workflows around, that are tried again: what may be stopped at any moment has no place there
         self.subjects: list[
             str
         ] = []  # of the conditions that we are in: a graph has one edge for this and for an order
@@ -301,13 +331,15 @@ class _Author:
     def chance(self, percent: int) -> bool:
         return self.dice.randrange(100) < percent
 
-    def body(self, depth: int) -> Body:
+    def body(self, depth: int, *, bounded: bool = True) -> Body:
         name = self.name("w")
+        # where it is tried again it must be known who was called how often
+        bears = self.detail([0, 0, 1, 2, -30, -60]) if bounded and not self.tried else 0
         known: dict[str, str] = {}
         statements = self.statements(depth, known, fewest=1)
-        while not known:
+        while not (made := [each for each, kind in known.items() if kind != VAGUE]):
             statements += (self.call(known),)
-        return Body(name, statements, (self.one(list(known)),))
+        return Body(name, statements, (self.one(made),), bears)
 
     def statements(self, depth: int, known: dict[str, str], fewest: int = 0) -> tuple[Statement, ...]:
         """A few statements; `known` is what may be read, by name: a number, numbers, a map of numbers, or of others."""
@@ -320,7 +352,7 @@ class _Author:
         return tuple(found)
 
     def statement(self, depth: int, known: dict[str, str]) -> list[Statement]:
-        kinds = ["call", "call", "call", "map", "map", "join", "reduce"]
+        kinds = ["call", "call", "call", "map", "map", "join", "reduce", "repeat"]
         if depth:
             kinds += ["sub", "mapped", "when", "when", "switch", "setup"]
         match self.one(kinds):
@@ -333,8 +365,18 @@ class _Author:
                 reduce = Reduce(self.name("r"), over, self.detail([2, 3]), self.holds())
                 known[reduce.name] = "sum"
                 return [reduce]
+            case "repeat":
+                repeat = Repeat(self.name("x"), self.source(known), self.detail([1, 2, 4]), self.detail([0, 0, 1]))
+                known[repeat.name] = "sub"
+                return [repeat]
             case "sub":
-                sub = Sub(self.body(depth - 1), self.source(known))
+                self.name("w")
+                retries = self.detail([0, 0, 1, 2])
+                kept = retries > 0 or self.chance(30)
+                self.tried += retries > 0
+                body = self.body(depth - 1, bounded=kept)
+                self.tried -= retries > 0
+                sub = Sub(body, self.source(known), retries, kept)
                 known[sub.name] = "sub"
                 return [sub]
             case "mapped":
@@ -376,34 +418,46 @@ class _Author:
         name = self.name("m")
         over: Source | Combined = self.over(known)
         if self.chance(20):
-            how, width = self.detail(["zip", "product"]), self.dice.randint(0, 2)
-            columns: tuple[Source, ...] = tuple(self.numbers(width) for _ in range(2))
-            if how == "product" and self.chance(50):
-                columns = (self.over(known), *columns[1:])
-            over = Combined(how, columns)
+            over = self.combined(known)
         elif self.chance(10):
             over = Lit(tuple((f"k{key}", key) for key in range(self.dice.randint(0, 3))), keyed=True)
+        elif self.chance(10):
+            over = Lit(tuple(range(self.dice.randint(0, 5))), lazy=True)
         filters = self.chance(20) and not isinstance(over, Combined)
         whole = isinstance(over, Combined | Lit) or known.get(getattr(over, "name", "")) == "numbers"
-        enough = self.dice.randint(1, 3) if whole and not filters and self.chance(15) else 0
+        enough = self.dice.randint(1, 3) if whole and not filters and not self.tried and self.chance(15) else 0
         chosen = Map(
             name,
             over,
             fixed=() if filters or self.chance(60) else (self.source(known),),
             after=self.after(known, 10),
             makes=self.detail(["number", "number", "numbers"]),
+            rule=self.detail(READING) if self.chance(25) else "all_success",
             filters=filters,
             in_flight=self.window(),
             enough=enough,
+            cancel_rest=self.chance(50),
             may_fail=self.chance(10),
             retries=self.detail([0, 0, 1]),
             limits=self.holds(),
             becomes=None if filters or enough or not self.chance(10) else self.work(),
         )
-        if not chosen.enough:  # what such a map holds depends on who is first
+        if chosen.enough:
+            known[chosen.name] = VAGUE
+        else:
             numbers = not isinstance(over, Ref) or known[over.name] in ("numbers", "map")
             known[chosen.name] = "map" if (numbers if filters else self.sums(chosen)) else "mapped"
         return chosen
+
+    def combined(self, known: dict[str, str]) -> Combined:
+        how, width = self.detail(["zip", "zip", "product"]), self.dice.randint(0, 2)
+        columns: tuple[Source, ...] = tuple(self.numbers(width) for _ in range(2))
+        maps = [name for name, kind in known.items() if kind in ("map", "mapped")]
+        if how == "zip" and maps and self.chance(80):
+            columns = tuple(Ref(self.one(maps)) for _ in range(self.dice.randint(2, 3)))
+        elif self.chance(50) and (how == "product" or isinstance(first := self.over(known), Ref)):
+            columns = (first if how == "zip" else self.over(known), *columns[1:])
+        return Combined(how, columns)
 
     @staticmethod
     def sums(chosen: Map) -> bool:
@@ -411,7 +465,7 @@ class _Author:
 
     def join(self, known: dict[str, str]) -> list[Statement]:
         """n of a few tasks of its own; what is cancelled then is read by nobody else."""
-        cancels = self.chance(50)
+        cancels = self.chance(50) and not self.tried
         racers = [Call(self.name("t"), limits=self.holds()) for _ in range(self.dice.randint(1, 3))]
         others = () if cancels else self.after(known, 20)
         after = (*(racer.name for racer in racers), *others)
@@ -443,8 +497,8 @@ class _Author:
         return found
 
     def source(self, known: dict[str, str]) -> Source:
-        if known and self.chance(70):
-            return Ref(self.one(list(known)))
+        if (read := [name for name, kind in known.items() if kind != VAGUE]) and self.chance(70):
+            return Ref(self.one(read))
         return Param() if self.chance(50) else Lit(self.dice.randrange(6))
 
     def over(self, known: dict[str, str]) -> Source:
@@ -474,7 +528,7 @@ def models(draw: st.DrawFn, most: int = 10, depth: int = 2, asks: Sequence[str] 
     author = _Author(draw, limits, most, asks)
     known: dict[str, str] = {}
     statements = author.statements(depth, known, fewest=draw(st.integers(1, most // 2 + 1)))
-    returns = tuple(name for name in known if author.chance(50))
+    returns = tuple(name for name, kind in known.items() if kind != VAGUE and author.chance(50))
     if len(returns) == 1:
         returns = ()
     return Model(

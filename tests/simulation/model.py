@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from random import Random
-from typing import Any, TypeAlias
+from typing import Any, ClassVar, TypeAlias
 from zlib import crc32
 
 # ── what is read ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -17,16 +17,22 @@ from zlib import crc32
 
 @dataclass(frozen=True)
 class Lit:
-    """A value that is known from the start: a number, a tuple of numbers, or a tuple of (key, number) as a mapping."""
+    """A value that is known from the start: a number, a tuple of numbers, or a tuple of (key, number) as a mapping.
+
+    lazy  it is a generator, which tells nobody how many items it has
+    """
 
     value: Any
     keyed: bool = False
+    lazy: bool = False
 
     @property
     def plain(self) -> Any:
         """The value as a workflow's author would write it."""
         if self.keyed:
             return dict(self.value)
+        if self.lazy:
+            return (item for item in self.value)
         return list(self.value) if isinstance(self.value, tuple) else self.value
 
 
@@ -62,7 +68,7 @@ class Combined:
 class Call:
     """A task, called once.
 
-    makes    "number", or "numbers" for a list of them
+    makes    "number", or "numbers" for a list of them, or "verdict" for what a predicate says
     becomes  work that the task returns in place of a value: a body, or the name of a plain task; it gets the value
     at_least with cancel_rest: a join; the rule does not count then
     """
@@ -95,6 +101,7 @@ class Map:
     fixed: tuple[Arg, ...] = ()
     after: tuple[str, ...] = ()
     makes: str = "number"
+    rule: str = "all_success"
     body: Body | None = None
     filters: bool = False
     in_flight: int = 0
@@ -118,10 +125,16 @@ class Reduce:
 
 @dataclass(frozen=True)
 class Sub:
-    """A body called in a body: its tasks are tasks of the outer one. Carries the body's name."""
+    """A body called in a body: its tasks are tasks of the outer one. Carries the body's name.
+
+    retries  so often it is tried again, as a whole: then it is one task of the outer one, which becomes the body
+    kept     it is one task without that
+    """
 
     body: Body
     arg: Source
+    retries: int = 0
+    kept: bool = False
 
     @property
     def name(self) -> str:
@@ -161,16 +174,60 @@ class Setup:
     stop: str
 
 
-Statement: TypeAlias = "Call | Map | Reduce | Sub | When | Switch | Either | Setup"
+@dataclass(frozen=True)
+class Repeat:
+    """A task called again on its own result, until another likes it, so often at most."""
+
+    name: str
+    start: Source
+    limit: int
+    retries: int = 0
+
+    @property
+    def step(self) -> Call:
+        return Call(f"{self.name}step", (Param(),), retries=self.retries)
+
+    @property
+    def test(self) -> Call:
+        return Call(f"{self.name}test", (Ref(self.step.name),), makes="verdict")
+
+    def round(self, number: int) -> Body:
+        """Round `number`, from 1, as a body of the value so far."""
+        return Body(self.name, (self.step, self.test, GoOn(self, number)), (GoOn.name,))
+
+
+@dataclass(frozen=True)
+class GoOn:
+    """The task that ends a round: it returns what the step made, or becomes the next round, or fails for good."""
+
+    repeat: Repeat
+    round: int
+    name: ClassVar[str] = "go_on"
+
+
+Statement: TypeAlias = "Call | Map | Reduce | Sub | When | Switch | Either | Setup | Repeat | GoOn"
 
 
 @dataclass(frozen=True)
 class Body:
-    """A workflow of one parameter. `returns` names the statements whose values it returns, one alone as it is."""
+    """A workflow of one parameter. `returns` names the statements whose values it returns, one alone as it is.
+
+    bears  failures that end it, below 0 as a share of its tasks, in per cent; 0: none does
+    """
 
     name: str
     statements: tuple[Statement, ...]
     returns: tuple[str, ...]
+    bears: int = 0
+
+    @property
+    def policy(self) -> dict[str, Any]:
+        """As options of a workflow."""
+        if self.bears == 1:
+            return {"on_failure": "fail_fast"}
+        if not self.bears:
+            return {}
+        return {"max_failures": self.bears if self.bears > 0 else f"{-self.bears}%"}
 
 
 @dataclass(frozen=True)
@@ -191,7 +248,11 @@ class Model:
 
 
 class Fates:
-    """How attempts end: "ok", "fail" or "skip", by (full name, attempt); what the model does not say, its seed decides."""
+    """How attempts end: "ok", "fail" or "skip", by (full name, attempt); what the model does not say, its seed decides.
+
+    Attempts are counted through all tries of a workflow that the task is part of. `asks` says of a failure whether the task asks
+    to be tried again by itself.
+    """
 
     def __init__(self, model: Model) -> None:
         self._model = model
@@ -205,13 +266,16 @@ class Fates:
             return "fail"
         return "skip" if draw < self._model.fails + self._model.skips else "ok"
 
+    def asks(self, name: str, attempt: int) -> bool:
+        return Random(f"{self._model.seed}/{name}/{attempt}/asks").random() < 0.3
+
 
 def settled(value: Any) -> Any:
-    """A value for comparison: what is missing is an empty list, as a map without elements is."""
+    """A value for comparison: what is missing is an empty list, as a map without elements is, whatever its keys would be."""
     if value is None:
         return []
     if isinstance(value, dict):
-        return {key: settled(item) for key, item in value.items()}
+        return {key: settled(item) for key, item in value.items()} or []
     return [settled(item) for item in value] if isinstance(value, list | tuple) else value
 
 
@@ -233,6 +297,6 @@ def likes(task: str, args: list[Any]) -> bool:
 
 def made(statement: Call | Map, args: list[Any]) -> Any:
     """What the task of this statement returns for these arguments."""
-    if isinstance(statement, Map) and statement.filters:
+    if statement.makes == "verdict" or (isinstance(statement, Map) and statement.filters):
         return likes(statement.name, args)
     return (numbers if statement.makes == "numbers" else number)(statement.name, args)

@@ -20,11 +20,11 @@ from flowlane.core.rules import AT_LEAST, TriggerRule
 from flowlane.core.scheduler import Scheduler
 from flowlane.core.states import TaskState
 
-from .model import Body, Call, Combined, Either, Fates, Lit, Map, Model, Reduce, Ref, made, settled
-from .reference import Interpreter, Placed, Room, Stop, flat
+from .model import Body, Call, Combined, Either, Fates, GoOn, Lit, Map, Model, Reduce, Ref, Sub, made, settled
+from .reference import Interpreter, Placed, Room, Stop, flat, sources_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     from flowlane.core import Event
 
@@ -56,6 +56,7 @@ class Play:
     model: Model
     seed: int
     stop: tuple[Event, int] | None = None
+    bounds: dict[str, Any] = field(default_factory=dict[str, Any])
     names: list[str] = field(default_factory=list[str])
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
     values: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -92,6 +93,7 @@ class Play:
         sparse: dict[str, dict[int, Any]] = {k: {} for k in ("rules", "guards", "maps", "teardowns", "requirement")}
         requirements: list[Requirement] = [Requirement()]
         policies: list[Policy] = []
+        grafts: set[int] = set()
         for index, placed in enumerate(nodes):
             statement = placed.statement
             above = [number[up] for up in placing.upstreams(placed)]
@@ -112,21 +114,27 @@ class Play:
                     elif statement.rule != "all_success":
                         sparse["rules"][index] = TriggerRule(statement.rule)
                 case Map(over=over, fixed=fixed):
-                    sources = [*flat(fixed), *(over.sources if isinstance(over, Combined) else [over])]
-                    reads = self.read_nodes(placing, room, placed, sources, number)
-                    chained = placing.chained(placed)
-                    chain = () if chained is None else (number[chained],)
+                    reads = self.read_nodes(placing, room, placed, [*flat(fixed), *sources_of(over)], number)
+                    chain = tuple(number[one] for one in placing.chained(placed))
                     above += chain
+                    if statement.rule != "all_success":
+                        sparse["rules"][index] = TriggerRule(statement.rule)
                     sparse["maps"][index] = MapSpec(
                         chain, statement.in_flight, statement.enough, statement.cancel_rest, statement.body is not None
                     )
                 case Reduce(over=over, fan_in=fan_in):
                     (source,) = reads = self.read_nodes(placing, room, placed, [over], number)
-                    chain = () if placing.chained(placed) is None else (source,)
+                    chain = (source,) if placing.chained(placed) else ()
+                    above += chain
                     sparse["maps"][index] = MapSpec(chain, fan_in=fan_in)
                 case Either():
                     reads = above
                     sparse["rules"][index] = TriggerRule("none_failed_min_one_success")
+                case Sub(arg=arg):
+                    reads = self.read_nodes(placing, room, placed, [arg], number)
+                    grafts.add(index)
+                case GoOn():
+                    reads = above
                 case Stop():
                     reads = [number[statement.reads]]
                     sparse["teardowns"][index] = tuple(number[inside] for inside in statement.block)
@@ -144,6 +152,9 @@ class Play:
             pinned=[number[placing.placed(room, Ref(name))] for name in body.returns],
             may_fail=frozenset(i for i, placed in enumerate(nodes) if getattr(placed.statement, "may_fail", False)),
             requirements=tuple(requirements),
+            grafts=frozenset(grafts),
+            fail_fast=body.bears == 1,
+            **(self.bounds if not prefix else {"max_failures": max(0, body.bears), "max_share": max(0, -body.bears)}),
             **sparse,
         )
         return Graph(room, nodes, plan, tests, prefix)
@@ -169,7 +180,7 @@ class Play:
                 self.names.append(placed.name)
             elif place.kind == CHAIN:
                 self.elements[place.owner, place.number] = element
-                key = self.keys[self.head(place.owner)][place.number]
+                key = self.keys_of(place.owner)[place.number]
                 self.names.append(f"{self.names[place.owner]}[{key}]")
             else:
                 self.names.append(f"{self.names[place.owner]}[{place.level}.{place.number}]")
@@ -180,10 +191,14 @@ class Play:
         assert place.kind == GRAPH
         return self.graphs[place.owner], element - place.number, self.graphs[place.owner].nodes[place.number]
 
-    def head(self, container: int) -> int:
-        graph, start, _ = self.graph_of(container)
+    def keys_of(self, container: int) -> Sequence[Any]:
+        """The keys of a map's elements: those of the map above, where there is one and no other beside it."""
+        graph, start, placed = self.graph_of(container)
         over = graph.plan.maps[container - start].over
-        return container if not over else self.head(start + over[0])
+        if not over:
+            return self.keys.get(container, [])
+        above = self.keys_of(start + over[0])
+        return range(len(above)) if isinstance(getattr(placed.statement, "over", None), Combined) else above
 
     def value(self, element: int) -> Any:
         """The value of a node; one that has none is missing, not released."""
@@ -208,7 +223,7 @@ class Play:
                 return statement, [settled(self.read(graph, start, placed, arg)) for arg in statement.args]
             case Stop():
                 return Call(statement.name), [settled(self.read(graph, start, placed, Ref(self.start_of(statement))))]
-            case Either():
+            case Either() | GoOn() | Sub():
                 return statement, []
             case Reduce():
                 return statement, [place]
@@ -226,7 +241,8 @@ class Play:
         over = graph.plan.maps[container - start].over
         if not over:
             return self.items[container][index]
-        return self.values[self.elements[start + over[0], index]]
+        values = [self.values[self.elements[start + up, index]] for up in over]
+        return values if isinstance(graph.nodes[container - start].statement.over, Combined) else values[0]
 
     # ── the run ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -310,10 +326,14 @@ class Play:
             self.values[element] = self.merge(element)
             self.news.append(m.Succeeded(element, attempt, at, at))
             return
+        if isinstance(statement, GoOn):
+            self.go_on(element, statement)
+            return
         self.calls.setdefault(name, []).append(args)
-        fate = self.fate(name, attempt)
+        fate = self.fate(name, len(self.calls[name]))
         if fate == "fail":
-            self.news.append(m.Failed(element, attempt, at, at, retryable=True))
+            delay = self.draw.randrange(20) if self.fate.asks(name, attempt) else NEVER
+            self.news.append(m.Failed(element, attempt, at, at, retryable=True, delay=delay))
         elif fate == "skip":
             self.news.append(m.Skipped(element, attempt, at, at))
         elif statement.becomes is not None:
@@ -328,6 +348,20 @@ class Play:
                 value = self.item(place.owner, place.number)
             self.values[element] = value
             self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
+
+    def go_on(self, element: int, statement: GoOn) -> None:
+        graph, start, placed = self.graph_of(element)
+        attempt, at = self.scheduler.attempt(element), self.at
+        value, liked = (
+            self.read(graph, start, placed, Ref(each.name)) for each in (statement.repeat.step, statement.repeat.test)
+        )
+        if liked:
+            self.values[element] = value
+            self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
+        elif statement.round == statement.repeat.limit:
+            self.news.append(m.Failed(element, attempt, at, at))
+        else:
+            self.become(element, attempt, statement.repeat.round(statement.round + 1), value)
 
     arguments_of: dict[int, Any] = field(default_factory=dict[int, Any])
 
@@ -346,10 +380,13 @@ class Play:
 
     def graft(self, element: int) -> None:
         place = self.scheduler.place(element)
-        _, _, placed = self.graph_of(place.owner)
-        assert isinstance(placed.statement, Map) and placed.statement.body is not None
-        value = self.item(place.owner, place.number)
-        graph = self.graph(f"{self.names[element]}/", placed.statement.body, Lit(tuplet(value)))
+        outer, start, placed = self.graph_of(element if place.kind == GRAPH else place.owner)
+        body = placed.statement.body
+        if isinstance(placed.statement, Sub):
+            value = self.read(outer, start, placed, placed.statement.arg)
+        else:
+            value = self.item(place.owner, place.number)
+        graph = self.graph(f"{self.names[element]}/", body, Lit(tuplet(value)))
         self.graphs[element] = graph
         self.news.append(m.Grafted(element, self.scheduler.attempt(element), graph.plan))
 
@@ -374,6 +411,10 @@ class Play:
                 columns = [self.listed(self.read(graph, start, placed, one)) for one in statement.over.sources]
                 rows = [()]
                 if statement.over.how == "zip":
+                    if len({len(column) for column in columns}) > 1:
+                        self.keys[container], self.items[container] = [], []
+                        self.news.append(m.Failed(container, self.scheduler.attempt(container), NEVER, self.at))
+                        return
                     rows = list(zip(*(column.values() for column in columns), strict=True))
                 else:
                     for column in columns:
@@ -410,7 +451,7 @@ class Play:
         _, _, placed = self.graph_of(element)
         if isinstance(placed.statement, Reduce):
             return self.values[scheduler.root(element)]
-        keys = self.keys.get(self.head(element), [])  # of one that was stopped before it had its items
+        keys = self.keys_of(element)  # none of one that was stopped before it had its items
         have = {
             index: self.values[self.elements[element, index]]
             for index in range(len(keys))

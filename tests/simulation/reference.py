@@ -18,12 +18,14 @@ from .model import (
     Combined,
     Either,
     Fates,
+    GoOn,
     Lit,
     Map,
     Model,
     Param,
     Reduce,
     Ref,
+    Repeat,
     Setup,
     Source,
     Statement,
@@ -46,11 +48,14 @@ NEVER = ""  # of an element that never came to be
 
 @dataclass
 class Outcome:
-    """How something ended. `items` are the elements of a map by key, when it came to have some."""
+    """How something ended. `items` are the elements of a map by key, when it came to have some; not all of them where its source
+    `broke`.
+    """
 
     state: str
     value: Any = None
     items: dict[Any, Outcome] | None = None
+    broke: bool = False
 
 
 class Waits(NamedTuple):
@@ -70,6 +75,7 @@ class Ending:
     calls     the arguments of each attempt, by full name: what was called, in order
     waits     what each task or container waits for, by full name
     loose     names whose attempts may have been stopped at any point: their calls are not certain
+    torn      beginnings of names, of workflows that may have been cut short by a failure: of what is in them nothing is certain
     verdict   of the run
     value     what it returns, if it succeeded
     """
@@ -78,6 +84,7 @@ class Ending:
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
     waits: dict[str, Waits] = field(default_factory=dict[str, "Waits"])
     loose: set[str] = field(default_factory=set[str])
+    torn: set[str] = field(default_factory=set[str])
     verdict: str = ""
     value: Any = None
 
@@ -98,7 +105,7 @@ class Room:
 class Placed:
     """A statement in its place: the room, and the conditions of the blocks around it, outermost first."""
 
-    statement: Call | Map | Reduce | Either | Stop
+    statement: Call | Map | Reduce | Either | Sub | GoOn | Stop
     room: Room
     guards: tuple[tuple[Placed, Callable[[Any], bool]], ...]
     exposed: bool = False  # a join may cancel it
@@ -134,6 +141,7 @@ class Interpreter:
         self._choose = choose
         self._known: dict[Placed, Outcome] = {}
         self._before: dict[Placed, set[Placed]] = {}
+        self._chained: dict[Placed, tuple[Placed, ...]] = {}
 
     def run(self) -> Ending:
         room = self.enter("", self.model.body, Lit(self.model.param))
@@ -155,7 +163,8 @@ class Interpreter:
         put: list[Placed] = []
         for statement in statements:
             match statement:
-                case Sub(body, arg):
+                case Sub(arg=arg, kept=False) | Repeat(start=arg):
+                    body = statement.body if isinstance(statement, Sub) else statement.round(1)
                     inner = Room(f"{room.prefix}{body.name}/", body, arg, outer=room)
                     room.subs[body.name] = inner
                     put += self.place(inner, body.statements, guards)
@@ -244,15 +253,19 @@ class Interpreter:
         ended = [subject.name for subject, _ in placed.guards]
         if isinstance(statement, Call):
             rule, at_least = statement.rule, statement.at_least
+        elif isinstance(statement, Map):
+            rule = statement.rule
         elif isinstance(statement, Either):
             rule = "none_failed_min_one_success"
         elif isinstance(statement, Stop):
             above = [statement.reads]
             ended += [inside.name for inside in statement.block]
-        merges = isinstance(statement, Reduce) and self.chained(placed) is not None  # item by item
-        waits = [] if merges else [up.name for up in above]
+        waits = [up.name for up in above]
         self.ending.waits[placed.name] = Waits(rule, at_least, waits, ended)
-        says = self.conditions(placed) or {decide(rule, tally([self.outcome(up) for up in above]), at_least)}
+        ends = [self.outcome(up) for up in above]
+        # of maps that it goes on with element by element those that never came to have any
+        ends += [end for end in map(self.outcome, self.chained(placed)) if end.items is None]
+        says = self.conditions(placed) or {decide(rule, tally(ends), at_least)}
         decided = self.pick(placed.name, says)
         return self.do(placed) if decided == RUN else Outcome(decided)
 
@@ -278,48 +291,64 @@ class Interpreter:
                 sources = [*flat(statement.args), *map(Ref, statement.after)]
             case Map():
                 sources = [*flat(statement.fixed), *map(Ref, statement.after)]
-                over = statement.over
-                if isinstance(over, Combined):
-                    sources += over.sources
-                elif self.chained(placed) is None:
-                    sources.append(over)
+                if not self.chained(placed):
+                    sources += sources_of(statement.over)
             case Reduce():
-                sources = [statement.over]
+                if not self.chained(placed):
+                    sources = [statement.over]
             case Either():
                 sources = [*map(Ref, statement.of)]
+            case Sub():
+                sources = [statement.arg]
+            case GoOn():
+                sources = [Ref(statement.repeat.step.name), Ref(statement.repeat.test.name)]
             case Stop():
                 return [statement.reads, *statement.block]
         found = [self.find(room, source) for source in sources]
         return list(dict.fromkeys(one for one in found if isinstance(one, Placed)))
 
-    def chained(self, placed: Placed) -> Placed | None:
-        """The map above, if elements go from it to this one one by one.
+    def chained(self, placed: Placed) -> tuple[Placed, ...]:
+        """The maps above, if elements go from them to this one one by one.
 
-        They cannot where something else that is waited for needs all of that map, or of the first that it goes on with.
+        They cannot where they do not all go on with one first map, or where something else that is waited for needs all of one of
+        them, or of that first one.
         """
+        if placed not in self._chained:
+            self._chained[placed] = self._find_chained(placed)
+        return self._chained[placed]
+
+    def _find_chained(self, placed: Placed) -> tuple[Placed, ...]:
         over = getattr(placed.statement, "over", None)
-        if over is None or isinstance(over, Combined):
-            return None
-        above = self.find(placed.room, over)
-        if not isinstance(above, Placed) or not isinstance(above.statement, Map):
-            return None
+        if over is None or getattr(placed.statement, "rule", "all_success") != "all_success":
+            return ()
+        if isinstance(over, Combined) and over.how == "product":
+            return ()
+        above = [self.find(placed.room, source) for source in sources_of(over)]
+        maps = [one for one in above if isinstance(one, Placed) and isinstance(one.statement, Map)]
+        if len(maps) < len(above) or len(set(maps)) < len(maps):
+            return ()
         whole = {subject for subject, _ in placed.guards}
         if isinstance(placed.statement, Map):
             sources = [*flat(placed.statement.fixed), *map(Ref, placed.statement.after)]
             whole |= {one for one in (self.find(placed.room, source) for source in sources) if isinstance(one, Placed)}
         elif whole:
-            return None
-        first = above
-        while (further := self.chained(first)) is not None:
-            first = further
-        return None if any(first is one or first in self.before(one) for one in whole) else above
+            return ()
+        firsts = {self.first(one) for one in maps}
+        if len(firsts) > 1:
+            return ()
+        first = firsts.pop()
+        return () if any(first is one or first in self.before(one) for one in whole) else tuple(maps)
+
+    def first(self, placed: Placed) -> Placed:
+        """The first map of a chain."""
+        above = self.chained(placed)
+        return self.first(above[0]) if above else placed
 
     def before(self, placed: Placed) -> set[Placed]:
         """All that something waits for, directly or not."""
         if placed not in self._before:
             direct = {*self.upstreams(placed), *(subject for subject, _ in placed.guards)}
-            if (above := self.chained(placed)) is not None:
-                direct.add(above)
+            direct.update(self.chained(placed))
             self._before[placed] = direct.union(*map(self.before, direct))
         return self._before[placed]
 
@@ -331,14 +360,30 @@ class Interpreter:
             case Map():
                 return self.elements(placed, statement)
             case Reduce():
+                if any(end.broke or end.state != OK for end in map(self.outcome, self.chained(placed))):
+                    return Outcome(FAIL)
                 values = self.value(placed.room, statement.over)
                 over = self.outcome(self.placed(placed.room, statement.over)).items
-                if over and not values and self.chained(placed) is not None:
+                if over and not values and self.chained(placed):
                     return Outcome("skipped")  # it had something to merge, and all of it was skipped
                 return Outcome(OK, sum(values.values() if isinstance(values, dict) else values))
             case Either():
                 ends = [self.outcome(self.placed(placed.room, Ref(name))) for name in statement.of]
                 return Outcome(OK, next(end.value for end in ends if end.state == OK))
+            case Sub(body, arg, retries):
+                value = self.value(placed.room, arg)
+                for _ in range(retries + 1):
+                    end = self.whole(placed.name, body, value)
+                    if end.state != "failed":
+                        break
+                return end
+            case GoOn(repeat, number):
+                value, liked = (self.value(placed.room, Ref(each.name)) for each in (repeat.step, repeat.test))
+                if liked:
+                    return Outcome(OK, value)
+                if number == repeat.limit:
+                    return Outcome("failed")
+                return self.whole(placed.name, repeat.round(number + 1), value)
             case Stop():
                 args = [settled(self.outcome(statement.reads).value)]
                 return self.attempts(placed.name, Call(statement.name), args)
@@ -357,9 +402,10 @@ class Interpreter:
 
     def attempts(self, name: str, statement: Call | Map, args: list[Any]) -> Outcome:
         """A task whose turn has come: until it does not fail, or no attempt is left."""
-        for attempt in range(1, statement.retries + 2):
-            self.ending.calls.setdefault(name, []).append(args)
-            fate = self.fate(name, attempt)
+        calls = self.ending.calls.setdefault(name, [])
+        for _ in range(statement.retries + 1):
+            calls.append(args)
+            fate = self.fate(name, len(calls))
             if fate == "skip":
                 return Outcome("skipped")
             if fate == "ok":
@@ -373,26 +419,31 @@ class Interpreter:
             inner = f"{name}/{work}"
             end = self.attempts(inner, Call(work), [settled(value)])
             self.ending.states[inner] = end.state
-            return Outcome("failed") if end.state == "failed" else Outcome(OK, end.value)
+            return end
         return self.whole(name, work, value)
 
     def whole(self, name: str, body: Body, value: Any) -> Outcome:
         """A workflow in the place of a task."""
         room = self.enter(f"{name}/", body, Lit(value))
         if self.failed(room):
+            if body.bears:
+                self.ending.torn.add(room.prefix)
             return Outcome("failed")
-        return Outcome(OK, self.returned(room).value)  # None, where what it returns was skipped
+        end = self.returned(room)
+        if end.state in (OK, "skipped"):
+            return Outcome(end.state, end.value)
+        return Outcome(FAIL)  # what it returns was never made, because of a task that may fail
 
     def elements(self, placed: Placed, statement: Map) -> Outcome:
         room = placed.room
-        above = self.chained(placed)
-        if above is not None:
-            before = self.outcome(above)
-            if before.items is None:  # it never came to have elements
-                return Outcome(SKIP if before.state == "skipped" else FAIL)
-            todo = before.items
+        if above := self.chained(placed):
+            before = [self.outcome(one) for one in above]
+            todo = self.beside(before) if isinstance(statement.over, Combined) else before[0].items or {}
         else:
-            todo = {key: Outcome(OK, item) for key, item in self.items(room, statement.over).items()}
+            try:
+                todo = {key: Outcome(OK, item) for key, item in self.items(room, statement.over).items()}
+            except ValueError:  # lists side by side that are not of one length
+                return Outcome("failed", items={}, broke=True)
         fixed = self.read(room, statement.fixed)
         done: dict[Any, Outcome] = {}
         for key, item in todo.items():
@@ -410,7 +461,7 @@ class Interpreter:
                 done[key] = self.attempts(name, statement, [*own, *fixed])
                 if statement.filters and done[key].state == OK:
                     done[key] = Outcome(OK, item.value) if done[key].value else Outcome("skipped")
-            if statement.enough:
+            if statement.enough and statement.cancel_rest:
                 self.ending.loose.add(name)
                 ended = self.pick(name, {done[key].state, "cancelled", NEVER})
                 if ended == NEVER:  # there was enough before its turn came
@@ -419,7 +470,20 @@ class Interpreter:
                 if ended == "cancelled":
                     done[key] = Outcome("cancelled")
             self.ending.states[name] = done[key].state
-        return self.gathered(statement, todo, done)
+        end = self.gathered(statement, todo, done)
+        if any(self.outcome(one).broke for one in above):
+            return Outcome(end.state if end.state == "failed" else FAIL, end.value, end.items, broke=True)
+        return end
+
+    @staticmethod
+    def beside(before: list[Outcome]) -> dict[Any, Outcome]:
+        """Element by element what several maps of one chain have."""
+        found: dict[Any, Outcome] = {}
+        for index, items in enumerate(zip(*((one.items or {}).values() for one in before), strict=True)):
+            states = {item.state for item in items}
+            state = FAIL if states - {OK, "skipped"} else "skipped" if "skipped" in states else OK
+            found[index] = Outcome(state, [item.value for item in items])
+        return found
 
     def gathered(self, statement: Map, todo: Mapping[Any, Outcome], done: dict[Any, Outcome]) -> Outcome:
         """What a map comes to, once its elements have."""
@@ -436,9 +500,13 @@ class Interpreter:
         if isinstance(over, Combined):
             columns = [list(self.items(room, source).values()) for source in over.sources]
             rows = zip(*columns, strict=True) if over.how == "zip" else product(*columns)
-            return dict(enumerate(rows))
+            return dict(enumerate(list(rows)))
         values = self.value(room, over)
         return dict(values) if isinstance(values, dict) else dict(enumerate(values or ()))
+
+
+def sources_of(over: Source | Combined) -> tuple[Source, ...]:
+    return over.sources if isinstance(over, Combined) else (over,)
 
 
 def flat(args: tuple[Arg, ...]) -> list[Source]:

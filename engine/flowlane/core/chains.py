@@ -32,6 +32,7 @@ class Scope:
 
     open       elements that have not ended
     concluded  whether its container has ended, or will by itself
+    late       whether its deadline has passed
     parted     whether what its elements made was given back
     reason     why its elements were told to stop, where they were
     blocks     numbers of the blocks its elements are in
@@ -43,6 +44,7 @@ class Scope:
         "concluded",
         "container",
         "failed",
+        "late",
         "ok",
         "open",
         "parted",
@@ -60,7 +62,7 @@ class Scope:
         """Begin anew, with `count` elements."""
         self.open = count
         self.ok = self.failed = self.upstream_failed = self.skipped = self.cancelled = 0
-        self.concluded = self.parted = False
+        self.concluded = self.parted = self.late = False
         self.reason: Reason | None = None
 
 
@@ -69,11 +71,12 @@ class Stage(Scope):
 
     over    positions, in the chain, of the stages it takes its items from
     below   positions of those that take from it
-    gate    whether all else that it waits for is there
+    gate    whether all else that it waits for is there, so that it has begun
     dead    the state that its elements end in because that will never be; 0
     waiting elements that wait for the gate only
     trees   reductions that it feeds
     whole   somebody reads its values as a whole
+    runs_out  it has ended with enough of its elements, and the rest goes on
     uses    readers of each of its elements
     """
 
@@ -86,6 +89,7 @@ class Stage(Scope):
         "position",
         "queue",
         "rank",
+        "runs_out",
         "spec",
         "trees",
         "uses",
@@ -105,7 +109,7 @@ class Stage(Scope):
         self.trees: list[Tree] = []
         self.queue = self.policy = self.rank = 0
         self.uses = 0
-        self.whole = False
+        self.whole = self.runs_out = False
 
 
 class Chain:
@@ -121,6 +125,7 @@ class Chain:
     pulling    an answer to a Pull is awaited
     begun      the first stage has begun
     failed     the source raised
+    sized      some of its items are known, or none will come: kept where somebody must know
     """
 
     __slots__ = (
@@ -133,6 +138,7 @@ class Chain:
         "more",
         "numbered",
         "pulling",
+        "sized",
         "stages",
         "under_way",
         "window",
@@ -143,7 +149,7 @@ class Chain:
         self.window = spec.window or WINDOW
         self.under_way = self.known = self.numbered = self.admitted = self.block = 0
         self.more = True
-        self.pulling = self.begun = self.failed = self.cut = False
+        self.pulling = self.begun = self.failed = self.cut = self.sized = False
 
     def add(self, container: int, spec: MapSpec, over: tuple[int, ...]) -> Stage:
         """A further stage, which takes from those at the positions `over`."""

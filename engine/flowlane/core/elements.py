@@ -19,6 +19,7 @@ from flowlane.core.messages import NEVER
 
 if TYPE_CHECKING:
     from flowlane.core.chains import Chain, Tree
+    from flowlane.core.failing import Bound
     from flowlane.core.plan import Plan
 
 __all__ = ["CHAIN", "GRAPH", "NOBODY", "TREE", "Block", "Elements", "Place"]
@@ -46,7 +47,7 @@ class Place(NamedTuple):
 class Block:
     """Elements ``start .. start + count - 1``. Which of the other fields are set depends on `kind`."""
 
-    __slots__ = ("chain", "count", "first", "kind", "left", "owner", "plan", "start", "tree", "where")
+    __slots__ = ("bound", "chain", "count", "first", "kind", "left", "owner", "plan", "start", "tree", "where")
 
     def __init__(
         self,
@@ -61,6 +62,7 @@ class Block:
         self.kind = kind
         self.owner = owner  # GRAPH, TREE: whose they are; CHAIN: the first stage's
         self.plan = plan
+        self.bound: Bound | None = None  # GRAPH: its policy, where it has any
         self.chain = chain
         self.tree = tree
         self.first = first  # CHAIN: index of the first elements

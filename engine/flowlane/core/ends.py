@@ -11,7 +11,8 @@ from heapq import heappush
 from typing import TYPE_CHECKING
 
 from flowlane.core import messages as m
-from flowlane.core.elements import CHAIN, GRAPH, NOBODY
+from flowlane.core.elements import NOBODY
+from flowlane.core.failing import Failing
 from flowlane.core.messages import NEVER
 from flowlane.core.outcomes import (
     AGAIN,
@@ -32,7 +33,6 @@ from flowlane.core.outcomes import (
 )
 from flowlane.core.ready import ELEMENT_BITS
 from flowlane.core.rules import ALL_SUCCESS, Trigger
-from flowlane.core.standing import Standing
 from flowlane.core.states import (
     CANCELLED,
     EXPANDED,
@@ -56,7 +56,7 @@ if TYPE_CHECKING:
 __all__ = ["Ends"]
 
 
-class Ends(Standing, ABC):
+class Ends(Failing, ABC):
     """See the module's text."""
 
     # ── what the layers above do ──────────────────────────────────────────────────────────────────────────────────
@@ -67,7 +67,15 @@ class Ends(Standing, ABC):
 
     @abstractmethod
     def _open_gate(self, chain: Chain, stage: Stage) -> None:
-        """All that a map waits for, beside the items it takes from another, is there."""
+        """All that a map waits for is there: beside the items it takes from others, that these have begun."""
+
+    @abstractmethod
+    def _expand(self, container: int) -> None:
+        """A map has become elements: none yet."""
+
+    @abstractmethod
+    def _tree_begun(self, tree: Tree) -> None:
+        """A reduction of a map has begun."""
 
     @abstractmethod
     def _close_gate(self, chain: Chain, stage: Stage) -> None:
@@ -76,14 +84,6 @@ class Ends(Standing, ABC):
     @abstractmethod
     def _become(self, element: int) -> None:
         """The turn of an element that becomes a graph has come."""
-
-    @abstractmethod
-    def _cancel(self, elements: Iterable[int], reason: Reason) -> None:
-        """Stop elements, and what they have become."""
-
-    @abstractmethod
-    def _stop(self, reason: Reason) -> None:
-        """Begin nothing any more."""
 
     # ── ready ─────────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -108,13 +108,6 @@ class Ends(Standing, ABC):
             heappush(self._waiting.queues[queue], key)
         if self.has_total and attempt == 1:
             self._limit_total(element)
-
-    def _may_retry(self) -> bool:
-        budget = self.plan.retry_budget
-        if budget and self._retries >= budget:
-            return False
-        self._retries += 1
-        return True
 
     def _retry(self, element: int, reason: Reason, ended: int, wish: int) -> None:
         attempt = self._attempt[element]
@@ -191,12 +184,21 @@ class Ends(Standing, ABC):
             self._unneeded.add(element)
         if element in self._trees:
             self._close_tree(self._trees[element])
+        if self._has_shares and element in self._stages and not self._stages[element][1].position:
+            chain = self._stages[element][0]
+            if not chain.sized:
+                self._sized(chain, 0)
+        if element not in self._running_out:
+            self._read(element)
+        self._rippling.append(element)
+
+    def _read(self, element: int) -> None:
+        """It reads its inputs no more."""
         uses, states = self._uses, self._state
         for up in self._inputs[element]:
             uses[up] -= 1
             if not uses[up] and states[up] in HAS_VALUE:
                 self._released.append(up)
-        self._rippling.append(element)
 
     def _drop(self, element: int, target: int, reason: Reason) -> None:
         """End an element that is not out, whatever it waits for."""
@@ -210,13 +212,16 @@ class Ends(Standing, ABC):
 
     def _ripple(self) -> None:
         """Tell of all that has ended. Breadth first, so that the way told of a failure is a shortest one."""
-        ended, state, left = self._rippling, self._state, self._left
+        ended, state, left, tidies = self._rippling, self._state, self._left, self._tidies
         for element in ended:  # grows while it is walked
             code = state[element]
             outcome = OUTCOME[code]
             if code in FAILURES:
                 self._count_failure(element)
             for below in self._dependants[element]:
+                if tidies and below in tidies and self._lingers(element):
+                    self._lingering.setdefault(element, []).append(below)
+                    continue
                 left[below] -= 1
                 if state[below] == PENDING:
                     self._hear(below, element, outcome)
@@ -225,6 +230,21 @@ class Ends(Standing, ABC):
             if self._linked[element]:
                 self._tell_linked(element, outcome)
         ended.clear()
+
+    def _lingers(self, container: int) -> bool:
+        """Whether something of a container that has ended is still going on: who tidies up waits for that as well."""
+        stage, tree = self._stages.get(container), self._trees.get(container)
+        open_ = (stage is not None and stage[1].open > 0) or (tree is not None and tree.open > 0)
+        return open_ or container in self._running_out
+
+    def _last_has_ended(self, container: int) -> None:
+        """Perhaps the last of a container that had ended before: tell who tidies up."""
+        if container not in self._lingering or self._lingers(container):
+            return
+        for below in self._lingering.pop(container):
+            self._left[below] -= 1
+            if self._state[below] == PENDING:
+                self._hear(below, container, OUTCOME[self._state[container]])
 
     def _hear(self, element: int, up: int, outcome: int) -> None:
         """A pending element hears how one of its upstreams ended."""
@@ -301,7 +321,10 @@ class Ends(Standing, ABC):
         found = self._stages.get(element)
         if found is not None:
             self._open_gate(*found)
-        elif element not in self._trees:  # a reduction begins with the map that it reads
+        elif element in self._trees:
+            self._expand(element)
+            self._tree_begun(self._trees[element])
+        else:
             self._make_ready(element, 1, BECAME_READY)
 
     def _decide(self, element: int, choice: int, outcome: int, chosen: int) -> None:
@@ -327,46 +350,6 @@ class Ends(Standing, ABC):
         else:
             self._weigh(element)
 
-    def _count_failure(self, element: int) -> None:
-        """An element failed: does that end a group, a graph, the run?"""
-        own = element not in self._stages and element not in self._trees and element not in self._scopes
-        for group in self._groups.get(element, ()):
-            self._cancel([other for other in group if self._state[other] not in ENDED], Reason.FAIL_FAST)
-        while True:  # does the failure reach the run, by way of all that the element is part of?
-            if element in self._may_fail:
-                return
-            block = self._elements.block(element)
-            if block.kind == GRAPH and block.owner < 0:
-                break
-            if block.kind == GRAPH:
-                assert block.plan is not None
-                if block.plan.fail_fast:
-                    rest = range(block.start, block.start + block.count)
-                    self._cancel([other for other in rest if self._state[other] not in ENDED], Reason.FAIL_FAST)
-                element = block.owner
-                if self._attempt[element] < self.policy(element).attempts and element in self._grafts:
-                    return
-            elif block.kind == CHAIN:
-                assert block.chain is not None
-                stage = block.chain.stages[(element - block.start) % len(block.chain.stages)]
-                if stage.spec.enough:
-                    return
-                element = stage.container
-            else:
-                element = block.owner
-        self._failed = True
-        self._failures += own  # a container fails because of others
-        limit = self.plan.max_failures
-        if limit < 0:  # a share of all there are, in per cent
-            limit = max(1, -limit * self._total() // 100)
-        if self._stopping is None and (self.plan.fail_fast or (limit and self._failures >= limit)):
-            self._stop(Reason.FAIL_FAST)
-
-    def _total(self) -> int:
-        """Elements there are, and those that are known to come."""
-        coming = {id(chain): (chain.known - chain.admitted) * len(chain.stages) for chain, _ in self._stages.values()}
-        return len(self._state) + sum(coming.values())
-
     def _count(self, scope: Scope, element: int, outcome: int) -> None:
         scope.open -= 1
         code = self._state[element]
@@ -380,6 +363,8 @@ class Ends(Standing, ABC):
             scope.upstream_failed += 1
         elif element not in self._may_fail:
             scope.failed += 1
+        if self._lingering and not scope.open:
+            self._last_has_ended(scope.container)
 
     def _part_with(self, container: int) -> None:
         """The value of a container is made, or never will be: its elements' own are not needed for it any more."""

@@ -12,11 +12,15 @@ from flowlane.core.maps import Maps
 from flowlane.core.messages import NEVER, Started, Succeeded
 from flowlane.core.outcomes import (
     ASKED,
+    BAD,
     BECAME_READY,
     BEGAN,
     CODE,
     ENDED,
+    GRAPH_DEADLINE,
     LINKED,
+    OK,
+    OUTCOME,
 )
 from flowlane.core.ready import ELEMENT_BITS, ELEMENT_MASK
 from flowlane.core.rules import ALL_SUCCESS
@@ -29,6 +33,7 @@ from flowlane.core.states import (
     READY,
     RETRYING,
     RUNNING,
+    SKIPPED,
     TIMED_OUT,
     UPSTREAM_FAILED,
     Reason,
@@ -86,6 +91,7 @@ class Graphs(Maps):
         if plan.maps:
             self._add_chains(plan, start)
             self._pinned.update([start + node for node in plan.pinned if node in plan.maps])
+        self._bound_graph(block, plan)
         return range(start, start + plan.size)
 
     def _first_priority(self, plan: Plan, start: int) -> None:
@@ -109,6 +115,7 @@ class Graphs(Maps):
         """Nodes that do not simply run when all they wait for has succeeded."""
         e = self._elements
         cut: dict[int, set[int]] = {}  # edges that are not told as those of plain dependants: up → nodes
+        begun: set[tuple[int, int]] = set()  # of these, those that are told when `up` has begun
         for node, rule in plan.rules.items():
             self._rules[start + node] = rule
             self._tally[start + node] = [0, 0, 0, NOBODY, NOBODY]
@@ -127,6 +134,7 @@ class Graphs(Maps):
             e.queue[start + node] = NOBODY
             for up in spec.over:
                 cut.setdefault(up, set()).add(node)
+                begun.add((up, node))
             if spec.over:
                 e.inputs[start + node] = tuple([up for up in e.inputs[start + node] if up - start not in spec.over])
         for node in plan.grafts:
@@ -142,7 +150,7 @@ class Graphs(Maps):
         for up, nodes in cut.items():
             e.dependants[start + up] = tuple([d for d in e.dependants[start + up] if d - start not in nodes])
             for node in nodes:
-                e.left[start + node] -= 1
+                e.left[start + node] -= (up, node) not in begun
         for node in special:
             e.linked[start + node] = 1
             for up in plan.upstreams[node]:
@@ -256,6 +264,9 @@ class Graphs(Maps):
         scope.reset(event.plan.size)
         scope.blocks.append(len(self._elements.blocks))
         elements = self._add_graph(event.plan, element)
+        if event.plan.deadline:
+            self.has_deadlines = True
+            heappush(self._times, (self._at + event.plan.deadline, GRAPH_DEADLINE, element, event.attempt))
         if self._recall is not None:
             remembered = [each for each in elements if self._remember(each)]
             self._ripple()
@@ -277,23 +288,35 @@ class Graphs(Maps):
         scope.concluded = True
         if scope.reason is Reason.TOTAL_TIMEOUT:
             self._settle(owner, TIMED_OUT, Reason.TOTAL_TIMEOUT)
+        elif scope.late:
+            self._settle(owner, TIMED_OUT, Reason.DEADLINE)
         elif scope.reason is not None:
             self._settle(owner, CANCELLED, scope.reason)
         elif scope.failed:
             again = owner in self._grafts and self._attempt[owner] < self.policy(owner).attempts
-            if again and self._may_retry():
+            if again and self._may_retry(owner):
                 self._part_with(owner)
                 self._retry(owner, Reason.ELEMENTS_FAILED, self._at, NEVER)
                 return
             self._settle(owner, FAILED, Reason.ELEMENTS_FAILED)
         elif scope.cancelled:
             self._settle(owner, CANCELLED, self._stopping or Reason.CANCEL_REQUESTED)
-        elif stopped := [part for part in self._pinned_of(owner) if self._state[part] == UPSTREAM_FAILED]:
-            self._cause[owner] = stopped[0]  # what it is to be was never made, because of a task that may fail
+        else:
+            self._conclude_by_value(owner)
+        self._part_with(owner)
+
+    def _conclude_by_value(self, owner: int) -> None:
+        """Nothing failed that may not: how an element ends depends on what its value is made of, if that is there."""
+        parts = self._pinned_of(owner)
+        outcomes = [OUTCOME[self._state[part]] for part in parts]
+        if BAD in outcomes:  # because of a task that may fail
+            self._cause[owner] = parts[outcomes.index(BAD)]
             self._settle(owner, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        elif outcomes and OK not in outcomes:  # part of what is missing is None in its value, but not all of it
+            self._cause[owner] = parts[0]
+            self._settle(owner, SKIPPED, Reason.UPSTREAM_SKIPPED)
         else:
             self._succeed_container(owner, Reason.ELEMENTS_DONE)
-        self._part_with(owner)
 
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""
@@ -315,7 +338,7 @@ class Graphs(Maps):
         elif block.owner >= 0:
             self._tell_graph(element, outcome, block)
         found = self._stages.get(element)
-        if found is not None and not found[0].begun:
+        if found is not None and not found[1].gate:
             self._never_begun(*found)
 
     def _note_start(

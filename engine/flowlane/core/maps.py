@@ -18,6 +18,7 @@ from flowlane.core.outcomes import (
     FAILURES,
     HAS_VALUE,
     OK,
+    OUTCOME,
     RATE,
     RETURNED,
     SKIP,
@@ -52,26 +53,33 @@ class Maps(Trees):
     """See the module's text, and ``chains`` for what is known of a chain."""
 
     def _open_gate(self, chain: Chain, stage: Stage) -> None:
-        """All that a map waits for, beside the items it takes from another, is there."""
+        """All that a map waits for is there: beside the items it takes from others, that these have begun."""
         if stage.gate:
             return
         stage.gate = True
-        if stage.position == 0:
-            chain.begun = True
-            for each in chain.stages:
-                if each.gate and self._state[each.container] == PENDING:
-                    self._expand(each.container)
-                for tree in each.trees:
-                    if tree.container != each.container and self._state[tree.container] == PENDING:
-                        self._expand(tree.container)
-            self._dirty[chain] = None
-        elif chain.begun:
-            self._expand(stage.container)
-            waiting, stage.waiting = stage.waiting, []
+        self._opening.append((chain, stage))
+        if len(self._opening) > 1:
+            return  # whoever opened the first one goes on with it
+        for each, opened in self._opening:  # grows while it is walked
+            if opened.position == 0:
+                each.begun = True
+            self._expand(opened.container)
+            waiting, opened.waiting = opened.waiting, []
             for element in waiting:
                 if self._state[element] == PENDING:
                     self._make_ready(element, 1, BECAME_READY)
-            self._dirty[chain] = None
+            self._dirty[each] = None
+            self._tell_begun(each, opened, OK)
+        self._opening.clear()
+
+    def _tell_begun(self, chain: Chain, stage: Stage, outcome: int) -> None:
+        """Those that take from a map element by element hear that it has begun, or how it ended instead."""
+        below = [chain.stages[position].container for position in stage.below]
+        below += [tree.container for tree in stage.trees if tree.container != stage.container]
+        for container in below:
+            self._left[container] -= 1
+            if self._state[container] == PENDING:
+                self._hear(container, stage.container, outcome)
 
     def _expand(self, container: int) -> None:
         """A map has become elements: none yet."""
@@ -102,15 +110,10 @@ class Maps(Trees):
         self._settle(element, SKIPPED if stage.dead == SKIPPED else UPSTREAM_FAILED, reason)
 
     def _never_begun(self, chain: Chain, stage: Stage) -> None:
-        """A map has ended before its chain began: those that would have taken from it end, too."""
+        """A map has ended before it began."""
         code = self._state[stage.container]
-        if code in HAS_VALUE:  # an earlier session did it all
-            return
-        below = [chain.stages[position].container for position in stage.below]
-        below += [tree.container for tree in stage.trees if tree.container != stage.container]
-        for container in below:
-            if self._state[container] == PENDING:
-                self._bar(container, SKIP if code == SKIPPED else BAD, stage.container)
+        if code not in HAS_VALUE:  # else an earlier session did it all
+            self._tell_begun(chain, stage, OUTCOME[code])
 
     def _expanded(self, event: m.Expanded) -> None:
         found = self._stages.get(event.element)
@@ -123,6 +126,7 @@ class Maps(Trees):
         chain = found[0]
         chain.pulling = False
         chain.known += event.count
+        self._sized(chain, event.count * len(chain.stages))
         if not event.more:
             self._source_ended(chain)
         self._dirty[chain] = None
@@ -134,6 +138,8 @@ class Maps(Trees):
             return
         chain.failed = True
         chain.pulling = False
+        if not chain.sized:
+            self._sized(chain, 0)
         self._source_ended(chain)
         self._dirty[chain] = None
 
@@ -152,6 +158,7 @@ class Maps(Trees):
                 if chain.complete:
                     for stage in chain.stages:
                         self._try_conclude(chain, stage)
+                        self._run_out(chain, stage)
                         if chain.cut and not stage.open:
                             self._fell(stage)
             if self._rippling:
@@ -163,7 +170,8 @@ class Maps(Trees):
             return
         first = chain.stages[0]
         enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
-        if self._stopping is not None or enough or all(stage.concluded for stage in chain.stages):
+        over = all(stage.concluded and not stage.runs_out for stage in chain.stages)
+        if self._stopping is not None or enough or over or first.dead:
             self._cut_short(chain)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
@@ -187,7 +195,7 @@ class Maps(Trees):
                     if self._recall is not None and self._remember(element):
                         recalled += 1
                         continue
-                    if stage.concluded:
+                    if stage.dead or (stage.concluded and not stage.runs_out):
                         self._bury(element, stage)
                     elif not left[element]:
                         if stage.gate:
@@ -213,6 +221,7 @@ class Maps(Trees):
         """No further index begins."""
         if chain.more or chain.known > chain.numbered:
             chain.cut = True
+            self._sized(chain, -(chain.known - chain.numbered) * len(chain.stages))
         chain.known = chain.numbered
         if chain.more:
             self._source_ended(chain)
@@ -289,6 +298,15 @@ class Maps(Trees):
             self._dirty[chain] = None
         if stage.spec.enough or (not stage.open and chain.complete):
             self._try_conclude(chain, stage)
+            self._run_out(chain, stage)
+
+    def _run_out(self, chain: Chain, stage: Stage) -> None:
+        """The rest of a map that had enough has ended as well: now nobody needs what its elements read."""
+        if stage.runs_out and not stage.open and chain.complete:
+            stage.runs_out = False
+            self._running_out.discard(stage.container)
+            self._last_has_ended(stage.container)
+            self._read(stage.container)
 
     def _land(self, event: Succeeded) -> bool:
         """The success of a linked attempt that is out: of an element of a map, as a rule.
@@ -361,12 +379,17 @@ class Maps(Trees):
             return
         container = stage.container
         enough = 0 < stage.spec.enough <= stage.ok
+        stage.runs_out = enough and not stage.spec.cancel_rest and not (chain.complete and not stage.open)
         if not enough and (stage.open or not chain.complete):
             return
         stage.concluded = True
         if container in self._trees:
+            if chain.failed:
+                self._end_container(container, FAILED, Reason.RAISED)
             return  # its tree has the last word
         if enough:
+            if stage.runs_out:
+                self._running_out.add(container)
             self._succeed_container(container, Reason.ENOUGH)
             if stage.spec.cancel_rest:
                 self._not_needed(chain, stage)
@@ -374,9 +397,10 @@ class Maps(Trees):
             self._end_container(container, FAILED, Reason.RAISED)
         elif stage.failed:
             self._end_container(container, FAILED, Reason.ELEMENTS_FAILED)
-        elif any(self._state[chain.stages[up].container] == SKIPPED for up in stage.over):
-            self._settle(container, SKIPPED, Reason.UPSTREAM_SKIPPED)
-        elif stage.upstream_failed:
+        elif chain.failed:  # not all of its items came
+            self._cause[container] = chain.stages[0].container
+            self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        elif stage.upstream_failed or any(chain.stages[up].dead for up in stage.over):
             self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif stage.cancelled or chain.cut:
             self._end_container(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)

@@ -65,6 +65,7 @@ ATTEMPT_DEADLINE: Final = 1
 TOTAL_DEADLINE: Final = 2
 RUN_DEADLINE: Final = 3
 RATE: Final = 4
+GRAPH_DEADLINE: Final = 5
 
 #: ns of waiting that are worth one level of priority: so nothing waits for ever behind what is more urgent.
 AGEING: Final = 10 * 1_000_000_000

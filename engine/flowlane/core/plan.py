@@ -146,8 +146,11 @@ class Plan:
     requirement  index into `requirements`, 0 where it is not said
     priority     higher ones start first, whatever their rank
     max_failures failures that end the run as fail_fast does; 0: none
+    max_share    the same as a share of its tasks, per cent; 0: none
     deadline     ns after its start at which the run is cancelled; 0: none
-    retry_budget retries that all tasks of the run have together; 0: as many as they like
+    retry_budget retries that all tasks of the run have together; -1: as many as they like
+
+    Of a graph that an element has become, `fail_fast` and the last four hold for that.
     """
 
     dependants: tuple[tuple[int, ...], ...]
@@ -171,8 +174,9 @@ class Plan:
     requirements: tuple[Requirement, ...] = (SLOT,)
     priority: Mapping[int, int] = field(default_factory=dict[int, Any])
     max_failures: int = 0
+    max_share: float = 0.0
     deadline: int = 0
-    retry_budget: int = 0
+    retry_budget: int = -1
 
     @property
     def size(self) -> int:
@@ -275,6 +279,10 @@ class Plan:
                     raise ValueError(f"node {node} is chained to {up}, which is no map that it waits for")
             if spec.fan_in and spec.over and len(self.upstreams[node]) != 1:
                 raise ValueError(f"node {node} reduces one map, and waits for {self.upstreams[node]}")
+            if spec.over and node in self.rules:
+                raise ValueError(
+                    f"node {node} is chained to {spec.over}, and has a trigger rule: it must read them whole"
+                )
             if node in self.grafts:
                 raise ValueError(f"node {node} is both a map and a graft")
         for node, block in self.teardowns.items():

@@ -33,8 +33,8 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, assert_never
 
 from flowlane.core import messages as m
-from flowlane.core.elements import GRAPH, NOBODY, Block
-from flowlane.core.graphs import Graphs
+from flowlane.core.elements import NOBODY
+from flowlane.core.invariants import Invariants
 from flowlane.core.messages import NEVER, Launch, Release, Started, Step, Succeeded
 from flowlane.core.outcomes import (
     AGAIN,
@@ -44,9 +44,8 @@ from flowlane.core.outcomes import (
     BECAME_READY,
     BEGAN,
     ENDED,
-    FAILURES,
     FOR_OTHERS,
-    HAS_VALUE,
+    GRAPH_DEADLINE,
     LINKED,
     OUT,
     RATE,
@@ -70,7 +69,6 @@ from flowlane.core.states import (
     SUCCEEDED,
     TIMED_OUT,
     UNKNOWN,
-    UPSTREAM_FAILED,
     Reason,
     RunState,
 )
@@ -86,7 +84,7 @@ if TYPE_CHECKING:
 __all__ = ["InvalidTransition", "Scheduler"]
 
 
-class Scheduler(Graphs):
+class Scheduler(Invariants):
     """The state of one run of `plan`.
 
     lanes   indexed by ``plan.lane``; may be shared with other schedulers
@@ -210,7 +208,7 @@ class Scheduler(Graphs):
         if waiting.due != NEVER and not at < self._rate_due <= waiting.due:
             self._rate_due = waiting.due
             heappush(self._times, (waiting.due, RATE, 0, 0))
-        if self._open == 0 and self.finished is None and self._begun:
+        if self._open == 0 and not self._running_out and self.finished is None and self._begun:
             waiting.leave()
             self.finished = self._verdict()
             self._tell_woken(commands)
@@ -225,9 +223,6 @@ class Scheduler(Graphs):
         if woken:
             commands.append(m.Wake([token for token in dict.fromkeys(woken) if token != self.token]))
             woken.clear()
-
-    def _is_ready(self, element: int) -> bool:
-        return self._state[element] == READY and not self._held[element]
 
     def _out_of_line(self, event: m.Event) -> None:
         match event:
@@ -368,7 +363,7 @@ class Scheduler(Graphs):
         if again and event.attempt < policy.attempts:
             if out_of_time:
                 target, reason = TIMED_OUT, Reason.TOTAL_TIMEOUT
-            elif self._may_retry():
+            elif self._may_retry(element):
                 self._retry(element, reason, ended, event.delay if isinstance(event, m.Failed) else NEVER)
                 return
         self._settle(element, target, reason, ended)
@@ -398,6 +393,12 @@ class Scheduler(Graphs):
                     self._stop(Reason.DEADLINE)
                 continue
             state, held = self._state[element], self._held[element]
+            if kind == GRAPH_DEADLINE:
+                if state == EXPANDED and self._attempt[element] == attempt:
+                    self._cancel([element], Reason.DEADLINE)
+                    self._scopes[element].late = True
+                    self._ripple()
+                continue
             if kind == RETRY:
                 if state == RETRYING:
                     self._make_ready(element, attempt + 1, AGAIN)
@@ -428,6 +429,8 @@ class Scheduler(Graphs):
 
     def _is_past(self, entry: tuple[int, int, int, int]) -> bool:
         _, kind, element, attempt = entry
+        if kind == GRAPH_DEADLINE:
+            return self._state[element] != EXPANDED or attempt != self._attempt[element]
         if kind >= RUN_DEADLINE:
             return kind == RUN_DEADLINE and self._stopping is not None
         if kind == ATTEMPT_DEADLINE:
@@ -441,75 +444,3 @@ class Scheduler(Graphs):
         if self._stopping is Reason.DRAINED and cancelled:
             return RunState.INTERRUPTED
         return RunState.FAILED if self._failed else RunState.SUCCEEDED
-
-    def check(self) -> None:
-        """Raise AssertionError unless every invariant holds. O(elements + edges): for tests and for hunting bugs."""
-        state, waiting = self._state, self._waiting
-        out = [0] * len(waiting.lanes)
-        taken = [0] * len(waiting.limits)
-        for v in range(len(state)):
-            s = state[v]
-            if self._held[v]:
-                assert s in (READY, RUNNING), self._story(v)
-                queue = self._queue_of[v]
-                if queue >= 0:
-                    requirement = waiting.requirement[queue]
-                    lane = waiting.lanes[waiting.lane[queue]]
-                    out[waiting.lane[queue]] += min(requirement.slots, lane.slots)
-                    for index, weight in requirement.limits:
-                        taken[index] += weight
-            else:
-                assert s != RUNNING, self._story(v)
-            if s == UPSTREAM_FAILED and v in self._cause:
-                root = self.cause(v)[0]
-                assert root != v and state[root] in ENDED and state[root] not in HAS_VALUE, self._story(v)
-            assert self._attempt[v] <= max(1, self.policy(v).attempts), self._story(v)
-            assert self._uses[v] >= 0, self._story(v)
-        for block in self._elements.blocks:
-            if block.kind == GRAPH:
-                self._check_graph(block)
-        for container, (chain, stage) in self._stages.items():
-            ended = sum(state[v] in ENDED for v in self.elements_of(container))
-            assert chain.numbered - ended == stage.open, (container, stage.open)
-            assert 0 <= chain.under_way <= chain.window, (container, chain.under_way)
-            assert chain.admitted <= chain.numbered <= max(chain.known, chain.numbered), container
-        assert self._open == sum(s not in ENDED for s in state)
-        for index, lane in enumerate(waiting.lanes):
-            lane.check()
-            assert out[index] <= lane.in_use, (lane, out[index])
-        for index, limit in enumerate(waiting.limits):
-            limit.check()
-            assert taken[index] <= limit.in_use, (limit, taken[index])
-        for number, heap in enumerate(waiting.queues):
-            queued = [key & ((1 << ELEMENT_BITS) - 1) for key in heap]
-            assert len(set(queued)) == len(queued), "queued twice"
-            ready = sum(self._is_ready(v) for v in queued)
-            expected = sum(self._queue_of[v] == number and self._is_ready(v) for v in range(len(state)))
-            assert ready == expected, (number, ready, expected)
-            assert len(queued) - ready == waiting.stale[number], (number, queued, waiting.stale[number])
-        assert (self.finished is not None) == (self._open == 0 and self._begun)
-
-    def _check_graph(self, block: Block) -> None:
-        plan, state, start = block.plan, self._state, block.start
-        assert plan is not None
-        for node in range(plan.size):
-            v = start + node
-            s = state[v]
-            if v in self._special:
-                continue  # what holds for these, their rules say
-            done = sum(state[start + up] in ENDED for up in plan.upstreams[node])
-            assert self._left[v] == len(plan.upstreams[node]) - done, self._story(v)
-            if s in (READY, RUNNING, RETRYING, EXPANDED, *HAS_VALUE, *FAILURES - {UNKNOWN}) and v not in self._restored:
-                assert all(state[start + up] in HAS_VALUE for up in plan.upstreams[node]), (
-                    f"too early: {self._story(v)}"
-                )
-                assert self._attempt[v] >= 1, self._story(v)
-            if node not in plan.maps:
-                readers = sum(
-                    node in plan.inputs[d] and state[start + d] not in ENDED
-                    for d in {*plan.dependants[node]}
-                    if node not in (plan.maps[d].over if d in plan.maps else ())
-                )
-                owner = block.owner
-                parted = owner >= 0 and (state[owner] in ENDED or owner in self._gathering)
-                assert self._uses[v] == readers + (node in plan.pinned and not parted), self._story(v)

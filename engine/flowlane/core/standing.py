@@ -93,18 +93,20 @@ class Standing:
         self._asks: dict[tuple[int, Reason], list[int]] = {}  # (lane, reason) → whom this batch asks to stop
         self._overdue: dict[int, int] = {}  # element asked to stop for being late → the deadline it missed
         self.has_total = False  #: whether any task has a total_timeout
+        self.has_deadlines = False  #: whether any graph that an element has become has a deadline of its own
         self._cause: dict[int, int] = {}
         self._begun = False
         self._stopping: Reason | None = None
         self._failed = False  # whether any task of the run's own failed, timed out or crashed
-        self._failures = 0
-        self._retries = 0
+        self._has_shares = False  # whether any graph bears a share of its tasks
+        self._has_budgets = False  # whether any graph has only so many retries
         self._restored: set[int] = set()
         # what only some elements have
         self._rules: dict[int, TriggerRule] = {}
         self._tally: dict[int, list[int]] = {}  # ok, failed, skipped; the first failed, skipped
         self._choices: dict[int, list[tuple[int, int]]] = {}  # whose value decides → (guarded element, bit)
         self._gathering: dict[int, Reason] = {}  # containers that have succeeded, but for what is chosen by their value
+        self._running_out: set[int] = set()  # maps that have ended with enough elements, while the rest goes on
         self._pinned: set[int] = set()  # containers whose value is part of a result
         self._unneeded: set[int] = set()  # elements that were cancelled because enough others had succeeded
         self._postponed: dict[Chain, None] = {}  # that go on in the next step, so that none takes long
@@ -118,6 +120,9 @@ class Standing:
         self._scopes: dict[int, Scope] = {}  # of elements that became a graph
         self._grafts: set[int] = set()  # elements that become a graph when their turn comes
         self._tidies: dict[int, frozenset[int]] = {}  # teardown → what must have ended before it
+        self._lingering: dict[
+            int, list[int]
+        ] = {}  # containers that ended before all that is of them → who tidies up after it
         self._groups: dict[int, list[tuple[int, ...]]] = {}  # by element, groups that one failure stops
         self._may_fail: set[int] = set()
         self._priority: dict[int, int] = {}
@@ -132,6 +137,7 @@ class Standing:
         self._forced = False
         self._special: set[int] = set()  # elements that do not simply run when all they wait for has succeeded
         self._rate_due = NEVER
+        self._opening: list[tuple[Chain, Stage]] = []  # maps that begin
         self._doomed: list[int] = []  # elements that somebody stopped before the run began
 
     # ── what a caller may ask ─────────────────────────────────────────────────────────────────────────────────────
@@ -203,6 +209,16 @@ class Standing:
         assert block.plan is not None
         return block.plan, block.start
 
+    def is_late(self, element: int) -> bool:
+        """Whether the deadline of the graph that it has become has passed before that was done."""
+        scope = self._scopes.get(element)
+        return scope is not None and scope.late
+
+    def graphs_of(self, element: int) -> list[int]:
+        """The numbers of the first nodes of all graphs that an element has become: none, or one for each time it was tried."""
+        scope = self._scopes.get(element)
+        return [self._elements.blocks[number].start for number in scope.blocks] if scope is not None else []
+
     def is_map(self, element: int) -> bool:
         """Whether it is a mapped node; `is_tree`: one that is reduced by tree."""
         return element in self._stages or element in self._trees
@@ -236,6 +252,10 @@ class Standing:
     def is_read(self, element: int) -> bool:
         """Whether somebody will read its value yet."""
         return self._uses[element] > 0
+
+    def runs_out(self, container: int) -> bool:
+        """Whether a map has ended with enough of its elements, and the rest goes on: it needs its items yet."""
+        return container in self._running_out
 
     def chain_of(self, container: int) -> tuple[Chain, Stage]:
         """The chain that a map is in, and its stage there; only to look at."""

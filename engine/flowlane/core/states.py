@@ -85,7 +85,7 @@ class Reason(StrEnum):
     ELEMENTS_FAILED = "elements_failed"
     ENOUGH = "enough"  # as many of its elements succeeded as were wanted
     NOT_NEEDED = "not_needed"  # others were first, and nobody waits for it
-    DEADLINE = "deadline"  # the run's time was up
+    DEADLINE = "deadline"  # the time of the run, or of a workflow in it, was up
 
 
 # States are small ints inside the scheduler (a bytearray holds one per element); STATES turns them back into names.
@@ -201,6 +201,7 @@ def _rules() -> tuple[Rule, ...]:
             for state in (s.PENDING, s.READY, s.RUNNING, s.RETRYING)
         ],
         Rule(s.RUNNING, s.CANCELLED, r.DRAINED),  # it returned more work, and nothing is begun any more
+        Rule(s.EXPANDED, s.TIMED_OUT, r.DEADLINE),  # a workflow within the run has a deadline of its own
     )
 
 

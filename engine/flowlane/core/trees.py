@@ -51,11 +51,23 @@ class Trees(Stopping):
                 del tree.groups[level, number]
                 level, index = level + 1, number
                 continue
-            self._merge(tree, level, number, group)
+            if self._state[tree.container] == EXPANDED:
+                self._merge(tree, level, number, group)
             return
+
+    def _tree_begun(self, tree: Tree) -> None:
+        """Items may have ended before the map that they are of began: because those that they were to come of did."""
+        if tree.base in tree.size:
+            self._tree_sized(tree)
+            return
+        for (level, number), group in [(key, tree.groups[key]) for key in sorted(tree.groups)]:
+            if group.landed == tree.fan_in:
+                self._merge(tree, level, number, group)
 
     def _tree_sized(self, tree: Tree) -> None:
         """It is known now how many items there are: groups that looked unfinished may be whole, and one may be the result."""
+        if self._state[tree.container] != EXPANDED:
+            return
         if tree.base == 0 and tree.size[0] == 0 and not tree.concluded:
             self._merge(tree, 0, 0, Group(0))
             return
@@ -96,10 +108,12 @@ class Trees(Stopping):
         e.linked[element] = 1
         tree.open += 1
         self._open += 1
+        if self._has_shares:
+            self._more_known(self._elements.block(tree.container), 1)
         if self._stopping is not None:
             self._settle(element, CANCELLED, self._stopping)
-        elif group.failed >= 0:
-            self._cause[element] = group.failed
+        elif group.failed >= 0 or tree.chain.failed:  # an item failed, or not all of them came
+            self._cause[element] = group.failed if group.failed >= 0 else tree.chain.stages[0].container
             self._settle(element, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif not items and group.landed:
             self._settle(element, SKIPPED, Reason.UPSTREAM_SKIPPED)
@@ -112,7 +126,13 @@ class Trees(Stopping):
         container = tree.container
         if self._state[container] != EXPANDED:
             return
-        if outcome == OK:
+        if tree.chain.failed:  # not all of its items came
+            if tree.base:
+                self._settle(container, FAILED, Reason.RAISED)
+            else:
+                self._cause[container] = tree.chain.stages[0].container
+                self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        elif outcome == OK:
             tree.root = element
             self._succeed_container(container, Reason.ELEMENTS_DONE)
             self._part_with(container)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from math import ceil
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.declare.callsite import caller
@@ -48,13 +47,16 @@ class Bounds(NamedTuple):
         """These, and of `others` what these do not say."""
         return others._replace(**{name: bound for name, bound in self._asdict().items() if bound is not None})
 
-    def failures(self, tasks: int) -> int:
-        """`max_failures` as a number for a run of so many tasks; 0 for none."""
-        if self.max_failures is None:
-            return 0
-        if isinstance(self.max_failures, int):
-            return self.max_failures
-        return max(1, ceil(float(self.max_failures.strip()[:-1]) / 100 * tasks))
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of a Plan that say so."""
+        most = self.max_failures
+        return {
+            "max_failures": most if isinstance(most, int) else 0,
+            "max_share": float(most.strip()[:-1]) if isinstance(most, str) else 0.0,
+            "deadline": max(1, round(self.deadline * 1e9)) if self.deadline else 0,
+            "retry_budget": self.retry_budget if self.retry_budget is not None else -1,
+        }
 
 
 NO_BOUNDS: Final = Bounds()

@@ -109,7 +109,7 @@ def compile_workflow(
     plan_fields, program_fields = _sparse_fields(workflow, edges, lane_by_node, lanes, limits, slots)
     bounds = bounds.over(workflow.bounds)
     if bounds is not NO_BOUNDS and bounds != NO_BOUNDS:
-        plan_fields |= _bound_fields(workflow, bounds)
+        plan_fields |= bounds.fields
     try:
         plan = Plan.build(
             edges,
@@ -169,16 +169,6 @@ def _sparse_fields(
 
     fields = Fields(workflow, edges, specs, lane_of, lambda lane: lanes.slots_of(lane, slots), limits)
     return fields.plan, fields.program
-
-
-def _bound_fields(workflow: Workflow, bounds: Bounds) -> dict[str, Any]:
-    from flowlane.declare.fields import count_tasks
-
-    return {
-        "max_failures": bounds.failures(count_tasks(workflow)) if bounds.max_failures is not None else 0,
-        "deadline": max(1, round(bounds.deadline * 1e9)) if bounds.deadline else 0,
-        "retry_budget": bounds.retry_budget or 0,
-    }
 
 
 def check_definitions(

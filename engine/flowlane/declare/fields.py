@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from flowlane.declare.spec import TaskSpec
     from flowlane.program import LimitSpec
 
-__all__ = ["Fields", "count_tasks"]
+__all__ = ["Fields"]
 
 _MB: Final = 1_000_000
 
@@ -87,7 +87,8 @@ class Fields:
         }
 
     def _maps(self, sparse: Sparse) -> dict[int, MapSpec]:
-        chains = _Chains(sparse, self._edges, self._workflow)
+        ruled = frozenset([node for node, spec in self._specs.items() if spec.rule != ALL_SUCCESS])
+        chains = _Chains(sparse, self._edges, self._workflow, ruled)
         found: dict[int, MapSpec] = {}
         for node, call in sparse.maps.items():
             spec = self._specs.get(node)
@@ -110,6 +111,8 @@ class Fields:
             rule = spec.rule
             if rule == ALL_SUCCESS:
                 continue
+            if node in guards:
+                self._check_conditions(node, spec, guards[node])
             if rule.name == AT_LEAST:
                 conditions = {guard.node for guard in guards.get(node, ())} - set(self._workflow.inputs[node])
                 count = len(set(self._edges[node]) - conditions)
@@ -124,6 +127,21 @@ class Fields:
                     )
             rules[node] = rule
         self.plan["rules"] = rules
+
+    def _check_conditions(self, node: int, spec: TaskSpec, guards: Iterable[Guard]) -> None:
+        """Refuse a condition's task that a rule would have to count: it does not, unless the task reads it."""
+        conditions = {guard.node for guard in guards} - set(self._workflow.inputs[node])
+        for up in self._workflow.ordered().get(node, ()):
+            if up in conditions:
+                said = f"join={spec.join}" if spec.join is not None else f"trigger={spec.rule.name!r}"
+                condition = self._workflow.name_of(up)
+                raise DefinitionError(
+                    f"task {self._workflow.name_of(node)!r} has {said} and comes after {condition!r}, "
+                    f"which is also the condition that it stands under",
+                    where=self._workflow.site_of(node),
+                    hint=f"leave {condition!r} out of after=: a task waits for its condition anyway, before its rule is asked, "
+                    "and the rule does not count it",
+                )
 
     def _check_uses(self, maps: Mapping[int, MapSpec]) -> None:
         """Refuse options of maps at calls that are none."""
@@ -259,14 +277,19 @@ class _Chains:
     """Which maps are chained to which, element by element.
 
     A map is chained to its sources when they are maps of one chain, and nothing else that it waits for comes after the first of
-    that chain: it would wait for all of the chain, while the chain waits for it to go on.
+    that chain: it would wait for all of the chain, while the chain waits for it to go on. One with a trigger rule (`ruled`) is
+    not: it goes over what there is in the end, where of all_success an element follows from an element.
     """
 
-    def __init__(self, sparse: Sparse, edges: Sequence[tuple[int, ...]], workflow: Workflow) -> None:
+    def __init__(
+        self, sparse: Sparse, edges: Sequence[tuple[int, ...]], workflow: Workflow, ruled: Collection[int] = ()
+    ) -> None:
         self._sparse = sparse
+        self._ruled = ruled
         self._edges = edges
         self._workflow = workflow
         self._guards = sparse.guards()
+        self._ordered = workflow.ordered()
         self._first: dict[int, int] = {}  # map → the first of its chain
         self._below: dict[int, set[int]] = {}  # first of a chain → all that comes after it, itself included
         self._dependants: list[list[int]] | None = None
@@ -276,7 +299,7 @@ class _Chains:
         sources = self._sources(call)
         firsts = {self._first[source] for source in sources}
         tree = node in self._sparse.trees
-        if len(firsts) != 1 or not self._is_free(node, sources, next(iter(firsts)), tree=tree):
+        if node in self._ruled or len(firsts) != 1 or not self._is_free(node, sources, next(iter(firsts)), tree=tree):
             sources = ()
         if not tree:  # its value is one, and not a list
             self._first[node] = next(iter(firsts)) if sources else node
@@ -295,6 +318,7 @@ class _Chains:
         """Whether nothing that it waits for as a whole comes after `first`."""
         arguments = self._workflow.arguments[node]
         whole = set(self._edges[node]) - set(sources)
+        whole.update(self._ordered.get(node, ()))  # that of a source, say, whose last element it is to wait for
         whole.update([guard.node for guard in self._guards.get(node, ())])  # a condition may be on the very list
         if arguments.nested or arguments.direct:
             whole.update(_refs(chain(arguments.args, arguments.kwargs.values())))
@@ -324,25 +348,3 @@ def _refs(values: Iterable[Any]) -> list[int]:
     from flowlane.declare.nodes import refs_in
 
     return refs_in(list(values))
-
-
-def count_tasks(workflow: Workflow) -> int:
-    """Tasks of a workflow as far as it shows before it runs: an element for each item of a literal list, else one for a node."""
-    sparse = workflow.found_sparse
-    count = len(workflow)
-    if sparse is None or not sparse.maps:
-        return count
-    sizes: dict[int, int] = {}
-    for node, call in sparse.maps.items():
-        lengths = [
-            sizes.get(source.node, 1) if type(source) is Ref else len(cast("Collection[Any]", source))
-            for source in call.sources
-            if type(source) is Ref or hasattr(source, "__len__")
-        ]
-        size = max(lengths, default=1)
-        if call.combine == "product":
-            size = 1
-            for length in lengths:
-                size *= length
-        sizes[node] = size
-    return count - len(sizes) + sum(sizes.values())

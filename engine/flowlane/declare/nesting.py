@@ -1,14 +1,15 @@
 """Workflows called in the body of another: put into it, or kept as one node that becomes a workflow when its turn comes.
 
 Called plainly, a workflow's body runs right there, and its tasks are tasks of the outer graph with names that begin with
-its own ("sub/parse"). That is impossible for what concerns the whole, such as retries: with such options, and when it is
-mapped, it stays one node, whose arguments are the workflow's parameters.
+its own ("sub/parse"). That is impossible for what concerns the whole, such as retries, or a deadline of its own: with such
+options or bounds, and when it is mapped, it stays one node, whose arguments are the workflow's parameters.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, TypedDict, cast
 
+from flowlane.declare.bounds import NO_BOUNDS
 from flowlane.declare.callsite import caller, did_you_mean
 from flowlane.declare.handle import ref_of
 from flowlane.declare.options import check_name
@@ -100,7 +101,7 @@ def inside(
     """A call of `definition` in the body of `flow`: what its body returns, or the handle of the node that stands for it."""
     definition.check_arguments(args, kwargs)
     values = _values(definition, flow, args, kwargs)
-    if not definition.call_options.keys() <= _INLINE:
+    if definition.bounds != NO_BOUNDS or not definition.call_options.keys() <= _INLINE:
         return record_graft(definition, flow, args, kwargs, frame)
     if definition.fn in flow.bodies:
         raise DefinitionError(

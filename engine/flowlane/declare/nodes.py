@@ -214,25 +214,29 @@ class Workflow:
         if not self._after and not self._orders and self._sparse is None:
             return self._inputs
         edges = list(self._inputs)
-        for node, befores in self._after.items():
-            edges[node] += befores
         if self._sparse is not None:
             more_before: dict[int, list[int]] = {}
             for up, node in self._sparse.edges():
                 more_before.setdefault(node, []).append(up)
             for node, ups in more_before.items():
                 edges[node] += tuple(ups)
-        if self._orders:
-            extra: dict[int, list[int]] = {}
-            numbers: dict[str, int] = {}
-            for before, after, site in self._orders:
-                if not numbers and (isinstance(before, str) or isinstance(after, str)):
-                    numbers = {name: node for node, name in enumerate(self._names)}
-                first, second = self._resolve(before, numbers, site), self._resolve(after, numbers, site)
-                extra.setdefault(second, []).append(first)
-            for node, more in extra.items():
-                edges[node] += tuple(more)
+        for node, befores in self.ordered().items():
+            edges[node] += befores
         return edges
+
+    def ordered(self) -> dict[int, tuple[int, ...]]:
+        """Nodes → those that ``after=`` and ``order`` put before them. Raises UnknownName for a name that no task has."""
+        found = dict(self._after)
+        numbers: dict[str, int] = {}
+        extra: dict[int, list[int]] = {}
+        for before, after, site in self._orders:
+            if not numbers and (isinstance(before, str) or isinstance(after, str)):
+                numbers = {name: node for node, name in enumerate(self._names)}
+            first, second = self._resolve(before, numbers, site), self._resolve(after, numbers, site)
+            extra.setdefault(second, []).append(first)
+        for node, more in extra.items():
+            found[node] = (*found.get(node, ()), *more)
+        return found
 
     def site_of_edge(self, before: int, after: int) -> str | None:
         """``file:line`` of the order-only edge from `before` to `after`, or None when no ``order`` or name made it."""
@@ -532,11 +536,11 @@ class Workflow:
             )
             for each in (self._arguments[node] for node in kept)
         ]
-        edges = self.edges()
+        ordered = self.ordered()
         twin._after = {
             number[node]: before
             for node in kept
-            if (before := tuple([number[up] for up in edges[node] if up in number]))
+            if (before := tuple([number[up] for up in ordered.get(node, ()) if up in number]))
         }
         twin._orders = []
         if self._sparse is not None:

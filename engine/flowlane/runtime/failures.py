@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 __all__ = [
     "lost_result",
     "overdue",
+    "past_deadline",
     "taken_back",
     "too_deep",
     "undecidable",
@@ -38,6 +39,15 @@ def overdue(policy: Policy, reason: Reason, actual: Failure | None) -> Failure:
         "TimeoutError",
         f"not finished within its {option} of {limit:g} s",
         notes=notes,
+        ancestry=("TimeoutError", "OSError", *_EXCEPTION),
+    )
+
+
+def past_deadline(deadline: int) -> Failure:
+    """A workflow within a run was not done when its time was up, `deadline` ns after it began."""
+    return Failure(
+        "TimeoutError",
+        f"not finished within its deadline of {deadline / 1e9:g} s",
         ancestry=("TimeoutError", "OSError", *_EXCEPTION),
     )
 

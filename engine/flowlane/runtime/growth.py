@@ -16,7 +16,7 @@ from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.outcomes import HAS_VALUE
 from flowlane.core.states import DONE, SUCCEEDED
 from flowlane.program import MISSING, Item, Ref
-from flowlane.runtime.sources import Source, combined
+from flowlane.runtime.sources import Ingredients
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from flowlane.program import Program, Test
     from flowlane.runtime.ports import Target
     from flowlane.runtime.roster import Roster
+    from flowlane.runtime.sources import Source
 
 __all__ = ["Cast", "Growth", "cores_of"]
 
@@ -279,23 +280,34 @@ class Growth:
 
     # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
 
-    def open_source(self, container: int) -> int:
-        """Find out what a map goes over, at its first Pull: how many items there are, -1 where an iterator does not tell.
-
-        Raises TypeError for what has no items, and what user code raises.
-        """
+    def ingredients(self, container: int) -> Ingredients:
+        """What a map's items are to be made of, see ``sources.combined``. Raises what fetching a value raises."""
         program, node = self.declared(container)
         call = program.maps[node]
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
-        sources = [local(fill(source, values), None) if source is not None else () for source in call.sources]
-        source = combined(call.combine, sources, program.plan.maps[node].fan_in)
+        sources = [self._source(source, values, start) for source in call.sources]
+        return Ingredients(call.combine, sources, program.plan.maps[node].fan_in)
+
+    def open_source(self, container: int, source: Source) -> int:
+        """A map goes over this: how many items there are, -1 where an iterator does not tell."""
+        program, node = self.declared(container)
+        start = container - node
         self._sources[container] = source
         if source.keys is not None:
             for each in self._scheduler.stages(container):
                 if self._one_for_one(program, each - start):
                     self._roster.keyed(each, source.keys)
         return -1 if source.items is None else len(source.items)
+
+    def _source(self, source: Any, values: Any, start: int) -> Any:
+        """What there is to go over; nothing, where a task that is missing was to make it (a trigger rule lets the map run)."""
+        if source is None:
+            return ()
+        if type(source) is Ref and self._scheduler.state(start + source.node) not in DONE:
+            parts = values[source.node] if self._scheduler.is_map(start + source.node) else None
+            return () if parts is None else local(parts, None)
+        return local(fill(source, values), None)
 
     def opened(self, container: int) -> bool:
         return container in self._sources

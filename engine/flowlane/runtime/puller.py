@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from flowlane.core import messages as m
 from flowlane.errors import Failure
 from flowlane.runtime.ports import NEVER
+from flowlane.runtime.sources import combined
 
 if TYPE_CHECKING:
     import contextvars
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.runtime.growth import Growth
+    from flowlane.runtime.sources import Ingredients, Source
 
 __all__ = ["Puller"]
 
@@ -51,27 +53,46 @@ class Puller:
     def pull(self, element: int, count: int) -> None:
         """Get items of a map's source: at once, or from a thread where user code makes them."""
         growth = self._run.growth
+        if growth.opened(element):
+            self._pull(element, count)
+            return
         try:
-            if not growth.opened(element):
-                size = growth.open_source(element)
-                if size >= 0:
-                    self._run.follow_up([m.Expanded(element, size)])
-                    return
-            iterator = growth.iterator(element)
-        except Exception as error:  # noqa: BLE001 - the value has no items, or its __iter__ raises
+            ingredients = growth.ingredients(element)
+            source = combined(ingredients) if ingredients.are_plain else None
+        except Exception as error:  # noqa: BLE001 - the value has no items, or is lost
             self._pulled(element, [], False, error)
             return
+        if source is not None:
+            self._opened(element, source, count)
+        else:
+            self._in_thread(self._open_in_thread, element, ingredients, count)
+
+    def _opened(self, element: int, source: Source, count: int) -> None:
+        size = self._run.growth.open_source(element, source)
+        if size >= 0:
+            self._run.follow_up([m.Expanded(element, size)])
+        else:
+            self._pull(element, count)
+
+    def _pull(self, element: int, count: int) -> None:
+        iterator = self._run.growth.iterator(element)
         if type(iterator) in _HARMLESS:
             items = list(itertools.islice(iterator, count))
             self._pulled(element, items, len(items) == count, None)
-            return
-        context = self._context.copy()
-        threading.Thread(
-            target=context.run,
-            args=(self._pull_in_thread, element, iterator, count),
-            name="flowlane-source",
-            daemon=True,
-        ).start()
+        else:
+            self._in_thread(self._pull_in_thread, element, iterator, count)
+
+    def _in_thread(self, work: Callable[..., None], *args: Any) -> None:
+        run = self._context.copy().run
+        threading.Thread(target=run, args=(work, *args), name="flowlane-source", daemon=True).start()
+
+    def _open_in_thread(self, element: int, ingredients: Ingredients, count: int) -> None:
+        try:
+            source = combined(ingredients)
+        except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
+            self._run.later(self._pulled, element, [], False, _told(raised))
+        else:
+            self._run.later(self._opened, element, source, count)
 
     def _pull_in_thread(self, element: int, iterator: Iterator[Any], count: int) -> None:
         items: list[Any] = []
@@ -83,7 +104,7 @@ class Puller:
         except StopIteration:
             more = False
         except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
-            error = raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")
+            error = _told(raised)
         self._run.later(self._pulled, element, items, more, error)
 
     def _pulled(self, element: int, items: list[Any], more: bool, error: Exception | None) -> None:
@@ -97,3 +118,7 @@ class Puller:
                 events = [m.Expanded(element, len(items), True)]
             events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
         self._run.follow_up(events)
+
+
+def _told(raised: BaseException) -> Exception:
+    return raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")

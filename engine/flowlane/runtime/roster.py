@@ -140,26 +140,32 @@ class Roster:
                 yield block.owner, range(block.start, block.start + block.count)
 
     def find(self, name: str) -> int:
-        """The element of that name. Raises KeyError."""
+        """The element of that name; the latest, where a workflow was tried again. Raises KeyError."""
         found = self._find(name, {})
-        if found is None:
+        if not found:
             raise KeyError(name)
-        return found
+        return found[0]
 
-    def _find(self, name: str, seen: dict[str, int | None]) -> int | None:
-        """The same, or None. `seen` are beginnings of the name that were looked up: each is once, however it can be cut."""
+    def _find(self, name: str, seen: dict[str, list[int]]) -> list[int]:
+        """All of that name, the latest first: one try of a workflow may have come to more than the next.
+
+        `seen` are beginnings of the name that were looked up: each is once, however it can be cut.
+        """
         if name not in seen:
-            found = self._index(0, self._own).get(name)
-            if found is None and name.endswith("]"):
-                found = self._element(name, seen)
-            seen[name] = self._inside(name, seen) if found is None else found
+            own = self._index(0, self._own).get(name)
+            found = [own] if own is not None else self._elements(name, seen)
+            seen[name] = found or self._inside(name, seen)
         return seen[name]
 
-    def _element(self, name: str, seen: dict[str, int | None]) -> int | None:
+    def _elements(self, name: str, seen: dict[str, list[int]]) -> list[int]:
+        """Those of maps and reductions."""
         base, bracket, key = name[:-1].rpartition("[")
-        container = self._find(base, seen) if bracket else None
-        if container is None:
-            return None
+        if not bracket or not name.endswith("]"):
+            return []
+        found = [self._element(container, key) for container in self._find(base, seen)]
+        return [element for element in found if element is not None]
+
+    def _element(self, container: int, key: str) -> int | None:
         keys = self._keys.get(container)
         try:
             if keys is not None:
@@ -173,20 +179,17 @@ class Roster:
         except (ValueError, LookupError):
             return None
 
-    def _inside(self, name: str, seen: dict[str, int | None]) -> int | None:
+    def _inside(self, name: str, seen: dict[str, list[int]]) -> list[int]:
+        """Nodes of graphs that others have become."""
+        found: list[int] = []
         cut = len(name)
         while (cut := name.rfind("/", 0, cut)) >= 0:  # names of inlined workflows hold slashes as well
-            owner = self._find(name[:cut], seen)
-            if owner is None or self._scheduler.is_map(owner):
-                continue
-            try:
-                _, first = self._scheduler.plan_of(owner)
-            except KeyError:
-                continue
-            number = self._index(first, self._parts[first]).get(name[cut + 1 :])
-            if number is not None:
-                return first + number
-        return None
+            for owner in self._find(name[:cut], seen):
+                for first in self._scheduler.graphs_of(owner):
+                    number = self._index(first, self._parts[first]).get(name[cut + 1 :])
+                    if number is not None:
+                        found.append(first + number)
+        return sorted(found, reverse=True)
 
     def matching(self, names: Iterable[str]) -> list[int]:
         """The elements that `names` mean, patterns among them. Raises UnknownName for one that means nothing."""

@@ -30,6 +30,7 @@ from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT,
 from flowlane.runtime.failures import (
     lost_result,
     overdue,
+    past_deadline,
     taken_back,
     undecidable,
     unexplained,
@@ -897,7 +898,7 @@ class Runner:
             self._fetch_result()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
-        for element, failure in self._queued_too_long():
+        for element, failure in self._out_of_time():
             self.failures[element] = failure
         self._on_finish()
 
@@ -911,16 +912,21 @@ class Runner:
                 self.error = lost_result(self.program.names[element], error)
                 return
 
-    def _queued_too_long(self) -> list[tuple[int, Failure]]:
-        """Failures of tasks whose total time ran out while no attempt was out, so that no report told of it."""
-        if not self.scheduler.has_total:
+    def _out_of_time(self) -> list[tuple[int, Failure]]:
+        """Failures of what ran out of time while no attempt of it was out, so that no report told of it."""
+        scheduler = self.scheduler
+        if not (scheduler.has_total or scheduler.has_deadlines):
             return []
-        return [
-            (element, overdue(self._policy(element), Reason.TOTAL_TIMEOUT, self.failures.get(element)))
-            for element in range(self.scheduler.size)
-            if self.scheduler.state(element) is TaskState.TIMED_OUT
-            and getattr(self.failures.get(element), "type", None) != "TimeoutError"
-        ]
+        found: list[tuple[int, Failure]] = []
+        for element in range(scheduler.size):
+            failure = self.failures.get(element)
+            if scheduler.state(element) is not TaskState.TIMED_OUT or getattr(failure, "type", None) == "TimeoutError":
+                continue
+            if scheduler.is_late(element):
+                found.append((element, past_deadline(scheduler.plan_of(element)[0].deadline)))
+            else:
+                found.append((element, overdue(self._policy(element), Reason.TOTAL_TIMEOUT, failure)))
+        return found
 
     # ── for its record ────────────────────────────────────────────────────────────────────────────────────────────
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowlane.errors import DefinitionError
 from flowlane.program import key_text
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 
-__all__ = ["Source", "combined"]
+__all__ = ["Ingredients", "Source", "combined"]
 
 
 class Source:
@@ -38,13 +38,32 @@ class Source:
             self.ahead.pop(index, None)
 
 
-def combined(combine: str, values: Sequence[Any], fan_in: int) -> Source:
-    """The items of a map over `values`: of one alone (`combine` is "each"), zipped, or their product; in groups of `fan_in`.
+class Ingredients(NamedTuple):
+    """What the items of a map are made of: `values`, of one alone ("each"), zipped, or their product; in groups of `fan_in`."""
+
+    combine: str
+    values: Sequence[Any]
+    fan_in: int
+
+    @property
+    def are_plain(self) -> bool:
+        """Whether none of them can run user code, so that they can be looked at on the loop."""
+        return all(type(value) in _PLAIN for value in self.values)
+
+
+#: Types whose items are there, and come without a line of anybody's code.
+_PLAIN: Final = frozenset(
+    (list, tuple, dict, range, set, frozenset, type({}.keys()), type({}.values()), type({}.items()))
+)
+
+
+def combined(of: Ingredients) -> Source:
+    """The items of a map. May read iterators to their end (for a product, for groups), and takes as long as those do.
 
     Raises TypeError for what has no items, DefinitionError for keys that cannot be names, and what user code raises.
     """
-    source = _combined(combine, values)
-    return _grouped(source, fan_in) if fan_in else source
+    source = _combined(of.combine, of.values)
+    return _grouped(source, of.fan_in) if of.fan_in else source
 
 
 def _combined(combine: str, values: Sequence[Any]) -> Source:
@@ -52,6 +71,7 @@ def _combined(combine: str, values: Sequence[Any]) -> Source:
         return _of(values[0])
     for each in values:
         _iterable(each)
+    values = [list(each.values()) if isinstance(each, Mapping) else each for each in values]
     if combine == "product":
         return Source(None, itertools.product(*values), None)
     if all(isinstance(each, Sequence) for each in values):

@@ -228,10 +228,11 @@ def test_bounds_of_a_workflow_and_of_a_run() -> None:
     assert Engine().compile(w.bind(), deadline=7).plan.deadline == 7_000_000_000
 
 
-def test_a_share_counts_tasks_and_the_items_of_literal_maps() -> None:
-    program = of(lambda: [parse.map(fetch.map(["a"] * 50)), fetch("b")], bounds=Bounds(max_failures="10%"))
-    assert program.plan.max_failures == 11  # of 101
-    assert of(lambda: fetch("a"), bounds=Bounds(max_failures="10 %")).plan.max_failures == 1
+def test_a_share_of_failures_is_the_plans() -> None:
+    plan = of(lambda: fetch("a"), bounds=Bounds(max_failures="2.5 %")).plan
+    assert (plan.max_failures, plan.max_share) == (0, 2.5)
+    assert of(lambda: fetch("a"), bounds=Bounds(retry_budget=0)).plan.retry_budget == 0
+    assert of(lambda: fetch("a")).plan.retry_budget == -1
 
 
 @pytest.mark.parametrize(
