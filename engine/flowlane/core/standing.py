@@ -253,10 +253,6 @@ class Standing:
         """Whether somebody will read its value yet."""
         return self._uses[element] > 0
 
-    def runs_out(self, container: int) -> bool:
-        """Whether a map has ended with enough of its elements, and the rest goes on: it needs its items yet."""
-        return container in self._running_out
-
     def chain_of(self, container: int) -> tuple[Chain, Stage]:
         """The chain that a map is in, and its stage there; only to look at."""
         return self._stages[container]
