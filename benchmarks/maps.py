@@ -10,7 +10,8 @@ Parts:
                *tasks*, the same coroutines as asyncio Tasks, gathered in lots of 1,000 (stage by stage); *awaited*, one after
                the other in a loop. `over` is the difference to *tasks*, in µs an element, formed within each round.
     processes  one map over 2 worker processes against `multiprocessing.Pool(2).imap_unordered` (fork) with several chunk sizes,
-               in the same round; the ratio is ours over the best of them. Functions: nothing, and 20 µs of work.
+               in the same round; the ratio is ours over the best of them, one by one and with `batch=`. Functions: nothing, and
+               20 µs of work.
     wide       a map of 100,000 and a reduction of all at once; a reduction as a tree, `fan_in=8`
     nested     a workflow that maps 100 items, mapped over 100 items, so that 10,000 elements are in maps of maps
     flat       each size in a process of its own, because memory that was once taken is seldom given back: µs and bytes an
@@ -52,6 +53,7 @@ PARTS = ("asyncio", "processes", "wide", "nested", "flat")
 MODES = ("bare", "logged", "recorded")
 WINDOW = 1_000
 CHUNKS = (1, 16, 64, 256, 1_024)
+BATCHES = (256, 1_024)
 FLAT = (1_000, 10_000, 100_000, 1_000_000)
 
 fetch = task.io(aecho)
@@ -177,29 +179,35 @@ def on_processes(table: Table, size: int, modes: Sequence[str], repetitions: int
                 return perf_counter() - begin
 
             @workflow
-            def crunching(node: Any = node) -> Any:
-                return node.options(in_flight=size).map(range(size))
+            def crunching(batch: int, node: Any = node) -> Any:
+                return node.options(in_flight=size, **({"batch": batch} if batch else {})).map(range(size))
 
-            ours = {mode: stack.enter_context(engine(mode, workers=workers))(crunching.bind()) for mode in modes}
             theirs = {f"chunks of {chunk}": partial(drained, chunk) for chunk in CHUNKS}
-            samples = rounds({**theirs, **ours}, repetitions)
+            ours = {
+                (mode, batch): stack.enter_context(engine(mode, workers=workers))(crunching.bind(batch))
+                for mode in modes
+                for batch in (0, *BATCHES)
+            }
+            samples = rounds({**theirs, **{str(each): once for each, once in ours.items()}}, repetitions)
         best = min(theirs, key=lambda each: statistics.median(samples[each]))
-        for mode in modes:
-            times = ratio(samples[mode], samples[best])
-            us = statistics.median(samples[mode]) / size * 1e6
-            floors = {each: round(statistics.median(samples[each]) / size * 1e6, 2) for each in theirs}
+        pool_us = {each: round(statistics.median(samples[each]) / size * 1e6, 2) for each in theirs}
+        for mode, batch in ours:
+            seconds = samples[str((mode, batch))]
+            times = ratio(seconds, samples[best])
+            us = statistics.median(seconds) / size * 1e6
             table.row(
                 {
                     "part": "processes",
                     "work": name,
                     "size": size,
                     "mode": mode,
+                    "batch": batch,
                     **times.row(),
-                    "us": us,
-                    "pool": floors,
+                    "us": round(us, 2),
+                    "pool": pool_us,
                 },
-                f"processes {name:8} {size:>8,} {mode:8} {times!s:26} {us:6.2f} µs an element"
-                f"   Pool, {best}: {floors[best]:.2f} µs, one by one: {floors['chunks of 1']:.2f} µs",
+                f"processes {name:8} {size:>8,} {mode:8} {f'batch={batch}' if batch else 'one by one':10} {times!s:26}"
+                f" {us:6.2f} µs an item   Pool, {best}: {pool_us[best]:.2f} µs, one by one: {pool_us['chunks of 1']:.2f} µs",
             )
 
 

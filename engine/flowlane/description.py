@@ -146,6 +146,7 @@ def _shapes(program: Program) -> dict[int, str]:
     for node, spec in plan.maps.items():
         call = program.maps[node]
         marks = [call.combine, "star" if call.star else "", "filter" if call.filters else ""]
+        marks += [f"batch {call.batch}" if call.batch else ""]
         marks += [f"fan_in {spec.fan_in}" if spec.fan_in else "", f"enough {spec.enough}" if spec.enough else ""]
         words.setdefault(node, []).append(f"map {' '.join(filter(None, marks))}")
     for node, definition in program.definitions.items():

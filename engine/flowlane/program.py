@@ -137,12 +137,14 @@ class MapCall(NamedTuple):
     combine  see Combine
     star     an item is a tuple of positional arguments
     filters  the value of an element is its item, where its task returns something true; else it is skipped
+    batch    an element is so many items, and its value the list of theirs; 0: one item, and its value
     """
 
     sources: tuple[Any, ...]
     combine: Combine = "each"
     star: bool = False
     filters: bool = False
+    batch: int = 0
 
 
 class Test(Protocol):

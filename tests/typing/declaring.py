@@ -265,6 +265,7 @@ def maps(client: Client, by_region: dict[str, str], numbers: list[int]) -> None:
     assert_type(largest.reduce(head.map(["u"]), fan_in=8), int)
     assert_type(flatten([numbers, numbers]), list[int])
     assert_type(etl.map([["u"]], strict=False), list[float])
+    assert_type(head.options(batch=64).map(["u"]), list[int])
     assert_type(etl.options(in_flight=2).map({"a": ["u"]}), dict[str, float])
     assert_type(etl.starmap([(["u"], True)]), list[float])
 

@@ -47,6 +47,8 @@ def traits(program: Program, node: int) -> list[str]:
                 else {"each": "each item", "zip": "zipped", "product": "product"}[call.combine]
             )
             found.append(f"keeps {what}" if call.filters else f"⟲ {what}")
+        if call.batch:
+            found.append(f"in batches of {call.batch:,}")
         if spec.enough:
             found.append(f"enough {spec.enough}")
     if node in program.definitions:
@@ -88,6 +90,7 @@ def traits_as_json(program: Program, node: int) -> dict[str, Any]:
             "fan_in": spec.fan_in or None,
             "enough": spec.enough or None,
             "in_flight": spec.window or None,
+            "batch": call.batch or None,
         }
     if node in program.definitions:
         fields["workflow"] = program.definitions[node].name

@@ -21,7 +21,7 @@ from flowlane.declare.bounds import NO_BOUNDS
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.task import Task
 from flowlane.errors import RouteError
-from flowlane.program import CacheRule, Program
+from flowlane.program import CacheRule, Item, Program
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from flowlane.declare.options import Settings
     from flowlane.declare.spec import TaskSpec
     from flowlane.declare.workflow import WorkflowDefinition
+    from flowlane.program import MapCall
     from flowlane.runtime.ports import Capabilities, Target
 
 __all__ = ["BUILTIN_ROUTES", "check_definitions", "compile_workflow"]
@@ -131,7 +132,7 @@ def compile_workflow(
         lanes=tuple(lanes.names),
         names=tuple(workflow.names),
         kinds=kinds,
-        targets=targets_of,
+        targets=_batched(workflow, targets_of, program_fields.get("maps", {})),
         arguments=tuple(workflow.arguments),
         retry_on=tuple([on for _, on, _ in policies]) or ((),),
         result=result,
@@ -216,6 +217,21 @@ def _target_of(task: Task[Any, Any, Any]) -> Target:
     from flowlane.runtime.ports import Target
 
     return Target(task.name, task.fn, task.is_async, address_of(task.fn, task))
+
+
+def _batched(workflow: Workflow, targets: Sequence[Target], maps: Mapping[int, MapCall]) -> tuple[Target, ...]:
+    """The targets by node, those of maps in batches taking a batch at a time."""
+    from flowlane.batch import Batch
+
+    found = list(targets)
+    for node, call in maps.items():
+        if call.batch:
+            target = found[node]
+            place = next(place for place, arg in enumerate(workflow.arguments[node].args) if type(arg) is Item)
+            found[node] = type(target)(
+                target.name, Batch(target.fn, place, star=call.star), is_async=False, address=None
+            )
+    return tuple(found)
 
 
 def _cache_of(spec: TaskSpec) -> CacheRule | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Final, cast
 
-from flowlane.core.plan import SLOT, Guard, MapSpec, Requirement
+from flowlane.core.plan import SLOT, WINDOW, Guard, MapSpec, Requirement
 from flowlane.core.rules import ALL_SUCCESS, AT_LEAST
 from flowlane.declare.callsite import did_you_mean
 from flowlane.declare.limits import MEMORY, SHARE, Limit, machine_memory
@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 __all__ = ["Fields"]
 
 _MB: Final = 1_000_000
+
+#: Batches under way at a time, unless a map says how many items: many for each worker of one machine.
+_BATCHES: Final = 64
 
 
 class Fields:
@@ -83,24 +86,38 @@ class Fields:
             "choices": {node: tuple(tests) for node, tests in sparse.choices.items()},
             "definitions": dict(sparse.definitions),
             "raw_missing": frozenset(sparse.raw_missing),
-            "maps": dict(sparse.maps),
+            "maps": {node: call._replace(batch=self._batch(node)) for node, call in sparse.maps.items()},
         }
 
     def _maps(self, sparse: Sparse) -> dict[int, MapSpec]:
         ruled = frozenset([node for node, spec in self._specs.items() if spec.rule != ALL_SUCCESS])
-        chains = _Chains(sparse, self._edges, self._workflow, ruled)
+        batched = {node for node in sparse.maps if self._batch(node)}
+        chains = _Chains(sparse, self._edges, self._workflow, ruled, batched)
         found: dict[int, MapSpec] = {}
         for node, call in sparse.maps.items():
             spec = self._specs.get(node)
             found[node] = MapSpec(
                 over=chains.over(node, call),
-                window=(spec.in_flight or 0) if spec is not None else 0,
+                window=self._window(node),
                 enough=(spec.enough or 0) if spec is not None else 0,
                 cancel_rest=spec is None or spec.cancel_rest is not False,
                 grafts=node in sparse.definitions,
                 fan_in=sparse.trees.get(node, 0),
             )
         return found
+
+    def _batch(self, node: int) -> int:
+        spec = self._specs.get(node)
+        return (spec.batch or 0) if spec is not None else 0
+
+    def _window(self, node: int) -> int:
+        """Elements that may be under way; `in_flight` counts items, of which a batch holds many."""
+        spec = self._specs.get(node)
+        if spec is None:
+            return 0
+        if spec.batch is None:
+            return spec.in_flight or 0
+        return -(-spec.in_flight // spec.batch) if spec.in_flight else max(_BATCHES, WINDOW // spec.batch)
 
     # ── options ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -148,10 +165,12 @@ class Fields:
         for node, spec in self._specs.items():
             mapped = maps.get(node)
             if mapped is not None and not mapped.fan_in:
+                if spec.batch is not None:
+                    self._check_batch(node, spec)
                 continue
             settings = self._workflow.settings[node]
             own = settings.task.settings.options
-            for name in ("enough", "in_flight"):
+            for name in ("enough", "in_flight", "batch"):
                 if name in settings.options and settings.options[name] != own.get(name):
                     what = "a reduction" if mapped is not None else "a single call"
                     raise DefinitionError(
@@ -165,6 +184,25 @@ class Fields:
                     where=settings.where or self._workflow.site_of(node),
                     hint="join=n begins when n of what it waits for have succeeded",
                 )
+
+    def _check_batch(self, node: int, spec: TaskSpec) -> None:
+        """Refuse what needs each item by itself."""
+        settings, call = self._workflow.settings[node], self._workflow.sparse.maps[node]
+        task = settings.task
+        reason = hint = ""
+        if task.is_async:
+            reason = f"{task.name!r} is async: a batch would await its items one after the other"
+            hint = "leave batch out: in_flight= is how many of them are awaited at a time"
+        elif call.filters:
+            reason, hint = "a filter lets each item pass or not", "leave batch out, or return what passes from a map"
+        elif spec.enough is not None:
+            reason, hint = f"enough={spec.enough} counts items that succeed", "leave one of the two out"
+        if reason:
+            raise DefinitionError(
+                f"task {self._workflow.name_of(node)!r} has batch={spec.batch}, and {reason}",
+                where=settings.where or self._workflow.site_of(node),
+                hint=hint,
+            )
 
     def _add_by_node(self, lane_of: Sequence[int], slots_of: Callable[[int], int], given: Mapping[str, Limit]) -> None:
         specs = self._specs
@@ -278,13 +316,20 @@ class _Chains:
 
     A map is chained to its sources when they are maps of one chain, and nothing else that it waits for comes after the first of
     that chain: it would wait for all of the chain, while the chain waits for it to go on. One with a trigger rule (`ruled`) is
-    not: it goes over what there is in the end, where of all_success an element follows from an element.
+    not: it goes over what there is in the end, where of all_success an element follows from an element. Nor is one in batches
+    (`batched`), whose elements are of many items, and others go over what it makes when it has ended.
     """
 
     def __init__(
-        self, sparse: Sparse, edges: Sequence[tuple[int, ...]], workflow: Workflow, ruled: Collection[int] = ()
+        self,
+        sparse: Sparse,
+        edges: Sequence[tuple[int, ...]],
+        workflow: Workflow,
+        ruled: Collection[int] = (),
+        batched: Collection[int] = (),
     ) -> None:
         self._sparse = sparse
+        self._batched = batched
         self._ruled = ruled
         self._edges = edges
         self._workflow = workflow
@@ -296,6 +341,8 @@ class _Chains:
 
     def over(self, node: int, call: MapCall) -> tuple[int, ...]:
         """The maps that `node` is chained to; asked for in the order of nodes."""
+        if node in self._batched:
+            return ()
         sources = self._sources(call)
         firsts = {self._first[source] for source in sources}
         tree = node in self._sparse.trees

@@ -41,6 +41,7 @@ class TaskOptions(TypedDict, total=False):
     persist        False keeps the result out of the store: for what lives with its process (a server, a connection). When the run
                    is resumed and somebody needs it, the task runs again
     in_flight      of a map: items that may be under way at a time, 1,000 unless said; of maps over maps the first one's counts
+    batch          of a map: so many items in one attempt, which has one outcome. For plain functions of microseconds
     limits         limits that an attempt holds: Limits or their names, or name → how much of it
     cores          slots of its executor that an attempt takes
     memory         memory that an attempt takes, as "500 MB" or "2 GB" or in bytes; attempts wait until there is enough
@@ -59,6 +60,7 @@ class TaskOptions(TypedDict, total=False):
     at_most_once: bool
     persist: bool
     in_flight: int
+    batch: int
     limits: Sequence[Limit | str] | Mapping[str, int]
     cores: int
     memory: str | int
@@ -97,6 +99,7 @@ TASK_OPTIONS: Final = (
     "at_most_once",
     "persist",
     "in_flight",
+    "batch",
     "limits",
     "cores",
     "memory",

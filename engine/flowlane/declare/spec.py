@@ -29,7 +29,7 @@ MAX_ATTEMPTS: Final = 255
 
 #: Options that become sparse fields of a plan.
 _SPARSE: Final = frozenset(
-    "in_flight limits cores memory priority may_fail max_depth trigger join enough cancel_rest".split()
+    "in_flight batch limits cores memory priority may_fail max_depth trigger join enough cancel_rest".split()
 )
 
 
@@ -122,6 +122,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
     at_most_once: bool = False
     persist: bool = True
     in_flight: int | None = Field(default=None, ge=1)
+    batch: int | None = Field(default=None, ge=1)
     limits: tuple[Held, ...] = ()
     cores: int = Field(default=1, ge=1)
     memory: int = 0  # bytes

@@ -55,6 +55,7 @@ class Cast:
         "_grouped",
         "_over",
         "_position",
+        "_star",
         "_template",
         "_upstreams",
         "_values",
@@ -93,6 +94,7 @@ class Cast:
         self._call = call = program.maps[node]
         spec = program.plan.maps[node]
         self.filters = call.filters
+        self._star = call.star and not call.batch  # a batch is one argument, whose items are unpacked where they are used
         self.source = None if spec.over else source
         self.pulls = self.source is not None and self.source.items is None
         self._grouped = bool(spec.fan_in)
@@ -126,7 +128,7 @@ class Cast:
         if fixed is None:
             fixed = self._fix(home)
         before, after, kwargs = fixed
-        if self._call.star:
+        if self._star:
             return (*before, *item, *after), kwargs
         return ((*before, item, *after) if before or after else (item,)), kwargs
 
@@ -165,6 +167,7 @@ class Growth:
         self._roster = roster
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, Source] = {}
+        self._keys: dict[int, Sequence[Any]] = {}  # of items of maps whose elements are batches of them
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
         self.remote = False  # whether values may be remote
 
@@ -287,14 +290,16 @@ class Growth:
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
         sources = [self._source(source, values, start) for source in call.sources]
-        return Ingredients(call.combine, sources, program.plan.maps[node].fan_in)
+        return Ingredients(call.combine, sources, program.plan.maps[node].fan_in, call.batch)
 
     def open_source(self, container: int, source: Source) -> int:
         """A map goes over this: how many items there are, -1 where an iterator does not tell."""
         program, node = self.declared(container)
         start = container - node
         self._sources[container] = source
-        if source.keys is not None:
+        if source.keys is not None and program.maps[node].batch:
+            self._keys[container] = source.keys
+        elif source.keys is not None:
             for each in self._scheduler.stages(container):
                 if self._one_for_one(program, each - start):
                     self._roster.keyed(each, source.keys)
@@ -355,6 +360,9 @@ class Growth:
             if type(template) is Ref:
                 return values[start + template.node]
             return fill(template, cast("Sequence[Any]", _Local(_From(values, start))))
+        program, node = self.declared(container)
+        if batch := program.maps[node].batch:
+            return self._gather_batches(container, batch)
         keys = self._roster.keys(container)
         whole: Any = [] if keys is None else {}
         first = 0
@@ -372,10 +380,26 @@ class Growth:
             first += len(states)
         return Gathered(whole) if self.remote else whole
 
+    def _gather_batches(self, container: int, batch: int) -> Any:
+        """The value of a map in batches: of its items, as if each had been an element."""
+        keys, index = self._keys.get(container), 0
+        whole: list[Any] = []
+        pairs: dict[Any, Any] = {}
+        for elements in self._scheduler.ranges_of(container):
+            for element, state in zip(elements, self._scheduler.states_of(elements), strict=True):
+                if state in HAS_VALUE:
+                    values = local(self._values[element], None)
+                    whole += values
+                    if keys is not None:
+                        pairs.update(zip(keys[index : index + batch], values, strict=True))
+                index += batch
+        return whole if keys is None else pairs
+
     def ended(self, container: int) -> None:
         """A map has ended, with all its elements, or a graph: what they were made of is not needed any more."""
         if self._scheduler.is_map(container):
             self._sources.pop(container, None)
+            self._keys.pop(container, None)
             return
         _, start = self._scheduler.plan_of(container)
         program = self._programs.pop(start)

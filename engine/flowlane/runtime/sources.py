@@ -39,11 +39,16 @@ class Source:
 
 
 class Ingredients(NamedTuple):
-    """What the items of a map are made of: `values`, of one alone ("each"), zipped, or their product; in groups of `fan_in`."""
+    """What the items of a map are made of: `values`, of one alone ("each"), zipped, or their product.
+
+    fan_in  in groups of so many, which a reduction merges; 0 for none
+    batch   in batches of so many, as they come; 0 for none
+    """
 
     combine: str
     values: Sequence[Any]
-    fan_in: int
+    fan_in: int = 0
+    batch: int = 0
 
     @property
     def are_plain(self) -> bool:
@@ -61,6 +66,8 @@ def combined(of: Ingredients) -> Source:
     Raises TypeError for what has no items, DefinitionError for keys that cannot be names, and what user code raises.
     """
     source = _combined(of.combine, of.values)
+    if of.batch:
+        return _batched(source, of.batch)
     return _grouped(source, of.fan_in) if of.fan_in else source
 
 
@@ -119,6 +126,19 @@ def _check_key(key: Any) -> None:
         raise DefinitionError(
             f"{key!r} cannot name an element of a map: {error}", hint="a list has numbers for names"
         ) from None
+
+
+def _batched(source: Source, size: int) -> Source:
+    """The items in batches, as they come. The keys stay those of the items."""
+    if source.items is not None:
+        items = source.items
+        return Source([items[low : low + size] for low in range(0, len(items), size)], None, source.keys)
+    return Source(None, _batches(source.iterator or iter(()), size), None)
+
+
+def _batches(iterator: Iterator[Any], size: int) -> Iterator[list[Any]]:
+    while batch := list(itertools.islice(iterator, size)):
+        yield batch
 
 
 def _grouped(source: Source, size: int) -> Source:
