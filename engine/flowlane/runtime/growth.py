@@ -94,7 +94,9 @@ class Cast:
         self._call = call = program.maps[node]
         spec = program.plan.maps[node]
         self.filters = call.filters
-        self._star = call.star and not call.batch  # a batch is one argument, whose items are unpacked where they are used
+        self._star = (
+            call.star and not call.batch
+        )  # a batch is one argument, whose items are unpacked where they are used
         self.source = None if spec.over else source
         self.pulls = self.source is not None and self.source.items is None
         self._grouped = bool(spec.fan_in)
