@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 __all__ = ["Explanation", "explain", "explain_cache"]
 
 _NAMES: Final = 8
+_NOTES: Final = 3
 _ERROR_MAX: Final = 200
 _ORDINALS: Final = ("first", "second", "third", "fourth", "fifth")
 
@@ -212,7 +213,9 @@ def _failed(
         TaskState.CRASHED: "crashed: its worker died",
     }.get(last.state, "failed")
     made.sentences.append(f"{name} {what} {date(last.ended)}, {ago(last.ended, now)}{_at_attempt(last)}{_error(last)}")
-    if last.started:
+    if last.failure is not None:  # hints are among them
+        made.sentences += [_short(note) for note in last.failure.notes[:_NOTES]]
+    if last.worker:  # else it is a map that could not be begun, or arguments that nobody could be given
         made.sentences.append(f"it ran for {_took(last)} on {_place(last)}{_after_waiting(last)}")
     made.facts["attempts"] = [
         {

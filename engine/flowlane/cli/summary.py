@@ -188,8 +188,10 @@ def show_failure(messages: Messages, task: Tried, failure: Failure, frames: int)
         messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
     for note in failure.notes[:_MESSAGE_LINES]:
         messages.write(f"  note     {cut(inert(note))}\n")
+    if not task.worker:  # a map that could not be begun, arguments that nobody could be given: nothing ran
+        return
     ran = [inert(task.executor)]
-    if task.worker and task.worker != task.executor:
+    if task.worker != task.executor:
         ran.append(inert(task.worker))
     if task.duration:
         ran.append(duration(task.duration))

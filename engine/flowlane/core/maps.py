@@ -140,8 +140,11 @@ class Maps(Trees):
         chain.more = False
         for stage in chain.stages:
             for tree in stage.trees:
-                tree.size_known(chain.known)
+                lacking = chain.failed and not tree.base
+                tree.size_known(chain.known + lacking)
                 self._tree_sized(tree)
+                if lacking:  # what never came counts as an item that failed: nobody may take the rest for all there was
+                    self._feed(tree, 0, chain.known, stage.container, BAD)
 
     def _admit_all(self) -> None:
         while self._dirty:
@@ -366,8 +369,11 @@ class Maps(Trees):
         if not enough and (stage.open or not chain.complete):
             return
         stage.concluded = True
-        if container in self._trees:
-            return  # its tree has the last word
+        if container in self._trees:  # its tree has the last word
+            if chain.failed and stage.position == 0:  # but there is nothing that it could merge
+                self._trees[container].concluded = True
+                self._end_container(container, FAILED, Reason.RAISED)
+            return
         if enough:
             self._succeed_container(container, Reason.ENOUGH)
             if stage.spec.cancel_rest:
@@ -378,7 +384,9 @@ class Maps(Trees):
             self._end_container(container, FAILED, Reason.ELEMENTS_FAILED)
         elif any(self._state[chain.stages[up].container] == SKIPPED for up in stage.over):
             self._settle(container, SKIPPED, Reason.UPSTREAM_SKIPPED)
-        elif stage.upstream_failed:
+        elif stage.upstream_failed or chain.failed:
+            if not stage.upstream_failed:
+                self._cause[container] = chain.stages[stage.over[0]].container
             self._end_container(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         elif stage.cancelled or chain.cut:
             self._end_container(container, CANCELLED, stage.reason or self._stopping or Reason.CANCEL_REQUESTED)

@@ -62,7 +62,8 @@ class Run(Protocol):
     scheduler: Scheduler
     growth: Growth
     roster: Roster
-    failures: dict[int, Failure]
+
+    def blame(self, element: int, failure: Failure) -> None: ...
 
     def step(self, events: Sequence[m.Event], reports: Reports) -> None: ...
 
@@ -118,7 +119,8 @@ class Grafts:
             self._check_depth(element)
             made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            failure = run.failures[element] = Failure.of(error)
+            failure = Failure.of(error)
+            run.blame(element, failure)
             event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
             self._loop.call_soon(run.if_running, run.step, [event], untold)
             return
@@ -143,7 +145,7 @@ class Grafts:
             program, _ = self._run.growth.declared(element)
             made = self._maker.of_work(found.work, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            self._run.failures[element] = Failure.of(error)
+            self._run.blame(element, Failure.of(error))
             self._run.step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
             return
         self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)

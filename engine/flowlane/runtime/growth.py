@@ -10,12 +10,14 @@ an iterator, among those that were pulled and have not been used up. Belongs to 
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.states import DONE
+from flowlane.errors import FlowError
 from flowlane.program import MISSING, Item, Ref
-from flowlane.runtime.sources import Source, combined
+from flowlane.runtime.sources import Source, check_parts, combined
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
@@ -193,6 +195,8 @@ class Growth:
         item = self._item(element, index, cast, home)
         if cast.program.plan.maps[cast.node].fan_in:
             return (item,), {}
+        if cast.star:
+            check_parts(item, index, cast.program.maps[cast.node], cast.target.name)
         before, after, kwargs = self._fixed_of(cast.container, cast.program, cast.node, home)
         return ((*before, *item, *after) if cast.star else (*before, item, *after)), kwargs
 
@@ -236,18 +240,30 @@ class Growth:
     def open_source(self, container: int) -> int:
         """Find out what a map goes over, at its first Pull: how many items there are, -1 where an iterator does not tell.
 
-        Raises TypeError for what has no items, and what user code raises.
+        Raises ItemsError for what has no items, and what user code raises.
         """
         program, node = self.declared(container)
         call = program.maps[node]
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
         sources = [local(fill(source, values), None) if source is not None else () for source in call.sources]
-        source = combined(call.combine, sources, program.plan.maps[node].fan_in)
+        origins = [program.names[each.node] if type(each) is Ref else "" for each in call.sources]
+        source = combined(call, sources, origins, program.plan.maps[node].fan_in)
         self._sources[container] = source
         if source.keys is not None:
             self._roster.keyed(container, source.keys)
         return -1 if source.items is None else len(source.items)
+
+    def told(self, container: int, error: BaseException) -> BaseException:
+        """`error`, which came from the source of a map, with a word of which map that was."""
+        if isinstance(error, FlowError):  # it says so itself, and where our own code raised it is no news
+            error = error.with_traceback(None)
+        else:
+            program, node = self.declared(container)
+            call = program.maps[node]
+            with suppress(Exception):  # a class of the user's may have its own idea of notes
+                error.add_note(f"raised while {call.called}{f' at {call.where}' if call.where else ''} read its items")
+        return error
 
     def opened(self, container: int) -> bool:
         return container in self._sources

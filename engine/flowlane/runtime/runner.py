@@ -22,7 +22,7 @@ from flowlane.core import messages as m
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
-from flowlane.core.states import Reason, RunState, TaskState
+from flowlane.core.states import RULES, Reason, RunState, TaskState
 from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
@@ -91,6 +91,7 @@ _RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
 _FAILED: Final = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
+_ENDS_BADLY: Final = tuple(rule.target in _FAILED or rule.target is TaskState.RETRYING for rule in RULES)  # by code
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], Report]
@@ -131,6 +132,7 @@ class Runner:
     ) -> None:
         self.program = program
         self._work = maker.work
+        self._unreported: Reports = {}  # failures of maps and workflows, until the transitions that they belong to
         self._followups: list[m.Event] = []  # answers to commands of the step under way
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
         self.abandoned = 0  # attempts that were given up and may still be running
@@ -604,7 +606,7 @@ class Runner:
         try:
             self.follow_up([m.Gathered(element, self._chosen(element, value))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
-            self.failures[element] = Failure.of(undecidable(self.roster.names[element], error))
+            self.blame(element, Failure.of(undecidable(self.roster.names[element], error)))
             self.follow_up([m.Gathered(element, failed=True)])
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -620,6 +622,8 @@ class Runner:
             if self._memory is not None:
                 self._remember(self._memory)
             if step.transitions and self._heard:
+                if self._unreported:
+                    reports = self._with_unreported(step.transitions, reports)
                 self._record(step.transitions, reports)
             if step.commands:
                 self._carry_out(step.commands)
@@ -644,6 +648,16 @@ class Runner:
             self._followups += events
         elif self.scheduler.finished is None:
             self.step(events, {})
+
+    def blame(self, element: int, failure: Failure) -> None:
+        """An element that is a map or a workflow fails, once what it has become has ended, of what no executor reports."""
+        self.failures[element] = failure
+        report = Report(0, FAILED, NEVER, monotonic_ns(), failure=failure)
+        self._unreported[element, self.scheduler.attempt(element)] = report
+
+    def _with_unreported(self, transitions: Sequence[Transition], reports: Reports) -> Reports:
+        told = {row[:2] for row in transitions if row[:2] in self._unreported and _ENDS_BADLY[row[2]]}
+        return {**reports, **{key: self._unreported.pop(key) for key in told}} if told else reports
 
     def _grow(self) -> None:
         """There are more elements."""

@@ -1,19 +1,29 @@
-"""What a map goes over: a list that is kept as it is, or an iterator and what was pulled of it and is not used up."""
+"""What a map goes over: a list that is kept as it is, or an iterator and what was pulled of it and is not used up.
+
+What cannot be gone over raises ItemsError, which names the call in the workflow's body, the task that made the value, and what to
+return instead.
+"""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from flowlane.errors import DefinitionError
+from flowlane.errors import ItemsError
 from flowlane.program import key_text
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
+    from flowlane.program import MapCall
 
-__all__ = ["Source", "combined"]
+
+__all__ = ["Source", "check_parts", "combined"]
+
+_LIKE: Final = "return a list, a mapping, or any other iterable from it"
+_END: Final = object()
 
 
 class Source:
@@ -32,61 +42,145 @@ class Source:
         return self.items[index] if self.items is not None else self.ahead[index]
 
 
-def combined(combine: str, values: Sequence[Any], fan_in: int) -> Source:
-    """The items of a map over `values`: of one alone (`combine` is "each"), zipped, or their product; in groups of `fan_in`.
+def combined(call: MapCall, values: Sequence[Any], origins: Sequence[str], fan_in: int) -> Source:
+    """The items of a map over `values`: of one alone, zipped, or their product (``call.combine``); in groups of `fan_in`.
 
-    Raises TypeError for what has no items, DefinitionError for keys that cannot be names, and what user code raises.
+    `origins` are the names of the tasks that made the values, "" where none did. Raises ItemsError for what has no items, or none
+    that can be told apart, and what user code raises.
     """
-    source = _combined(combine, values)
+    for value, origin in zip(values, origins, strict=True):
+        _check(call, value, origin)
+    if call.combine == "each":
+        source = _of(call, values[0], origins[0])
+    else:
+        for value, origin in zip(values, origins, strict=True):
+            if isinstance(value, Mapping):
+                raise _refused(call, value, origin, "is a mapping", "return list(mapping), .values() or .items() of it")
+        if call.combine == "product":
+            source = Source(None, itertools.product(*values), None)
+        else:
+            source = _zipped(call, values, origins)
     return _grouped(source, fan_in) if fan_in else source
 
 
-def _combined(combine: str, values: Sequence[Any]) -> Source:
-    if combine == "each":
-        return _of(values[0])
-    for each in values:
-        _iterable(each)
-    if combine == "product":
-        return Source(None, itertools.product(*values), None)
-    if all(isinstance(each, Sequence) for each in values):
-        return Source(list(zip(*values, strict=True)), None, None)
-    return Source(None, zip(*values, strict=True), None)
-
-
-def _iterable(value: Any) -> None:
-    if isinstance(value, (str, bytes)) or not hasattr(value, "__iter__"):
-        raise TypeError(
-            f"a map goes over the items of a list, a mapping or an iterable, not over {type(value).__name__}"
+def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
+    """Raise ItemsError unless the parts of `item`, number `index` of a starmap, can be arguments of `task`."""
+    if not isinstance(item, (tuple, list)):
+        raise ItemsError(
+            f"{call.called} goes over tuples of arguments, and item {index} is {_kind(item)}",
+            where=call.where,
+            hint=f"make each item a tuple; {task}.map(...) passes each item as one argument",
+        )
+    least, most = call.parts
+    given = len(cast("Sequence[Any]", item))
+    if not least <= given <= most:
+        takes = f"{least}" if least == most else f"{least} to {most}" if most < least + 256 else f"{least} or more"
+        raise ItemsError(
+            f"{call.called} calls {task!r} with the {given} parts of item {index}, and it takes {takes}",
+            where=call.where,
+            hint=f"make each item a tuple of as many parts as {task!r} has arguments left",
         )
 
 
-def _of(value: Any) -> Source:
-    _iterable(value)
+def _refused(call: MapCall, value: Any, origin: str, what: str, hint: str) -> ItemsError:
+    subject = f"the result of {origin!r}, which {what}" if origin else f"something that {what}"
+    return ItemsError(f"{call.called} goes over {subject}", where=call.where, hint=hint)
+
+
+def _kind(value: Any) -> str:
+    """``None``, ``an int``, ``a str``."""
+    if value is None:
+        return "None"
+    name = type(value).__name__
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
+def _check(call: MapCall, value: Any, origin: str) -> None:
+    """Refuse what cannot be gone over item by item, or not twice in the same order."""
+    if isinstance(value, (str, bytes, bytearray)):
+        hint = "return a list from it, of one item if there is only one"
+        raise _refused(call, value, origin, f"is {_kind(value)}: one value, not many", hint)
+    if isinstance(value, AbstractSet) and not isinstance(value, (Mapping, KeysView, ItemsView)):
+        kind = _kind(value)  # pyright: ignore[reportUnknownArgumentType] - truly any
+        hint = "return sorted(...) of it: an element is known by its place, also when the run is resumed"
+        raise _refused(call, value, origin, f"is {kind}, whose items come in another order each time", hint)
+    if not hasattr(value, "__iter__") and not _is_indexed(value):
+        hint = _LIKE
+        if hasattr(value, "__aiter__"):
+            hint = "read it in the task, `[each async for each in ...]`, and return that list"
+        raise _refused(call, value, origin, f"is {_kind(value)} and has no items", hint)
+
+
+def _is_indexed(value: Any) -> bool:
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__")
+
+
+def _of(call: MapCall, value: Any, origin: str) -> Source:
     if isinstance(value, Mapping):
         mapping: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - truly any
         keys = list(mapping)
-        for key in keys:
-            _check_key(key)
-        if len(set(map(str, keys))) < len(keys):
-            raise DefinitionError(
-                "two keys of a mapping read the same", hint="the elements of a map are named by their keys"
-            )
+        _check_keys(call, keys, origin)
         return Source(list(mapping.values()), None, keys)
     if isinstance(value, Sequence):
         items: Sequence[Any] = value  # pyright: ignore[reportUnknownVariableType] - likewise
         return Source(items, None, None)
-    if isinstance(value, (set, frozenset)) or (hasattr(value, "__len__") and hasattr(value, "__getitem__")):
+    if isinstance(value, (KeysView, ItemsView)) or _is_indexed(value):
         return Source(list(cast("Iterable[Any]", value)), None, None)
     return Source(None, iter(value), None)
 
 
-def _check_key(key: Any) -> None:
-    try:
-        key_text(key)
-    except ValueError as error:
-        raise DefinitionError(
-            f"{key!r} cannot name an element of a map: {error}", hint="a list has numbers for names"
-        ) from None
+def _check_keys(call: MapCall, keys: Sequence[Any], origin: str) -> None:
+    """Refuse keys that cannot name an element, or two that would name the same."""
+    subject = f"the result of {origin!r}, a mapping" if origin else "a mapping"
+    hint = "return list(mapping.values()): elements of a list are numbered"
+    seen: dict[str, Any] = {}
+    for key in keys:
+        try:
+            text = key_text(key)
+        except ValueError as error:
+            raise ItemsError(
+                f"{call.called} goes over {subject} with the key {key!r}, which would name an element: {error}",
+                where=call.where,
+                hint=hint,
+            ) from None
+        if text in seen:
+            raise ItemsError(
+                f"{call.called} goes over {subject} in which {seen[text]!r} and {key!r} would both be named {text!r}",
+                where=call.where,
+                hint=f"give it keys whose texts differ, or {hint}",
+            )
+        seen[text] = key
+
+
+def _zipped(call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> Source:
+    if not all(isinstance(each, Sequence) for each in values):
+        return Source(None, _side_by_side(call, values, origins), None)
+    lengths = [len(each) for each in values]
+    if len(set(lengths)) > 1:
+        told = [f"{length:,}{f' of {origin!r}' if origin else ''}" for length, origin in zip(lengths, origins, strict=True)]
+        raise _unequal(call, f"lists of different lengths: {', '.join(told)}")
+    return Source(list(zip(*values, strict=True)), None, None)
+
+
+def _side_by_side(call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> Iterator[tuple[Any, ...]]:
+    iterators = [iter(each) for each in values]
+    for index in itertools.count():
+        item = tuple([next(each, _END) for each in iterators])
+        ended = [number for number, part in enumerate(item) if part is _END]
+        if len(ended) == len(item):
+            return
+        if ended:
+            who = f", of {origins[ended[0]]!r}," if origins[ended[0]] else ""
+            raise _unequal(call, f"sources of different lengths: number {ended[0] + 1}{who} ends after {index:,} items")
+        yield item
+
+
+def _unequal(call: MapCall, what: str) -> ItemsError:
+    return ItemsError(
+        f"{call.called} goes over zipped {what}",
+        where=call.where,
+        hint="they must be of the same length; product(...) makes all combinations",
+    )
 
 
 def _grouped(source: Source, size: int) -> Source:
