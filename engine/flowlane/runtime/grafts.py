@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.scheduler import Scheduler
+    from flowlane.errors import FlowError
     from flowlane.program import Program
     from flowlane.runtime.beginning import Memory, Work
     from flowlane.runtime.dispatcher import Dispatcher
@@ -43,6 +44,19 @@ class Maker(Protocol):
     @property
     def work(self) -> tuple[type, ...]:
         """The types of results that are not values, but more work."""
+        ...
+
+    @property
+    def suspects(self) -> frozenset[type]:
+        """The types of results that may be neither values nor work; `work` is not among them."""
+        ...
+
+    def is_mistake(self, value: Any) -> bool:
+        """Whether a result whose type is suspect is neither. Must be quick."""
+        ...
+
+    def mistake(self, task: str, function: Any, value: Any) -> FlowError:
+        """What to say of one that is."""
         ...
 
     def of_work(self, work: Any, program: Program) -> Program:
@@ -102,6 +116,11 @@ class Grafts:
         made = self._maker.of_work(work, program)
         self._check_depth(element)
         return made
+
+    def mistake(self, element: int, value: Any) -> Failure:
+        """What an attempt fails with that returned neither a value nor work."""
+        target = self._run.growth.target(element)
+        return Failure.of(self._maker.mistake(target.name, target.fn, value))
 
     def returned(self, element: int, attempt: int, made: Program, work: Any, report: Report) -> None:
         """An attempt has returned `work`, which was compiled to `made`."""

@@ -132,6 +132,7 @@ class Runner:
     ) -> None:
         self.program = program
         self._work = maker.work
+        self._suspects, self._is_mistake = maker.suspects, maker.is_mistake
         self._unreported: Reports = {}  # failures of maps and workflows, until the transitions that they belong to
         self._followups: list[m.Event] = []  # answers to commands of the step under way
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
@@ -307,7 +308,9 @@ class Runner:
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
-            if report.kind is SUCCEEDED:
+            if report.kind is SUCCEEDED and type(report.value) in self._suspects and self._is_mistake(report.value):
+                events.append(self._mistaken(element, attempt, report))
+            elif report.kind is SUCCEEDED:
                 if element >= self._size or type(report.value) in self._work or element in self._curious:
                     if type(report.value) in self._work and scheduler.awaits(element, attempt):
                         if events:
@@ -580,6 +583,15 @@ class Runner:
         for test in tests:
             passed.append(bool(test.passes(value, passed)))
         return sum([1 << bit for bit, holds in enumerate(passed) if holds])
+
+    def _mistaken(self, element: int, attempt: int, report: Report) -> m.Event:
+        """A task has returned neither a value nor work: it fails, and would do so again."""
+        value, report.kind, report.value = report.value, FAILED, None
+        report.failure = self._grafts.mistake(element, value)
+        event = self._event(report, element, attempt)
+        if isinstance(event, m.Failed):
+            event.retryable = False
+        return event
 
     def _returned_work(self, element: int, attempt: int, report: Report) -> None:
         work, report.value = report.value, None

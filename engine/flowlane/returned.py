@@ -1,0 +1,101 @@
+"""Results that are mistakes: what a task returned is neither a value nor work that it could become.
+
+A task that returns `other` for `other.bind(x)`, a list of calls, or a coroutine that nobody awaited would otherwise succeed, and
+what reads its value would get something that no checker promised. Every result passes by here, so it is looked at by the type of
+the object alone; in a list, tuple or dict that is short (`LOOKED_INTO`), also by the types of what is in it, one level deep.
+Longer ones, and what is further inside, are not looked at.
+"""
+
+from __future__ import annotations
+
+from types import CoroutineType
+from typing import TYPE_CHECKING, Any, Final, cast
+
+from flowlane.declare.function import place_of
+from flowlane.declare.handle import Combined, Handle
+from flowlane.declare.nodes import Workflow
+from flowlane.declare.task import Call, Task
+from flowlane.declare.workflow import Bound, WorkflowDefinition
+from flowlane.errors import DefinitionError
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+__all__ = ["LOOKED_INTO", "SUSPECTS", "is_mistake", "mistake"]
+
+#: Elements of a list, tuple or dict that is looked into: 2 µs of types.
+LOOKED_INTO: Final = 100
+
+_CONTAINERS: Final = (list, tuple, dict)
+_WRONG: Final = frozenset({Task, WorkflowDefinition, Workflow, Handle, Combined, CoroutineType})
+_WRONG_INSIDE: Final = _WRONG | {Call, Bound}
+
+#: The types of results that `is_mistake` has to look at.
+SUSPECTS: Final[frozenset[type]] = _WRONG | frozenset(_CONTAINERS)
+
+
+def is_mistake(value: Any) -> bool:
+    """Whether a result whose type is one of `SUSPECTS` is neither a value nor work. At most a few µs."""
+    kind = type(value)
+    if kind in _CONTAINERS:
+        return 0 < len(value) <= LOOKED_INTO and not _WRONG_INSIDE.isdisjoint(
+            map(type, value.values() if kind is dict else value)
+        )
+    return True
+
+
+def mistake(task: str, function: Any, value: Any) -> DefinitionError:
+    """What to say of a result that is a mistake."""
+    kind = type(value)
+    if kind in _CONTAINERS:
+        inside: Collection[Any] = value.values() if kind is dict else value
+        return _in_container(task, function, kind.__name__, [each for each in inside if type(each) in _WRONG_INSIDE])
+    what, hint = _described(value)
+    _close(value)
+    return DefinitionError(f"task {task!r} returned {what}", where=place_of(function), hint=hint)
+
+
+def _in_container(task: str, function: Any, kind: str, found: list[Any]) -> DefinitionError:
+    what, hint = _described(found[0])
+    more = f" and {len(found) - 1} more of the kind" if len(found) > 1 else ""
+    if not isinstance(found[0], CoroutineType):
+        hint = (
+            "a task becomes one piece of work at most: return a_workflow.bind(...) whose body makes all of them, "
+            "with a_task.map(items) for instance; or return the items, and map over the result of this task"
+        )
+    for each in found:
+        _close(each)
+    return DefinitionError(
+        f"task {task!r} returned a {kind} that holds {what}{more}", where=place_of(function), hint=hint
+    )
+
+
+def _close(value: Any) -> None:
+    if isinstance(value, CoroutineType):
+        cast("CoroutineType[Any, Any, Any]", value).close()  # else Python warns that it was never awaited
+
+
+def _described(value: Any) -> tuple[str, str]:
+    """What it is in words, and what to write instead."""
+    match value:
+        case Task():
+            name = str(cast("Task[Any, Any, Any]", value).name)
+            return f"the task {name!r} itself, not its result", (
+                f"return {name}.bind(...) to become that call; {name}.fn(...) calls the function right here"
+            )
+        case WorkflowDefinition():
+            name = str(cast("WorkflowDefinition[..., Any]", value).name)
+            return f"the workflow {name!r} itself", f"return {name}.bind(...) to become it"
+        case Workflow():
+            return f"the workflow {value.name!r}", "return wf.returns(handle), the workflow with what its result is"
+        case Call():
+            name = str(cast("Call[Any]", value).task.name)
+            return f"{name}.bind(...), a call", f"return {name}.bind(...) alone"
+        case Bound():
+            name = str(cast("Bound[Any]", value).name)
+            return f"{name}.bind(...), a workflow", f"return {name}.bind(...) alone"
+        case CoroutineType():
+            name = getattr(value, "__qualname__", "?")
+            return f"a coroutine of {name!r}, which nobody awaited", "await it: return await ..."
+        case _:
+            return "a handle, the result of a task in a workflow's body", "pass it to this task: then it gets the value"
