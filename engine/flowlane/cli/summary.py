@@ -57,7 +57,7 @@ def show_summary(
     messages.write(
         f"{messages.paint(mark, '1;' + colour)} {inert(result.workflow)}  {result.name}  {ended}   {counts}\n"
     )
-    if state == "succeeded" and result.restored < len(result.tasks):
+    if state == "succeeded" and result.restored < sum(result.counts.values()):
         path = result.critical_path
         if path:
             total = duration(sum(seconds for _, seconds in path))
@@ -92,12 +92,12 @@ def _task_of(note: str) -> str:
 
 
 def _counts(result: RunResult[Any]) -> str:
-    parts = [f"{count} {state}" for state, count in result.counts.items() if count]
+    parts = [f"{count:,} {state}" for state, count in result.counts.items() if count]
     if kept := result.restored:
-        parts.append(f"{kept} kept from before")
+        parts.append(f"{kept:,} kept from before")
     retries = result.retries
     if retries:
-        parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
+        parts.append(f"{retries:,} {'retry' if retries == 1 else 'retries'}")
     return " · ".join(parts) or "no tasks"
 
 

@@ -23,6 +23,7 @@ from flowlane.core.elements import CHAIN, GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import RULES, Reason, RunState, TaskState
+from flowlane.core.tally import tally
 from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
@@ -927,7 +928,8 @@ class Runner:
                 if self.scheduler.state(element) in _FAILED:
                     error = f"{self.roster.names[element]}: {failure.type}: {failure.message}"
                     break
-        counts = {str(state): count for state, count in self.scheduler.counts().items()}
+        told = tally(self.scheduler.states(), self.scheduler.containers(), self.failures)
+        counts = {str(state): count for state, count in told.items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
 
 
