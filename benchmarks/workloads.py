@@ -15,7 +15,20 @@ if TYPE_CHECKING:
 
     Array = NDArray[np.float64]
 
-__all__ = ["anoop", "checksum", "make", "noop", "payload", "read_and_make", "spin", "total", "write_in_place"]
+__all__ = [
+    "aecho",
+    "anoop",
+    "checksum",
+    "echo",
+    "echo_after_work",
+    "make",
+    "noop",
+    "payload",
+    "read_and_make",
+    "spin",
+    "total",
+    "write_in_place",
+]
 
 
 def noop(*_: object) -> None:
@@ -24,6 +37,22 @@ def noop(*_: object) -> None:
 
 async def anoop(*_: object) -> None:
     """Nothing, asynchronously."""
+
+
+def echo(item: Any) -> Any:
+    """Its item."""
+    return item
+
+
+async def aecho(item: Any) -> Any:
+    """Its item, asynchronously."""
+    return item
+
+
+def echo_after_work(item: int) -> int:
+    """Its item, after some 20 µs of keeping a core busy."""
+    spin(400)
+    return item
 
 
 def payload(size: int) -> bytes:

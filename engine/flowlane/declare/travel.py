@@ -1,13 +1,17 @@
 """How tasks and workflows are pickled: as the place where they can be found; by value where that is nowhere (``__main__``).
 
+What travels by value says as well where in its script it stands: in a process that runs the same script (one that resumes a run,
+say) it is that one again, which shares its globals with the rest of the script, and not a copy.
+
 Called by their ``__reduce__``, and by unpickling in workers.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 from contextvars import ContextVar
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
 from flowlane.declare.task import Task
 
@@ -18,6 +22,9 @@ if TYPE_CHECKING:
     from flowlane.loader import Address
 
 __all__ = ["reduce_task", "reduce_workflow"]
+
+#: A script, and a name in it.
+_Home: TypeAlias = "tuple[str, str]"
 
 #: Tasks and workflows whose functions are being pickled by value just now, outermost first.
 _DUMPING: Final[ContextVar[tuple[Any, ...]]] = ContextVar("flowlane dumping", default=())
@@ -60,7 +67,32 @@ def reduce_workflow(definition: WorkflowDefinition[..., Any]) -> tuple[Any, ...]
         payload: bytes = cloudpickle.dumps(fn)
     finally:
         _DUMPING.reset(token)
-    return _workflow_of, (payload, definition.name, definition.on_failure, definition.bounds, options)
+    home = _home_of(definition.fn)
+    return _workflow_of, (payload, definition.name, definition.on_failure, definition.bounds, options, home)
+
+
+def _home_of(fn: Any) -> _Home | None:
+    """Where a function stands in the script that this process runs; None for what is not at the top of it, or in no file."""
+    script: Any = getattr(sys.modules.get("__main__"), "__file__", None)
+    module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "<")
+    if module != "__main__" or not isinstance(script, str) or "<" in qualname:
+        return None
+    return os.path.abspath(script), qualname
+
+
+def _at_home(home: _Home | None, kind: type) -> Any:
+    """The task or workflow that stands there in the script that this process runs; None where it runs another, or has none."""
+    if home is None:
+        return None
+    script, qualname = home
+    main: Any = sys.modules.get("__main__")
+    own: Any = getattr(main, "__file__", None)
+    if not isinstance(own, str) or os.path.abspath(own) != script:
+        return None
+    found: Any = main
+    for part in qualname.split("."):
+        found = getattr(found, part, None)
+    return found if isinstance(found, kind) else None
 
 
 def _workflow_at(
@@ -83,15 +115,22 @@ def _workflow_at(
 
 
 def _workflow_of(
-    function: Any, name: str, on_failure: OnFailure, bounds: Bounds, options: dict[str, Any]
+    function: Any,
+    name: str,
+    on_failure: OnFailure,
+    bounds: Bounds,
+    options: dict[str, Any],
+    home: _Home | None = None,
 ) -> WorkflowDefinition[..., Any]:
     from flowlane.declare.workflow import WorkflowDefinition
 
-    if isinstance(function, bytes):
-        import pickle
+    definition: WorkflowDefinition[..., Any] | None = _at_home(home, WorkflowDefinition)
+    if definition is None:
+        if isinstance(function, bytes):
+            import pickle
 
-        function = pickle.loads(function)  # noqa: S301 - bytes that reduce_workflow made, on their way to a worker
-    definition: WorkflowDefinition[..., Any] = WorkflowDefinition(function, name, on_failure, bounds)
+            function = pickle.loads(function)  # noqa: S301 - bytes that reduce_workflow made, on their way to a worker
+        definition = WorkflowDefinition(function, name, on_failure, bounds)
     return definition.options(**cast("Any", options)) if options else definition
 
 
@@ -134,12 +173,20 @@ def _by_value(origin: Task[Any, Any, Any], derived: dict[str, Any] | None, prefi
         payload: bytes = cloudpickle.dumps(origin.fn)
     finally:
         _DUMPING.reset(token)
-    return _revived, (payload, origin.kind, options, derived, prefix)
+    return _revived, (payload, origin.kind, options, derived, prefix, _home_of(origin.fn))
 
 
 def _revived(
-    function: Any, kind: Literal["io", "cpu"], options: dict[str, Any], derived: dict[str, Any] | None, prefix: Any
+    function: Any,
+    kind: Literal["io", "cpu"],
+    options: dict[str, Any],
+    derived: dict[str, Any] | None,
+    prefix: Any,
+    home: _Home | None = None,
 ) -> Task[Any, Any, Any]:
+    found: Task[Any, Any, Any] | None = _at_home(home, Task)
+    if found is not None:
+        return _derive(found, derived, prefix)
     if isinstance(function, bytes):
         import pickle
 

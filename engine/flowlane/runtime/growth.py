@@ -32,51 +32,115 @@ if TYPE_CHECKING:
 __all__ = ["Cast", "Growth", "cores_of"]
 
 
-class Cast:
-    """What the elements of one map have in common.
-
-    name     the map's own; its elements are ``name[0]`` and so on
-    once     whether they must not begin a second time
-    """
-
-    __slots__ = (
-        "combine",
-        "container",
-        "cores",
-        "filters",
-        "memory",
-        "name",
-        "node",
-        "once",
-        "over",
-        "program",
-        "star",
-        "target",
-    )
-
-    def __init__(self, container: int, name: str, program: Program, node: int, over: dict[int, int]) -> None:
-        call = program.maps[node]
-        self.container = container
-        self.name = name
-        self.program = program
-        self.node = node
-        self.target = program.targets[node]
-        self.star = call.star
-        self.filters = call.filters
-        self.once = node in program.once
-        self.cores = cores_of(program, node)
-        self.memory = program.memory.get(node, 0)
-        self.combine = call.combine
-        #: of a chained map, the stages that its items come from, by position in the chain
-        self.over = [over[source.node] for source in call.sources] if program.plan.maps[node].over else []
-
-
 class _Fixed(NamedTuple):
     """The arguments of a map's elements beside their item: positional ones before and after it, and keywords."""
 
     before: Sequence[Any]
     after: Sequence[Any]
     kwargs: Mapping[str, Any]
+
+
+class Cast:
+    """What the elements of one map have in common: found once for all of them, because there may be a million.
+
+    name      the map's own; its elements are ``name[0]`` and so on, or ``name[key]`` where there are `keys`
+    source    what its items come from; None where they are the values of other stages of its chain
+    pulls     items are pulled from an iterator, and kept until they are `used`
+    once      whether they must not begin a second time
+    """
+
+    __slots__ = (
+        "_call",
+        "_fixed",
+        "_grouped",
+        "_over",
+        "_position",
+        "_template",
+        "_upstreams",
+        "_values",
+        "container",
+        "cores",
+        "filters",
+        "keys",
+        "memory",
+        "name",
+        "once",
+        "pulls",
+        "source",
+        "target",
+    )
+
+    def __init__(
+        self,
+        container: int,
+        program: Program,
+        node: int,
+        *,
+        name: str,
+        positions: Mapping[int, int],
+        values: list[Any],
+        source: Source | None,
+        keys: Sequence[Any] | None,
+    ) -> None:
+        """`positions` are those of the nodes of its chain, its own among them; `values` the run's."""
+        self.container = container
+        self.name = name
+        self.keys = keys
+        self.target = program.targets[node]
+        self.once = node in program.once
+        self.cores = cores_of(program, node)
+        self.memory = program.memory.get(node, 0)
+        self._call = call = program.maps[node]
+        spec = program.plan.maps[node]
+        self.filters = call.filters
+        self.source = None if spec.over else source
+        self.pulls = self.source is not None and self.source.items is None
+        self._grouped = bool(spec.fan_in)
+        self._over = [positions[each.node] for each in call.sources] if spec.over else []
+        self._position = positions[node]
+        self._values = values
+        start = container - node
+        self._template = program.arguments[node]
+        self._upstreams: Any = values if not start else _From(values, start)  # values of its graph
+        self._fixed: dict[int, _Fixed] = {}  # by id of the executor
+
+    def named(self, index: int) -> str:
+        """The name of element `index`."""
+        return f"{self.name}[{index if self.keys is None else self.keys[index]}]"
+
+    def item(self, element: int, index: int, home: object) -> Any:
+        """The item of element `index`, for the executor `home`. KeyError: it is used up. Raises what fetching raises, too."""
+        if self.source is not None:
+            return self.source.item(index)
+        values, base, over = self._values, element - self._position, self._over
+        if self._call.combine == "each":
+            return local(values[base + over[0]], home)
+        return tuple([local(values[base + each], home) for each in over])
+
+    def arguments(self, element: int, index: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
+        """The arguments of element `index`. Raises what `item` raises."""
+        item = self.item(element, index, home)
+        if self._grouped:
+            return (item,), {}
+        fixed = self._fixed.get(id(home))
+        if fixed is None:
+            fixed = self._fix(home)
+        before, after, kwargs = fixed
+        if self._call.star:
+            check_parts(item, index, self._call, self.target.name)
+            return (*before, *item, *after), kwargs
+        return ((*before, item, *after) if before or after else (item,)), kwargs
+
+    def _fix(self, home: object) -> _Fixed:
+        args, kwargs = fill_arguments_at(home, self._template, self._upstreams)
+        place = next(place for place, arg in enumerate(args) if type(arg) is Item)
+        fixed = self._fixed[id(home)] = _Fixed(args[:place], args[place + 1 :], kwargs)
+        return fixed
+
+    def used(self, index: int) -> None:
+        """Element `index` has its result: it needs its item no more."""
+        if self.source is not None:
+            self.source.used(index)
 
 
 class _From:
@@ -102,7 +166,6 @@ class Growth:
         self._roster = roster
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, Source] = {}
-        self._fixed: dict[tuple[int, int], _Fixed] = {}  # by map, and id of the executor
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
         self.remote = False  # whether values may be remote
 
@@ -165,17 +228,15 @@ class Growth:
     def arguments(self, element: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of an attempt for the executor `home`. Raises what fetching a value raises, KeyError for a lost item."""
         block = self._scheduler.block(element)
-        if block.kind == CHAIN:
+        if block.chain is not None:
             index, cast = self.cast(element, block)
-            return self.arguments_of(element, block.first + index, cast, home)
+            return cast.arguments(element, index, home)
         if block.kind == TREE:
             return ([local(self._values[item], home) for item in self._scheduler.inputs(element)],), {}
         return self._of_node(element, element - block.start, home)
 
-    def cast(self, element: int, block: Block) -> tuple[int, Cast]:
-        """Of an element of a map: its index within the block, and what it shares with the others."""
-        chain = block.chain
-        assert chain is not None
+    def casts(self, block: Block) -> tuple[Cast, ...]:
+        """Of a block of elements of maps: what they have in common, by position in the chain."""
         casts = self._casts.get(block.owner)
         if casts is None:
             containers = self._scheduler.stages(block.owner)
@@ -183,37 +244,32 @@ class Growth:
             start = block.owner - first
             positions = {container - start: position for position, container in enumerate(containers)}
             casts = self._casts[block.owner] = tuple(
-                [Cast(each, self._roster.name(each), program, each - start, positions) for each in containers]
+                [
+                    Cast(
+                        each,
+                        program,
+                        each - start,
+                        name=self._roster.name(each),
+                        positions=positions,
+                        values=self._values,
+                        source=self._sources.get(each),
+                        keys=self._roster.keys(each),
+                    )
+                    for each in containers
+                ]
             )
+        return casts
+
+    def cast(self, element: int, block: Block) -> tuple[int, Cast]:
+        """Of an element of a map: its index there, and what it has in common with the others."""
+        casts = self.casts(block)
         index, position = divmod(element - block.start, len(casts))
-        return index, casts[position]
-
-    def arguments_of(
-        self, element: int, index: int, cast: Cast, home: object
-    ) -> tuple[Sequence[Any], Mapping[str, Any]]:
-        """`arguments`, for element `index` of a map."""
-        item = self._item(element, index, cast, home)
-        if cast.program.plan.maps[cast.node].fan_in:
-            return (item,), {}
-        if cast.star:
-            check_parts(item, index, cast.program.maps[cast.node], cast.target.name)
-        before, after, kwargs = self._fixed_of(cast.container, cast.program, cast.node, home)
-        return ((*before, *item, *after) if cast.star else (*before, item, *after)), kwargs
-
-    def _item(self, element: int, index: int, cast: Cast, home: object) -> Any:
-        if not cast.over:
-            return self._sources[cast.container].item(index)
-        base = element - self._scheduler.position(cast.container)
-        values = self._values
-        if cast.combine == "each":
-            return local(values[base + cast.over[0]], home)
-        return tuple([local(values[base + each], home) for each in cast.over])
+        return block.first + index, casts[position]
 
     def own_item(self, element: int) -> Any:
         """The item of an element of a map, as a value of its own."""
-        block = self._scheduler.block(element)
-        index, cast = self.cast(element, block)
-        return self._item(element, block.first + index, cast, None)
+        index, cast = self.cast(element, self._scheduler.block(element))
+        return cast.item(element, index, None)
 
     def _of_node(self, element: int, node: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         start = element - node
@@ -222,18 +278,6 @@ class Growth:
         if node in program.raw_missing:
             values = _Raw(values, self._scheduler, start)
         return fill_arguments_at(home, program.arguments[node], values)
-
-    def _fixed_of(self, container: int, program: Program, node: int, home: object) -> _Fixed:
-        """The arguments that all elements of a map share: filled once for each executor."""
-        key = (container, id(home))
-        fixed = self._fixed.get(key)
-        if fixed is None:
-            start = container - node
-            values: Any = self._values if not start else _From(self._values, start)
-            args, kwargs = fill_arguments_at(home, program.arguments[node], values)
-            place = next(place for place, arg in enumerate(args) if type(arg) is Item)
-            fixed = self._fixed[key] = _Fixed(args[:place], args[place + 1 :], kwargs)
-        return fixed
 
     # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
 
@@ -251,7 +295,9 @@ class Growth:
         source = combined(call, sources, origins, program.plan.maps[node].fan_in)
         self._sources[container] = source
         if source.keys is not None:
-            self._roster.keyed(container, source.keys)
+            for each in self._scheduler.stages(container):
+                if self._one_for_one(program, each - start):
+                    self._roster.keyed(each, source.keys)
         return -1 if source.items is None else len(source.items)
 
     def told(self, container: int, error: BaseException) -> BaseException:
@@ -284,8 +330,8 @@ class Growth:
     def used(self, container: int, index: int) -> None:
         """An element of a map has its result: it needs its item no more."""
         source = self._sources.get(container)
-        if source is not None and source.items is None:
-            source.ahead.pop(index, None)
+        if source is not None:
+            source.used(index)
 
     def used_up(self, element: int) -> None:
         """`used`, for an element of whatever kind."""
@@ -313,7 +359,7 @@ class Growth:
             return fill(template, cast("Sequence[Any]", _Local(_From(values, start))))
         places = enumerate(scheduler.elements_of(container))
         done = [(index, element) for index, element in places if scheduler.state(element) in DONE]
-        keys = self._keys_of(container)
+        keys = self._roster.keys(container)
         whole: Any
         if keys is not None:
             whole = {keys[index]: values[element] for index, element in done}
@@ -323,21 +369,17 @@ class Growth:
 
     def ended(self, container: int) -> None:
         """A map has ended: what it went over is not needed any more."""
-        self._sources.pop(container, None)
-        for key in [key for key in self._fixed if key[0] == container]:
-            del self._fixed[key]
+        if self._sources.pop(container, None) is not None:
+            self._casts.pop(container, None)
 
-    def _keys_of(self, container: int) -> Sequence[Any] | None:
-        """Those of the first map of the chain."""
-        program, node = self.declared(container)
-        over = program.plan.maps[node].over
-        while over:
-            node, above = over[0], node
-            over = program.plan.maps[node].over
-            if program.maps[above].combine != "each":
-                return None
-        start = container - self._scheduler.place(container).number
-        return self._roster.keys(start + node)
+    @staticmethod
+    def _one_for_one(program: Program, node: int) -> bool:
+        """Whether a map takes its items, by whatever ways, from one source alone: its elements have the keys of that."""
+        while over := program.plan.maps[node].over:
+            if program.maps[node].combine != "each":
+                return False
+            node = over[0]
+        return True
 
 
 class _Seen:

@@ -10,9 +10,9 @@ from __future__ import annotations
 import difflib
 import fnmatch
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeVar
 
-from flowlane.core.elements import CHAIN, GRAPH, NOBODY
+from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.errors import UnknownName
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Growing", "Part", "Roster"]
 
 T = TypeVar("T")
+
+_OWNERS_KEPT: Final = 1_024
 
 
 class Part(NamedTuple):
@@ -47,21 +49,19 @@ class Part(NamedTuple):
 class Growing(Sequence[T]):
     """A column by element of which the first are at hand, and the others made when they are asked for."""
 
-    __slots__ = ("_first", "_more", "_size")
+    __slots__ = ("_first", "_known", "_more", "_size")
 
     def __init__(self, first: Sequence[T], more: Callable[[int], T], size: Callable[[], int]) -> None:
         self._first = first
+        self._known = len(first)
         self._more = more
         self._size = size
 
     def __getitem__(self, element: Any) -> Any:
         first: Sequence[Any] = self._first
-        try:
+        if type(element) is not int or element < self._known or element >= self._size():
             return first[element]
-        except IndexError:
-            if element >= self._size():
-                raise
-            return self._more(element)
+        return self._more(element)
 
     def __len__(self) -> int:
         return self._size()
@@ -84,13 +84,12 @@ class Roster:
         self._parts: dict[int, Part] = {}  # by the number of their first element
         self._keys: dict[int, Sequence[Any]] = {}  # of maps whose elements have keys
         self._numbers: dict[int, dict[str, int]] = {}  # names of graphs, made when somebody looks for one
+        self._owners: dict[int, str] = {}  # names of elements that others came of, while those are asked for
         size = lambda: scheduler.size  # noqa: E731
         self.names: Sequence[str] = Growing(self._own.names, self.name, size)
-        self.kinds: Sequence[str] = Growing(self._own.kinds, lambda e: self._told(e).kinds[self.node(e)], size)
-        self.tasks: Sequence[str] = Growing(self._own.tasks, lambda e: self._told(e).tasks[self.node(e)], size)
-        self.executors: Sequence[str] = Growing(
-            self._own.executors, lambda e: self._told(e).executors[self.node(e)], size
-        )
+        self.kinds: Sequence[str] = Growing(self._own.kinds, lambda e: self._of(e, "kinds"), size)
+        self.tasks: Sequence[str] = Growing(self._own.tasks, lambda e: self._of(e, "tasks"), size)
+        self.executors: Sequence[str] = Growing(self._own.executors, lambda e: self._of(e, "executors"), size)
         self.upstreams: Sequence[Sequence[int]] = Growing(program.plan.upstreams, scheduler.upstreams, size)
 
     def grafted(self, start: int, program: Program) -> None:
@@ -107,20 +106,22 @@ class Roster:
 
     def declared(self, element: int) -> int:
         """The element that stands for the node which `element` was declared as: itself, or the map it belongs to."""
-        place = self._scheduler.place(element)
-        while place.kind != GRAPH:
-            element = place.owner
-            place = self._scheduler.place(element)
+        while (block := self._scheduler.block(element)).kind != GRAPH:
+            if block.chain is not None:
+                stages = block.chain.stages
+                element = stages[(element - block.start) % len(stages)].container
+            else:
+                element = block.owner
         return element
+
+    def start(self, element: int) -> int:
+        """The number of the first element of the graph that node is in; 0 for the run's own."""
+        return self._scheduler.block(self.declared(element)).start
 
     def node(self, element: int) -> int:
         """The number of that node in its own graph."""
-        return self._scheduler.place(self.declared(element)).number
-
-    def start(self, element: int) -> int:
-        """The number of the first element of that graph; 0 for the run's own."""
         declared = self.declared(element)
-        return declared - self._scheduler.place(declared).number
+        return declared - self._scheduler.block(declared).start
 
     def ranges(self) -> Iterator[tuple[int, range]]:
         """All elements, by what they were declared as: (element of the node, elements of it)."""
@@ -231,27 +232,39 @@ class Roster:
             element = place.owner
         return ()
 
-    def _told(self, element: int) -> Part:
-        start = self.start(element)
-        return self._parts[start] if start else self._own
+    def _of(self, element: int, column: str) -> str:
+        declared = self.declared(element)
+        start = self._scheduler.block(declared).start
+        told: Sequence[str] = getattr(self._parts[start] if start else self._own, column)
+        return told[declared - start]
 
     def name(self, element: int) -> str:
         """The element's name: ``fetch[7]``, ``sub[3]/parse``."""
-        words: list[str] = []
-        while element != NOBODY:
-            place = self._scheduler.place(element)
-            if place.kind == GRAPH:
-                start = element - place.number
-                part = self._parts[start] if place.owner != NOBODY else self._own
-                words.append(part.names[place.number])
-                if place.owner != NOBODY:
-                    words.append("/")
-            elif place.kind == CHAIN:
-                words.append(f"[{self._key(place.owner, place.number)}]")
-            else:
-                words.append(f"[{place.level}.{place.number}]")
-            element = place.owner
-        return "".join(reversed(words))
+        block = self._scheduler.block(element)
+        if block.chain is not None:
+            stages = block.chain.stages
+            index, position = divmod(element - block.start, len(stages))
+            owner = stages[position].container
+            return f"{self._owners.get(owner) or self._owner(owner)}[{self._key(owner, block.first + index)}]"
+        if block.kind == TREE:
+            level, group = block.where
+            return f"{self._owner(block.owner)}[{level}.{group}]"
+        if block.owner == NOBODY:
+            return self._own.names[element]
+        part = self._parts[block.start]
+        return f"{self._owners.get(block.owner) or self._owner(block.owner)}/{part.names[element - block.start]}"
+
+    def _owner(self, element: int) -> str:
+        """`name`, kept for those that come of it. Without recursion: work may be nested deeper than Python's stack."""
+        if len(self._owners) >= _OWNERS_KEPT:
+            self._owners.clear()
+        above: list[int] = []
+        while element != NOBODY and element not in self._owners:
+            above.append(element)
+            element = self._scheduler.place(element).owner
+        for each in reversed(above):
+            self._owners[each] = self.name(each)
+        return self._owners[above[0] if above else element]
 
     def _key(self, container: int, index: int) -> str:
         keys = self._keys.get(container)

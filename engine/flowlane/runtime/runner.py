@@ -19,7 +19,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core import messages as m
-from flowlane.core.elements import CHAIN, GRAPH, NOBODY
+from flowlane.core.elements import GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import RULES, Reason, RunState, TaskState
@@ -73,6 +73,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
     from flowlane.runtime.grafts import Maker
+    from flowlane.runtime.growth import Cast
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.recorder import Recorder
@@ -306,14 +307,29 @@ class Runner:
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
         keep, measured, gate = self._heard, self.measured, self._gate
+        size, work, curious, suspects = self._size, self._work, self._curious, self._suspects
+        low = high = first = 0  # the elements of one block, which are of maps
+        casts: tuple[Cast, ...] = ()
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
-            if report.kind is SUCCEEDED and type(report.value) in self._suspects and self._is_mistake(report.value):
+            if report.kind is SUCCEEDED and type(report.value) in suspects and self._is_mistake(report.value):
                 events.append(self._mistaken(element, attempt, report))
             elif report.kind is SUCCEEDED:
-                if element >= self._size or type(report.value) in self._work or element in self._curious:
-                    if type(report.value) in self._work and scheduler.awaits(element, attempt):
+                cast: Cast | None = None
+                if element >= size:
+                    if not low <= element < high:
+                        block = scheduler.block(element)
+                        if block.chain is not None:
+                            low, high, first = block.start, block.start + block.count, block.first
+                            casts = self.growth.casts(block)
+                    if low <= element < high:
+                        cast = casts[(element - low) % len(casts)]
+                    plain = cast is not None and not cast.filters
+                else:
+                    plain = element not in curious
+                if not plain or type(report.value) in work:
+                    if type(report.value) in work and scheduler.awaits(element, attempt):
                         if events:
                             self.step(events, recorded)
                             events, recorded = [], {}
@@ -327,6 +343,8 @@ class Runner:
                     continue
                 if scheduler.awaits(element, attempt):
                     values[element] = report.value
+                    if cast is not None and cast.pulls:
+                        cast.used(first + (element - low) // len(casts))
                     asked = scheduler.asked(element)
                     if gate is not None:
                         report.value = gate.encoded(element, attempt, report.value)
@@ -540,18 +558,17 @@ class Runner:
         chosen = 0
         try:
             block = scheduler.block(element)
-            if block.kind == CHAIN:
+            if block.chain is not None:
                 index, cast = growth.cast(element, block)
                 if cast.filters:
                     passes = bool(local(value, None))
-                    value = growth.own_item(element)
+                    value = cast.item(element, index, None)
                     if not passes:
-                        growth.used(cast.container, block.first + index)
+                        cast.used(index)
                         self._take(element, attempt, report)
                         report.value = None
                         return m.Skipped(element, attempt, report.started, report.ended)
-                if not cast.over:
-                    growth.used(cast.container, block.first + index)
+                cast.used(index)
             elif block.kind == GRAPH:
                 chosen = self._chosen(element, value)
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
@@ -749,9 +766,24 @@ class Runner:
         homes = self._places.homes
         context: contextvars.Context | None = None
         jobs: list[Job] = []
+        low = high = first = 0  # the elements of one block, which are of maps
+        casts: tuple[Cast, ...] = ()
         for element in elements:
             attempt = attempts(element)
-            if element >= size or element in curious:
+            if element >= size:
+                if not low <= element < high:
+                    block = self.scheduler.block(element)
+                    if block.chain is None:
+                        if (job := self._job(lane, element, attempt)) is not None:
+                            jobs.append(job)
+                        continue
+                    low, high, first = block.start, block.start + block.count, block.first
+                    casts = self.growth.casts(block)
+                index, position = divmod(element - low, len(casts))
+                if (job := self._item_job(lane, element, attempt, first + index, casts[position])) is not None:
+                    jobs.append(job)
+                continue
+            if element in curious:
                 if (job := self._job(lane, element, attempt)) is not None:
                     jobs.append(job)
                 continue
@@ -788,7 +820,7 @@ class Runner:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
                     job.cores, job.memory = needs
-                    if job.memory and not self._places.kills[lane]:
+                    if job.memory:
                         self._tell_unwatched(lane, job)
         if self._places.enforces[lane]:
             policy_of = self.scheduler.policy
@@ -798,46 +830,74 @@ class Runner:
             self._dispatcher.submit(self._places.names[lane], jobs)
 
     def _tell_unwatched(self, lane: int, job: Job) -> None:
-        """Say once in a run that memory= holds nobody back there once it has begun."""
-        if not self._unwatched_told:
+        """Say once in a run that memory= holds nobody back there once it has begun, where that is so."""
+        if not self._unwatched_told and not self._places.kills[lane]:
             self._unwatched_told = True
             where = self._places.names[lane]
             text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
             self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
 
-    def _job(self, lane: int, element: int, attempt: int) -> Job | None:
-        """The job of an element that is no plain node of the program; None when it has no arguments, which is told."""
-        growth = self.growth
-        home = self._places.homes[lane] if self._places.homes is not None else None
-        block = self.scheduler.block(element)
+    def _item_job(self, lane: int, element: int, attempt: int, index: int, cast: Cast) -> Job | None:
+        """The job of element `index` of a map; None when it has no arguments, which is told."""
+        homes = self._places.homes
         try:
-            if block.kind == CHAIN:
-                index, cast = growth.cast(element, block)
-                index += block.first
-                keys = self.roster.keys(block.owner)
-                name = f"{cast.name}[{index if keys is None else keys[index]}]"
-                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
-                args, kwargs = growth.arguments_of(element, index, cast, home)
-            else:
-                name = self.roster.names[element]
-                program, node = growth.declared(element)
-                target, once = program.targets[node], node in program.once
-                cores, memory = cores_of(program, node), program.memory.get(node, 0)
-                args, kwargs = growth.arguments(element, home)
+            args, kwargs = cast.arguments(element, index, homes[lane] if homes is not None else None)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
             return None
-        context: contextvars.Context | None = None
-        if self._places.in_process[lane]:
-            context = self._context.copy()
-            context.run(TASK.set, name)
-            if attempt > 1:
-                context.run(ATTEMPT.set, attempt)
-        ref = make_ref(self.token, element, attempt)
-        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
-        if memory and not self._places.kills[lane]:
+        name = cast.named(index)
+        job = Job(
+            (self.token << TOKEN_SHIFT) | (element << ATTEMPT_BITS) | attempt,  # make_ref, without the call
+            cast.target,
+            args,
+            kwargs,
+            self.info.id,
+            name,
+            attempt,
+            None,
+            self._context_for(name, attempt) if self._places.in_process[lane] else None,
+            cast.once,
+            cast.cores,
+            cast.memory,
+        )
+        if cast.memory:
             self._tell_unwatched(lane, job)
         return job
+
+    def _job(self, lane: int, element: int, attempt: int) -> Job | None:
+        """The job of an element of a graph or a tree that is no plain node of the program, likewise."""
+        growth, homes = self.growth, self._places.homes
+        try:
+            program, node = growth.declared(element)
+            args, kwargs = growth.arguments(element, homes[lane] if homes is not None else None)
+        except Exception as error:  # noqa: BLE001 - likewise
+            self.refuse(element, attempt, error)
+            return None
+        name = self.roster.names[element]
+        job = Job(
+            make_ref(self.token, element, attempt),
+            program.targets[node],
+            args,
+            kwargs,
+            self.info.id,
+            name,
+            attempt,
+            None,
+            self._context_for(name, attempt) if self._places.in_process[lane] else None,
+            node in program.once,
+            cores_of(program, node),
+            program.memory.get(node, 0),
+        )
+        if job.memory:
+            self._tell_unwatched(lane, job)
+        return job
+
+    def _context_for(self, name: str, attempt: int) -> contextvars.Context:
+        context = self._context.copy()
+        context.run(TASK.set, name)
+        if attempt > 1:
+            context.run(ATTEMPT.set, attempt)
+        return context
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""

@@ -39,7 +39,13 @@ class Source:
         self.pulled = 0
 
     def item(self, index: int) -> Any:
+        """Item `index`. Raises KeyError for one that is used up."""
         return self.items[index] if self.items is not None else self.ahead[index]
+
+    def used(self, index: int) -> None:
+        """Nobody needs that item any more."""
+        if self.items is None:
+            self.ahead.pop(index, None)
 
 
 def combined(call: MapCall, values: Sequence[Any], origins: Sequence[str], fan_in: int) -> Source:
