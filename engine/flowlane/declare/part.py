@@ -102,7 +102,7 @@ def _found(workflow: Workflow, option: str, patterns: Sequence[str]) -> set[int]
                     hint=f"{_FLAGS[option]} {whole} has all of it; of a run that has been, flow resume RUN --from "
                     f"{whole + pattern[len(whole) :].partition('/')[0]!r} runs that part of it again",
                 )
-            close = did_you_mean(pattern, numbers)
+            close = did_you_mean(pattern, numbers) or did_you_mean(pattern.partition("[")[0], numbers)
             raise UnknownName(
                 f"workflow {workflow.name!r} has no task that {_FLAGS[option]} {pattern} fits ({option}=[{pattern!r}])",
                 hint=f"did you mean {close!r}?" if close else "flow graph lists its tasks",
