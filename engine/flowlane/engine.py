@@ -242,10 +242,10 @@ class Engine:
 
         False when they have not, and got nothing for `patience` seconds. Blocks; not on a running loop.
         """
-        journals = [self._journal, *([self._recorder] if self._recorder is not None else [])]
+        journal, recorder = self._journal, self._recorder
         seen, since = -1, time.monotonic()
-        while any(each.writing for each in journals):
-            delivered = sum([each.delivered for each in journals])
+        while journal.writing or (recorder is not None and recorder.writing):
+            delivered = journal.delivered + (recorder.delivered if recorder is not None else 0)
             if delivered != seen:
                 seen, since = delivered, time.monotonic()
             elif time.monotonic() - since > patience:

@@ -199,8 +199,8 @@ class MemoryExceeded(WorkerCrashed):
 
 
 class ItemsError(FlowError, TypeError):
-    """What a map goes over, or one of its items, is not what it can go over; that showed when it ran. Raised as the failure of the
-    map, or of an element. `where` is the call in the workflow's body.
+    """What a map goes over, or one of its items, is not what it can go over; that showed when it ran. Raised as the failure of
+    the map, or of an element. `where` is the call in the workflow's body.
     """
 
     exit_code = 1

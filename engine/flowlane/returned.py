@@ -9,10 +9,10 @@ Longer ones, and what is further inside, are not looked at.
 from __future__ import annotations
 
 from types import CoroutineType
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.declare.function import place_of
-from flowlane.declare.handle import Combined, Handle
+from flowlane.declare.handle import Combined, Handle, kind_of
 from flowlane.declare.nodes import Workflow
 from flowlane.declare.task import Call, Task
 from flowlane.declare.workflow import Bound, WorkflowDefinition
@@ -36,7 +36,7 @@ SUSPECTS: Final[frozenset[type]] = _WRONG | frozenset(_CONTAINERS)
 
 def is_mistake(value: Any) -> bool:
     """Whether a result whose type is one of `SUSPECTS` is neither a value nor work. At most a few µs."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind in _CONTAINERS:
         return 0 < len(value) <= LOOKED_INTO and not _WRONG_INSIDE.isdisjoint(
             map(type, value.values() if kind is dict else value)
@@ -46,7 +46,7 @@ def is_mistake(value: Any) -> bool:
 
 def mistake(task: str, function: Any, value: Any) -> DefinitionError:
     """What to say of a result that is a mistake."""
-    kind = type(value)
+    kind = kind_of(value)
     if kind in _CONTAINERS:
         inside: Collection[Any] = value.values() if kind is dict else value
         return _in_container(task, function, kind.__name__, [each for each in inside if type(each) in _WRONG_INSIDE])
@@ -58,7 +58,7 @@ def mistake(task: str, function: Any, value: Any) -> DefinitionError:
 def _in_container(task: str, function: Any, kind: str, found: list[Any]) -> DefinitionError:
     what, hint = _described(found[0])
     more = f" and {len(found) - 1} more of the kind" if len(found) > 1 else ""
-    if not isinstance(found[0], CoroutineType):
+    if type(found[0]) is not CoroutineType:
         hint = (
             "a task becomes one piece of work at most: return a_workflow.bind(...) whose body makes all of them, "
             "with a_task.map(items) for instance; or return the items, and map over the result of this task"
@@ -71,31 +71,27 @@ def _in_container(task: str, function: Any, kind: str, found: list[Any]) -> Defi
 
 
 def _close(value: Any) -> None:
-    if isinstance(value, CoroutineType):
-        cast("CoroutineType[Any, Any, Any]", value).close()  # else Python warns that it was never awaited
+    if type(value) is CoroutineType:
+        value.close()  # else Python warns that it was never awaited
 
 
 def _described(value: Any) -> tuple[str, str]:
     """What it is in words, and what to write instead."""
-    match value:
-        case Task():
-            name = str(cast("Task[Any, Any, Any]", value).name)
-            return f"the task {name!r} itself, not its result", (
-                f"return {name}.bind(...) to become that call; {name}.fn(...) calls the function right here"
-            )
-        case WorkflowDefinition():
-            name = str(cast("WorkflowDefinition[..., Any]", value).name)
-            return f"the workflow {name!r} itself", f"return {name}.bind(...) to become it"
-        case Workflow():
-            return f"the workflow {value.name!r}", "return wf.returns(handle), the workflow with what its result is"
-        case Call():
-            name = str(cast("Call[Any]", value).task.name)
-            return f"{name}.bind(...), a call", f"return {name}.bind(...) alone"
-        case Bound():
-            name = str(cast("Bound[Any]", value).name)
-            return f"{name}.bind(...), a workflow", f"return {name}.bind(...) alone"
-        case CoroutineType():
-            name = getattr(value, "__qualname__", "?")
-            return f"a coroutine of {name!r}, which nobody awaited", "await it: return await ..."
-        case _:
-            return "a handle, the result of a task in a workflow's body", "pass it to this task: then it gets the value"
+    kind: Any = kind_of(value)
+    if kind is Task:
+        return f"the task {value.name!r} itself, not its result", (
+            f"return {value.name}.bind(...) to become that call; {value.name}.fn(...) calls the function right here"
+        )
+    if kind is WorkflowDefinition:
+        return f"the workflow {value.name!r} itself", f"return {value.name}.bind(...) to become it"
+    if kind is Workflow:
+        return f"the workflow {value.name!r}", "return wf.returns(handle), the workflow with what its result is"
+    if kind is Call:
+        return f"{value.task.name}.bind(...), a call", f"return {value.task.name}.bind(...) alone"
+    if kind is Bound:
+        return f"{value.name}.bind(...), a workflow", f"return {value.name}.bind(...) alone"
+    if kind is CoroutineType:
+        return f"a coroutine of {value.__qualname__!r}, which nobody awaited", "await it: return await ..."
+    if kind is Combined:
+        return value.called, "return the list of tuples that it stands for"
+    return "a handle, the result of a task in a workflow's body", "pass it to this task: then it gets the value"

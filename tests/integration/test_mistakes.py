@@ -53,7 +53,7 @@ GIVEN: dict[str, Any] = {
     "mapping": lambda: {"a": 1},
     "broken": broken,
     "broken at once": lambda: broken(0),
-    "keys": lambda: {"a": 1, "b": 2}.keys(),
+    "keys": {"a": 1, "b": 2}.keys,
     "empty": list,
 }
 

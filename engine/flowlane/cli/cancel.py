@@ -21,7 +21,8 @@ _STEP = 0.1
 @options.run
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait for the end.")
 def command(run: str, no_wait: bool) -> int:
-    """Stop RUN (a name, an id or its beginning; "last" unless given) in the process that it is in: what runs is interrupted, nothing begins.
+    """Stop RUN (a name, an id or its beginning; "last" unless given) in the process that it is in: what runs is
+    interrupted, nothing begins.
 
     The run can be resumed. Waits until it has ended, 10 seconds at most; exits with 1 when it has not by then.
     """

@@ -1,7 +1,7 @@
 """How tasks are counted for people: the one rule that a run's result, its last event, its summary and what is stored of it share.
 
-A task that has become others (a map, a reduction by tree, a workflow, a task that returned work) is told by what they came to, and
-does not count beside them; unless it failed of itself, as when what it was to go over could not be read. Pure.
+A task that has become others (a map, a reduction by tree, a workflow, a task that returned work) is told by what they came to,
+and does not count beside them; unless it failed of itself, as when what it was to go over could not be read. Pure.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FAULTY: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRAS
 def tally(states: bytes, containers: Iterable[int], failed: Container[int]) -> dict[TaskState, int]:
     """State → tasks, in the order of the states; those with none are left out.
 
-    `states` are indices of `STATES`, by element; `containers` the elements that have become others; `failed` those with an error of
-    their own.
+    `states` are indices of `STATES`, by element; `containers` the elements that have become others; `failed` those with an error
+    of their own.
     """
     counts = [states.count(code) for code in range(len(STATES))]
     for element in containers:

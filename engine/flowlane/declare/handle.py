@@ -219,7 +219,9 @@ class Combined:
         )
 
 
-_LOOKED_INTO: Final = 100  # elements of a container, or attributes of an object, that may hide a handle: one level, and short
+_LOOKED_INTO: Final = (
+    100  # elements of a container, or attributes of an object, that may hide a handle: one level, and short
+)
 
 
 def hidden_in(value: Any) -> tuple[str, Handle] | None:
@@ -227,7 +229,7 @@ def hidden_in(value: Any) -> tuple[str, Handle] | None:
 
     Looked at are attributes, those of slots included, what a function has closed over, the arguments of a partial, and a deque.
     """
-    kind = kind_of(value)
+    kind: Any = kind_of(value)
     parts: Iterable[tuple[str, object]] = ()
     if kind is FunctionType:
         if value.__closure__:

@@ -335,7 +335,9 @@ class Workflow:
                 if issubclass(kind, (Work, Task)):
                     raise self._no_value(task, value)
                 if position < len(task.prefix) and not issubclass(kind, (list, tuple, dict)):
-                    filled.append(value)  # the instance of a method: whatever it keeps, handles too, it may keep for the body
+                    filled.append(
+                        value
+                    )  # the instance of a method: whatever it keeps, handles too, it may keep for the body
                 else:
                     filled.append(template.of(value))
         named = kwargs

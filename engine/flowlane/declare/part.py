@@ -112,7 +112,7 @@ def _found(workflow: Workflow, option: str, patterns: Sequence[str]) -> set[int]
 
 
 def _whole_of(workflow: Workflow, numbers: Mapping[str, int], pattern: str) -> str | None:
-    """The map, or the workflow in one node, that becomes what `pattern` names: ``each[2]``, ``sub[0]/parse``; None for no such."""
+    """The map, or the workflow in one node, that becomes what `pattern` names: ``each[2]``, ``sub[0]/parse``; None for none."""
     sparse = workflow.found_sparse
     for cut, mark in enumerate(pattern):
         if mark in "[/" and (node := numbers.get(pattern[:cut])) is not None:

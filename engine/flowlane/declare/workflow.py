@@ -293,7 +293,8 @@ class WorkflowDefinition(Generic[P, R]):
         def reduce(self, *_args: Any, **_kwargs: Any) -> Any:
             """Likewise."""
             raise self._only_for_tasks(
-                "reduce", f"merge with a task: merge.reduce(items, fan_in=8); or call it with all of them, {self.name}(items)"
+                "reduce",
+                f"merge with a task: merge.reduce(items, fan_in=8); or call it with all of them, {self.name}(items)",
             )
 
         def repeat_until(self, *_args: Any, **_kwargs: Any) -> Any:

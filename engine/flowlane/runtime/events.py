@@ -82,7 +82,9 @@ class Shape:
         ended_early = source is TaskState.READY and reason in (Reason.REJECTED, Reason.WORKER_DIED)
         self.first = source is TaskState.PENDING  # the first row of its task: no time in an earlier state
         whole = source is TaskState.EXPANDED and reason is Reason.RAISED  # a map's source, a workflow's body
-        self.reported = began or ended_early or whole  # there is a report, an executor's as a rule, which tells who ran it
+        self.reported = (
+            began or ended_early or whole
+        )  # there is a report, an executor's as a rule, which tells who ran it
         self.cpu = source is TaskState.RUNNING
         self.blamed = self.reported and target is not TaskState.RUNNING and reason in _BLAMED
         self.stopped = target in _BAD

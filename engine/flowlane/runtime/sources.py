@@ -24,6 +24,8 @@ __all__ = ["Source", "check_parts", "combined"]
 
 _LIKE: Final = "return a list, a mapping, or any other iterable from it"
 _END: Final = object()
+#: Sets by their interface, and in a fixed order all the same.
+_ORDERED: Final = (Mapping, KeysView, ItemsView)
 
 
 class Source:
@@ -61,11 +63,9 @@ def combined(call: MapCall, values: Sequence[Any], origins: Sequence[str], fan_i
     else:
         for value, origin in zip(values, origins, strict=True):
             if isinstance(value, Mapping):
-                raise _refused(call, value, origin, "is a mapping", "return list(mapping), .values() or .items() of it")
-        if call.combine == "product":
-            source = Source(None, itertools.product(*values), None)
-        else:
-            source = _zipped(call, values, origins)
+                raise _refused(call, origin, "is a mapping", "return list(mapping), .values() or .items() of it")
+        crossed = call.combine == "product"
+        source = Source(None, itertools.product(*values), None) if crossed else _zipped(call, values, origins)
     return _grouped(source, fan_in) if fan_in else source
 
 
@@ -88,7 +88,7 @@ def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
         )
 
 
-def _refused(call: MapCall, value: Any, origin: str, what: str, hint: str) -> ItemsError:
+def _refused(call: MapCall, origin: str, what: str, hint: str) -> ItemsError:
     subject = f"the result of {origin!r}, which {what}" if origin else f"something that {what}"
     return ItemsError(f"{call.called} goes over {subject}", where=call.where, hint=hint)
 
@@ -103,18 +103,18 @@ def _kind(value: Any) -> str:
 
 def _check(call: MapCall, value: Any, origin: str) -> None:
     """Refuse what cannot be gone over item by item, or not twice in the same order."""
+    kind = _kind(value)
     if isinstance(value, (str, bytes, bytearray)):
         hint = "return a list from it, of one item if there is only one"
-        raise _refused(call, value, origin, f"is {_kind(value)}: one value, not many", hint)
-    if isinstance(value, AbstractSet) and not isinstance(value, (Mapping, KeysView, ItemsView)):
-        kind = _kind(value)  # pyright: ignore[reportUnknownArgumentType] - truly any
+        raise _refused(call, origin, f"is {kind}: one value, not many", hint)
+    if isinstance(value, AbstractSet) and not isinstance(value, _ORDERED):
         hint = "return sorted(...) of it: an element is known by its place, also when the run is resumed"
-        raise _refused(call, value, origin, f"is {kind}, whose items come in another order each time", hint)
-    if not hasattr(value, "__iter__") and not _is_indexed(value):
+        raise _refused(call, origin, f"is {kind}, whose items come in another order each time", hint)
+    if not hasattr(cast("object", value), "__iter__") and not _is_indexed(value):
         hint = _LIKE
-        if hasattr(value, "__aiter__"):
+        if hasattr(cast("object", value), "__aiter__"):
             hint = "read it in the task, `[each async for each in ...]`, and return that list"
-        raise _refused(call, value, origin, f"is {_kind(value)} and has no items", hint)
+        raise _refused(call, origin, f"is {kind} and has no items", hint)
 
 
 def _is_indexed(value: Any) -> bool:
@@ -163,7 +163,9 @@ def _zipped(call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> Sou
         return Source(None, _side_by_side(call, values, origins), None)
     lengths = [len(each) for each in values]
     if len(set(lengths)) > 1:
-        told = [f"{length:,}{f' of {origin!r}' if origin else ''}" for length, origin in zip(lengths, origins, strict=True)]
+        told = [
+            f"{length:,}{f' of {origin!r}' if origin else ''}" for length, origin in zip(lengths, origins, strict=True)
+        ]
         raise _unequal(call, f"lists of different lengths: {', '.join(told)}")
     return Source(list(zip(*values, strict=True)), None, None)
 

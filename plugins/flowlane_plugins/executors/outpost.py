@@ -130,7 +130,9 @@ def perform(
             failure = _failure(error.with_traceback(None))
             return _record(ref, RAISED, started, worker, ended, used, failure=failure), None
         pickling = started - began + monotonic_ns() - ended
-        carried = result.nbytes <= kept.CARRIED_MAX or may_be_work(result.stream)  # the engine has to see what work it is
+        carried = result.nbytes <= kept.CARRIED_MAX or may_be_work(
+            result.stream
+        )  # the engine has to see what work it is
         if result.buffers or not carried:
             return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling), result
         small = (bytes(result.stream), result.files)

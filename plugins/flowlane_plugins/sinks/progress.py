@@ -107,7 +107,9 @@ class _Figures:
         self.retrying = 0
         self.running: dict[int, tuple[int, int]] = {}  # task → (start, attempt), oldest first
         self.busy: Counter[str] = Counter(dict.fromkeys(run.executors, 0))
-        self.kinds: Counter[str] = Counter()  # of the tasks that there are so far; each is counted once, not in each frame
+        self.kinds: Counter[str] = (
+            Counter()
+        )  # of the tasks that there are so far; each is counted once, not in each frame
 
     def count(self) -> Counter[str]:
         """Kind → tasks, those that have come into being since included."""

@@ -195,7 +195,7 @@ def take(payload: Payload, chunks: tuple[Chunk, ...], name: str, home: object) -
 def _may_be_work(payload: Payload, chunks: tuple[Chunk, ...]) -> bool:
     if isinstance(payload, bytes):
         return pickling.may_be_work(payload)
-    stream = payload[0]
-    if isinstance(stream, int):
-        stream, _ = opened(payload, "a result", chunks[0] if chunks else None, load=False)
+    if isinstance(payload[0], bytes):
+        return pickling.may_be_work(payload[0])
+    stream, _ = opened(payload, "a result", chunks[0] if chunks else None, load=False)
     return pickling.may_be_work(stream)

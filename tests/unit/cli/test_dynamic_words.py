@@ -88,7 +88,10 @@ def test_why_takes_the_latest_run_and_needs_no_task(flow: Flow) -> None:
     for words in (["each"], ["last", "each"], ["last/each"], [name, "each"], [f"{name}/each"]):
         assert flow("why", *words).out.startswith("each failed "), words
     unknown = flow("why", "eahc")
-    assert (unknown.code, "'eahc' is neither a task of the latest run nor a run in the store" in unknown.err) == (2, True)
+    assert (unknown.code, "'eahc' is neither a task of the latest run nor a run in the store" in unknown.err) == (
+        2,
+        True,
+    )
     assert "did you mean 'each'?" in unknown.err
     document = json.loads(flow("why", "--json").out)
     assert (document["task"], document["facts"]["failed"]) == (None, ["each"])
@@ -104,7 +107,7 @@ def test_cancel_takes_the_latest_run(flow: Flow) -> None:
 @pytest.mark.parametrize(
     ("which", "counts"),
     [
-        ("good", "8 succeeded"),  # load, each ×3, total ×2, _sub ×2: those that became them do not count
+        ("good", "9 succeeded"),  # load, each 3 times, total 3 times, _sub twice: those that became them do not count
         ("broken", "1 succeeded · 1 failed · 1 upstream_failed"),
         ("partly", "1 succeeded · 1 failed · 1 upstream_failed"),
     ],
@@ -126,7 +129,9 @@ def test_workflows_are_shown_without_an_executor(flow: Flow) -> None:
     assert "1 workflow" in graph.splitlines()[0]
     assert "threads 3" in graph.splitlines()[0]
     assert re.search(r"_sub\[\*\] +- +- ", graph)
-    tasks = {task["name"]: task for task in json.loads(flow("graph", "dynamic.py:good", "--format", "json").out)["tasks"]}
+    tasks = {
+        task["name"]: task for task in json.loads(flow("graph", "dynamic.py:good", "--format", "json").out)["tasks"]
+    }
     assert (tasks["_sub"]["kind"], tasks["_sub"]["executor"]) == (None, None)
     assert tasks["each"]["executor"] == "threads"
     flow("run", "dynamic.py:good", "--quiet")

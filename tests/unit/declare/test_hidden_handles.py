@@ -58,7 +58,10 @@ def use(given: Any) -> Any:
         (lambda handle: {"a": Guarded(handle)}, "a Guarded that holds"),
         (lambda handle: [handle, Guarded(handle)], "a Guarded that holds"),
         (lambda handle: deque([handle]), "a deque that holds the result of task 'load' (its element 0)"),
-        (lambda handle: partial(print, end=handle), "a partial that holds the result of task 'load' (its argument 'end')"),
+        (
+            lambda handle: partial(print, end=handle),
+            "a partial that holds the result of task 'load' (its argument 'end')",
+        ),
         (lambda handle: lambda: handle, "a function that holds the result of task 'load' (its variable 'handle')"),
     ],
 )
@@ -129,7 +132,7 @@ def test_the_instance_of_a_method_may_keep_handles_for_the_body() -> None:
 @pytest.mark.parametrize(
     ("misuse", "told"),
     [
-        (lambda handle: [each for each in handle], "iterated or unpacked"),
+        (lambda handle: [*handle], "iterated or unpacked"),
         (lambda handle: handle + 1, "used in arithmetic"),
         (lambda handle: "yes" if handle else "no", "used as a condition"),
         (lambda handle: handle.name, "asked for its attribute 'name'"),
