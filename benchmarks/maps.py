@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING, Any
@@ -134,7 +135,7 @@ def on_asyncio(table: Table, sizes: Sequence[int], modes: Sequence[str], repetit
         for stages in (1, 3):
             with ExitStack() as stack:
                 ours = {mode: stack.enter_context(engine(mode))(chained(range(size), stages)) for mode in modes}
-                floors = {"tasks": lambda: as_tasks(size, stages), "awaited": lambda: awaited(size, stages)}
+                floors = {"tasks": partial(as_tasks, size, stages), "awaited": partial(awaited, size, stages)}
                 samples = rounds({**floors, **ours}, repetitions)
             each = 1e6 / size / stages
             floor = statistics.median(samples["tasks"]) * each
@@ -180,7 +181,7 @@ def on_processes(table: Table, size: int, modes: Sequence[str], repetitions: int
                 return node.options(in_flight=size).map(range(size))
 
             ours = {mode: stack.enter_context(engine(mode, workers=workers))(crunching.bind()) for mode in modes}
-            theirs = {f"chunks of {chunk}": lambda chunk=chunk: drained(chunk) for chunk in CHUNKS}
+            theirs = {f"chunks of {chunk}": partial(drained, chunk) for chunk in CHUNKS}
             samples = rounds({**theirs, **ours}, repetitions)
         best = min(theirs, key=lambda each: statistics.median(samples[each]))
         for mode in modes:
@@ -188,7 +189,15 @@ def on_processes(table: Table, size: int, modes: Sequence[str], repetitions: int
             us = statistics.median(samples[mode]) / size * 1e6
             floors = {each: round(statistics.median(samples[each]) / size * 1e6, 2) for each in theirs}
             table.row(
-                {"part": "processes", "work": name, "size": size, "mode": mode, **times.row(), "us": us, "pool": floors},
+                {
+                    "part": "processes",
+                    "work": name,
+                    "size": size,
+                    "mode": mode,
+                    **times.row(),
+                    "us": us,
+                    "pool": floors,
+                },
                 f"processes {name:8} {size:>8,} {mode:8} {times!s:26} {us:6.2f} µs an element"
                 f"   Pool, {best}: {floors[best]:.2f} µs, one by one: {floors['chunks of 1']:.2f} µs",
             )

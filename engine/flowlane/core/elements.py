@@ -7,7 +7,7 @@ time, and keeps them. A block says what its elements are:
     CHAIN  elements of mapped nodes, ``stages`` for each index: stage s of index i is ``start + (i - first) * stages + s``
     TREE   merges of a reduction by tree, in the order in which they came about
 
-All that is kept of an element are some bytes in each column: about 80 together.
+All that is kept of an element are some bytes in each column: about 70 together.
 """
 
 from __future__ import annotations
@@ -107,8 +107,8 @@ class Elements:
         self.attempt = bytearray()
         self.held = bytearray()
         self.linked = bytearray()
-        self.left: list[int] = []
-        self.uses: list[int] = []
+        self.left = array("i")
+        self.uses = array("i")
         self.dependants: list[tuple[int, ...]] = []
         self.inputs: list[tuple[int, ...]] = []
         self.queue = array("h")

@@ -388,6 +388,8 @@ class Ends(Standing, ABC):
         if scope.parted:
             return
         scope.parted = True
+        if not scope.open:
+            self._parted.append(container)
         if container in self._trees:
             root = self._trees[container].root
             parts: Iterable[int] = () if root < 0 else (root,)

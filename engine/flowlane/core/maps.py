@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from heapq import heappush
 from typing import TYPE_CHECKING, Final
 
@@ -16,12 +17,12 @@ from flowlane.core.outcomes import (
     ENDED,
     FAILURES,
     HAS_VALUE,
-    LINKED,
     OK,
     RATE,
     RETURNED,
     SKIP,
 )
+from flowlane.core.plan import SLOT
 from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CANCELLED,
@@ -235,11 +236,11 @@ class Maps(Trees):
         chain.block = len(e.blocks)
         start = e.grow(block, count * width)
         block.left = bytearray([width]) * count
-        e.left.extend([len(stage.over) for stage in stages] * count)
-        e.uses.extend([stage.uses - (stage.whole and stage.concluded) for stage in stages] * count)
-        e.queue.extend([stage.queue for stage in stages] * count)
-        e.policy.extend([stage.policy for stage in stages] * count)
-        e.rank.extend([stage.rank for stage in stages] * count)
+        e.left.extend(array("i", [len(stage.over) for stage in stages]) * count)
+        e.uses.extend(array("i", [stage.uses - (stage.whole and stage.concluded) for stage in stages]) * count)
+        e.queue.extend(array("h", [stage.queue for stage in stages]) * count)
+        e.policy.extend(array("H", [stage.policy for stage in stages]) * count)
+        e.rank.extend(array("i", [stage.rank for stage in stages]) * count)
         e.dependants.extend([()] * (count * width))
         e.inputs.extend([()] * (count * width))
         e.linked[start:] = b"\x01" * (count * width)
@@ -293,18 +294,11 @@ class Maps(Trees):
             self._try_conclude(chain, stage)
 
     def _land(self, event: Succeeded) -> bool:
-        """The success of an element of a map, as a rule: what `_end`, `_settle` and `_tell_chain` do, without their detours.
+        """The success of a linked attempt that is out: of an element of a map, as a rule.
 
-        False when it is anything else, and nothing has changed.
+        What `_end`, `_settle` and `_tell_chain` do, without their detours. False when it is anything else: nothing has changed.
         """
         element, state = event.element, self._state
-        if not (
-            0 <= element < len(state)
-            and self._held[element] == LINKED
-            and self._attempt[element] == event.attempt
-            and 0 <= event.started <= event.ended
-        ):
-            return False
         e = self._elements
         block = e.blocks[e.block_of[element]]
         chain = block.chain
@@ -323,7 +317,11 @@ class Maps(Trees):
         self._held[element] = 0
         self.ended_ns[element] = event.ended
         record((element, event.attempt, RETURNED, event.ended))
-        self._waiting.free(self._queue_of[element])
+        waiting, queue = self._waiting, self._queue_of[element]
+        if waiting.requirement[queue] is SLOT:
+            waiting.freed[queue] += 1  # `free`, without the call
+        else:
+            waiting.free(queue)
         self._open -= 1
         stage.open -= 1
         stage.ok += 1

@@ -318,9 +318,13 @@ class SetTimer:
 
 @dataclass(slots=True)
 class Release:
-    """Nobody will read these elements' values any more."""
+    """Nobody will read these elements' values any more.
+
+    containers  have ended, and so has all that they had become: what that was made of (items, a graph's program) is of no use
+    """
 
     elements: list[int]
+    containers: Sequence[int] = ()
 
 
 @dataclass(slots=True)

@@ -131,41 +131,42 @@ class Scheduler(Graphs):
         for event in (pending := iter(events)):
             if type(event) is Succeeded:
                 element = event.element
-                # the fast path: out, not asked to stop, this attempt, and with the times that a success has
+                # the fast paths: out, not asked to stop, this attempt, and with the times that a success has
                 if (
                     0 <= element < len(state)
-                    and held[element] == OUT
+                    and 0 < (hold := held[element]) <= LINKED
                     and attempts[element] == event.attempt
                     and 0 <= event.started <= event.ended
                 ):
-                    if state[element] == READY:
-                        self.started_ns[element] = event.started
-                        record((element, event.attempt, BEGAN, event.started))
-                    state[element] = SUCCEEDED
-                    held[element] = 0
-                    self.ended_ns[element] = event.ended
-                    record((element, event.attempt, RETURNED, event.ended))
-                    freed[queue_of[element]] += 1
-                    self._open -= 1
-                    for below in self._dependants[element]:
-                        waits_for[below] = left = waits_for[below] - 1
-                        if not left and state[below] == PENDING:
-                            state[below] = READY
-                            attempts[below] = 1
-                            self.ready_ns[below] = at
-                            record((below, 1, BECAME_READY, at))
-                            heappush(queues[queue_of[below]], rank[below] << ELEMENT_BITS | below)
-                            if self.has_total:
-                                self._limit_total(below)
-                    for up in inputs[element]:
-                        uses[up] = left = uses[up] - 1
-                        if not left:
-                            released.append(up)
-                    if not uses[element]:
-                        released.append(element)
-                    continue
-                if self._land(event):
-                    continue
+                    if hold == OUT:
+                        if state[element] == READY:
+                            self.started_ns[element] = event.started
+                            record((element, event.attempt, BEGAN, event.started))
+                        state[element] = SUCCEEDED
+                        held[element] = 0
+                        self.ended_ns[element] = event.ended
+                        record((element, event.attempt, RETURNED, event.ended))
+                        freed[queue_of[element]] += 1
+                        self._open -= 1
+                        for below in self._dependants[element]:
+                            waits_for[below] = left = waits_for[below] - 1
+                            if not left and state[below] == PENDING:
+                                state[below] = READY
+                                attempts[below] = 1
+                                self.ready_ns[below] = at
+                                record((below, 1, BECAME_READY, at))
+                                heappush(queues[queue_of[below]], rank[below] << ELEMENT_BITS | below)
+                                if self.has_total:
+                                    self._limit_total(below)
+                        for up in inputs[element]:
+                            uses[up] = left = uses[up] - 1
+                            if not left:
+                                released.append(up)
+                        if not uses[element]:
+                            released.append(element)
+                        continue
+                    if self._land(event):
+                        continue
             try:
                 self._out_of_line(event)
             except InvalidTransition as error:
@@ -186,8 +187,9 @@ class Scheduler(Graphs):
             self._dirty |= self._postponed
             self._postponed = {}
             self._admit_all()
-        if self._released:
-            commands.append(Release(self._released))
+        if self._released or self._parted:
+            commands.append(Release(self._released, self._parted))
+            self._parted = []
         if self._asks:
             for (index, reason), elements in self._asks.items():
                 if out := [element for element in elements if self._held[element] > LINKED]:

@@ -125,6 +125,7 @@ class Standing:
         self._at = 0
         self._step = Step([], [])
         self._released: list[int] = []
+        self._parted: list[int] = []  # containers that have ended, whole
         self._rippling: list[int] = []
         self._dirty: dict[Chain, None] = {}  # whose window may have room
         self._open: int = 0
@@ -144,21 +145,27 @@ class Standing:
         """What an element is: a node of the plan, of a graph that another has become, or an element of a map."""
         return self._elements.place(element)
 
-    def elements_of(self, container: int) -> Iterator[int]:
-        """The elements that a container has become so far, in order of their numbers."""
+    def ranges_of(self, container: int) -> Iterator[range]:
+        """The elements that a container has become so far, in order of their numbers, a range for each block of them."""
         scope = self._scope(container)
         if scope is None:
             return
-        numbers = scope.blocks
-        for number in list(numbers):
+        for number in list(scope.blocks):
             block = self._elements.blocks[number]
-            if block.kind == CHAIN:
-                assert block.chain is not None
-                step = len(block.chain.stages)
+            if block.chain is not None:
                 position = self._stages[container][1].position
-                yield from range(block.start + position, block.start + block.count, step)
+                yield range(block.start + position, block.start + block.count, len(block.chain.stages))
             else:
-                yield from range(block.start, block.start + block.count)
+                yield range(block.start, block.start + block.count)
+
+    def elements_of(self, container: int) -> Iterator[int]:
+        """The same, one by one."""
+        for elements in self.ranges_of(container):
+            yield from elements
+
+    def states_of(self, elements: range) -> bytes:
+        """The states of a range, as indices of ``states.STATES``."""
+        return bytes(self._state[elements.start : elements.stop : elements.step])
 
     @property
     def blocks(self) -> Sequence[Block]:

@@ -14,7 +14,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
-from flowlane.core.states import DONE
+from flowlane.core.outcomes import HAS_VALUE
+from flowlane.core.states import DONE, SUCCEEDED
 from flowlane.errors import FlowError
 from flowlane.program import MISSING, Item, Ref
 from flowlane.runtime.sources import Source, check_parts, combined
@@ -357,20 +358,32 @@ class Growth:
             if type(template) is Ref:
                 return values[start + template.node]
             return fill(template, cast("Sequence[Any]", _Local(_From(values, start))))
-        places = enumerate(scheduler.elements_of(container))
-        done = [(index, element) for index, element in places if scheduler.state(element) in DONE]
         keys = self._roster.keys(container)
-        whole: Any
-        if keys is not None:
-            whole = {keys[index]: values[element] for index, element in done}
-        else:
-            whole = [values[element] for _, element in done]
+        whole: Any = [] if keys is None else {}
+        first = 0
+        for elements in scheduler.ranges_of(container):
+            states = scheduler.states_of(elements)
+            if keys is None and states.count(SUCCEEDED) == len(states):  # nearly always; it may be a million
+                whole += values[elements.start : elements.stop : elements.step]
+                continue
+            for index, (element, state) in enumerate(zip(elements, states, strict=True), first):
+                if state in HAS_VALUE:
+                    if keys is None:
+                        whole.append(values[element])
+                    else:
+                        whole[keys[index]] = values[element]
+            first += len(states)
         return Gathered(whole) if self.remote else whole
 
     def ended(self, container: int) -> None:
-        """A map has ended: what it went over is not needed any more."""
-        if self._sources.pop(container, None) is not None:
-            self._casts.pop(container, None)
+        """A map has ended, with all its elements, or a graph: what they were made of is not needed any more."""
+        if self._scheduler.is_map(container):
+            self._sources.pop(container, None)
+            return
+        _, start = self._scheduler.plan_of(container)
+        program = self._programs.pop(start)
+        for node in program.maps:
+            self._casts.pop(start + node, None)
 
     @staticmethod
     def _one_for_one(program: Program, node: int) -> bool:

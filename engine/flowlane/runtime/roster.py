@@ -82,6 +82,7 @@ class Roster:
         self._scheduler = scheduler
         self._own = Part.of(program)
         self._parts: dict[int, Part] = {}  # by the number of their first element
+        self._same: dict[Part, Part] = {}
         self._keys: dict[int, Sequence[Any]] = {}  # of maps whose elements have keys
         self._numbers: dict[int, dict[str, int]] = {}  # names of graphs, made when somebody looks for one
         self._owners: dict[int, str] = {}  # names of elements that others came of, while those are asked for
@@ -94,7 +95,8 @@ class Roster:
 
     def grafted(self, start: int, program: Program) -> None:
         """A graph has been added, from element `start` on."""
-        self._parts[start] = Part.of(program)
+        part = Part.of(program)
+        self._parts[start] = self._same.setdefault(part, part)  # one for all that a mapped workflow becomes
 
     def keyed(self, container: int, keys: Sequence[Any]) -> None:
         """The elements of a map have keys."""

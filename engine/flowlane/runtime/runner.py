@@ -504,7 +504,7 @@ class Runner:
             if report.failure is not None:
                 self.failures[element] = report.failure
         if kind is FAILED:
-            return self._failed(element, attempt, report)
+            return self._failed(element, attempt, report) if awaited else m.Failed(element, attempt, started, ended)
         if kind is CRASHED:
             poison = report.failure is not None and report.failure.ancestry[:1] == (_POISON,)
             return m.Crashed(element, attempt, started, ended, not poison)
@@ -627,7 +627,6 @@ class Runner:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
         try:
             value = self._values[element] = self.growth.gather(element)
-            self.growth.ended(element)
         except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
             self._fail_soon(error)
             return
@@ -731,6 +730,8 @@ class Runner:
             elif isinstance(command, Release):
                 for element in command.elements:
                     self._values[element] = None
+                for container in command.containers:
+                    self.growth.ended(container)
             elif isinstance(command, m.SetTimer):
                 self._set_timer(command.at)
             elif isinstance(command, m.Interrupt):
