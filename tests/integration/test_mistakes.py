@@ -227,6 +227,54 @@ def test_a_reduction_whose_source_broke_ends() -> None:
     assert "raised while total.reduce(...) at " in failure.notes[0]
 
 
+def test_an_iterator_can_be_gone_over_once() -> None:
+    @task.io
+    def stream() -> Any:
+        return iter([1, 2])
+
+    @workflow
+    def twice() -> Any:
+        given = stream()
+        return [one.map(given), pair.map(given)]
+
+    @workflow
+    def literal() -> Any:
+        given = iter([1, 2])
+        return [one.map(given), pair.map(given)]
+
+    for flow, whose in ((twice, "the result of 'stream', an iterator"), (literal, "an iterator")):
+        failure = failure_of(flow, "pair")
+        assert f"pair.map(...) goes over {whose} that one.map(...) at " in failure.message
+        assert "goes over as well" in failure.message
+        assert "return a list" in failure.notes[0]
+
+
+@pytest.mark.parametrize("count", [10, 5_000])
+def test_a_tree_merges_what_was_enough_of_a_map_however_long(count: int) -> None:
+    @workflow
+    def flow() -> Any:
+        return total.reduce(one.options(enough=2, in_flight=1).map(range(count)), fan_in=2)
+
+    result = run(flow.bind(), check=False, routes={"*": "inline"})
+    assert (result.value, result.tasks["total"].state) == (1, TaskState.SUCCEEDED)
+
+
+@task.io
+def forever(n: int) -> Any:
+    return forever.bind(n + 1)
+
+
+def test_work_without_an_end_names_the_task_that_returns_it() -> None:
+    @workflow
+    def flow() -> Any:
+        return forever.options(max_depth=3)(0)
+
+    failure = next(iter(run(flow.bind(), check=False, routes={"*": "inline"}).failures.values()))
+    assert "task 'forever' has gone on with more work" in failure.message
+    assert HERE in (failure.where or "")
+    assert "repeat_until" in failure.notes[0]
+
+
 # ── results ───────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

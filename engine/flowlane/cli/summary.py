@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.cli.terminal import inert
-from flowlane.cli.words import cut, duration, listed, path_of, size
+from flowlane.cli.words import cut, duration, listed, name_of, path_of, size
 from flowlane.core.states import TaskState
 from flowlane.loader import is_user_code, shown_path
 
@@ -177,7 +177,7 @@ def show_failure(messages: Messages, task: Tried, failure: Failure, frames: int)
     first, *rest = [cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
     attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
     kind = f"{inert(failure.type)}: " if first else inert(failure.type)
-    messages.write(f"{messages.paint(inert(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
+    messages.write(f"{messages.paint(name_of(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
     for line in rest[:_MESSAGE_LINES]:
         messages.write(f"    {line}\n")
     if len(rest) > _MESSAGE_LINES:

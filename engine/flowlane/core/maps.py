@@ -167,7 +167,7 @@ class Maps(Trees):
         first = chain.stages[0]
         enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
         if self._stopping is not None or enough or all(stage.concluded for stage in chain.stages):
-            self._cut_short(chain)
+            self._cut_short(chain, whole=enough and self._stopping is None)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
         recalled = 0
@@ -212,12 +212,13 @@ class Maps(Trees):
             chain.pulling = True
             self._step.commands.append(m.Pull(chain.stages[0].container, chain.window - chain.under_way))
 
-    def _cut_short(self, chain: Chain) -> None:
-        """No further index begins."""
-        if chain.more or chain.known > chain.numbered:
+    def _cut_short(self, chain: Chain, *, whole: bool) -> None:
+        """No further index begins. `whole`: those that did are enough, and trees merge what there is of them."""
+        shorter = chain.known > chain.numbered
+        if chain.more or shorter:
             chain.cut = True
         chain.known = chain.numbered
-        if chain.more:
+        if chain.more or (shorter and whole):
             self._source_ended(chain)
 
     def _fell(self, stage: Stage) -> None:

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from flowlane.core.states import Reason
 from flowlane.errors import DefinitionError, Failure, FlowError, TransportError, UsageError
+from flowlane.loader import shown_path
 
 if TYPE_CHECKING:
     from flowlane.core.plan import Policy
+    from flowlane.runtime.ports import Target
 
 __all__ = [
     "lost_result",
@@ -61,10 +63,12 @@ def worker_died() -> Failure:
     )
 
 
-def too_deep(task: str, limit: int) -> FlowError:
+def too_deep(target: Target, limit: int) -> FlowError:
     """A task's work has returned more work so often that it looks endless."""
+    code = getattr(target.fn, "__code__", None)
     return DefinitionError(
-        f"task {task!r} has gone on with more work {limit} times, one inside the other: that is its bound",
+        f"task {target.name!r} has gone on with more work {limit} times, one inside the other: that is its bound",
+        where=None if code is None else f"{shown_path(code.co_filename)}:{code.co_firstlineno}",
         hint="raise it where that is meant: .options(max_depth=...); or loop with repeat_until, or map over a list",
     )
 

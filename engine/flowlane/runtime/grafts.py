@@ -174,7 +174,7 @@ class Grafts:
         program, node = growth.declared(element)
         limit = program.max_depth.get(node, MAX_DEPTH)
         if growth.depth(element) >= limit:
-            raise too_deep(self._run.roster.tasks[element], limit)
+            raise too_deep(program.targets[node], limit)
 
     def _graft(
         self,

@@ -18,7 +18,7 @@ from flowlane.core.outcomes import HAS_VALUE
 from flowlane.core.states import DONE, SUCCEEDED
 from flowlane.errors import FlowError
 from flowlane.program import MISSING, Item, Ref
-from flowlane.runtime.sources import Source, check_parts, combined
+from flowlane.runtime.sources import Source, check_parts, combined, read_before
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.elements import Block
     from flowlane.core.scheduler import Scheduler
-    from flowlane.program import Program, Test
+    from flowlane.program import MapCall, Program, Test
     from flowlane.runtime.ports import Target
     from flowlane.runtime.roster import Roster
 
@@ -168,6 +168,7 @@ class Growth:
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, Source] = {}
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
+        self._iterators: dict[int, tuple[Any, MapCall]] = {}  # by id: those that maps have read, kept so that ids stay theirs
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
@@ -293,6 +294,7 @@ class Growth:
         values: Any = self._values if not start else _From(self._values, start)
         sources = [local(fill(source, values), None) if source is not None else () for source in call.sources]
         origins = [program.names[each.node] if type(each) is Ref else "" for each in call.sources]
+        self._take_iterators(call, sources, origins)
         source = combined(call, sources, origins, program.plan.maps[node].fan_in)
         self._sources[container] = source
         if source.keys is not None:
@@ -300,6 +302,14 @@ class Growth:
                 if self._one_for_one(program, each - start):
                     self._roster.keyed(each, source.keys)
         return -1 if source.items is None else len(source.items)
+
+    def _take_iterators(self, call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> None:
+        """Refuse an iterator that another map has read: there is nothing left in it. Raises ItemsError."""
+        for value, origin in zip(values, origins, strict=True):
+            if hasattr(value, "__next__"):
+                known, other = self._iterators.setdefault(id(value), (value, call))
+                if other is not call and known is value:
+                    raise read_before(call, origin, other)
 
     def told(self, container: int, error: BaseException) -> BaseException:
         """`error`, which came from the source of a map, with a word of which map that was."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from flowlane.program import MapCall
 
 
-__all__ = ["Source", "check_parts", "combined"]
+__all__ = ["Source", "check_parts", "combined", "read_before"]
 
 _LIKE: Final = "return a list, a mapping, or any other iterable from it"
 _END: Final = object()
@@ -86,6 +86,16 @@ def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
             where=call.where,
             hint=f"make each item a tuple of as many parts as {task!r} has arguments left",
         )
+
+
+def read_before(call: MapCall, origin: str, other: MapCall) -> ItemsError:
+    """What a map fails with over an iterator that `other` has read."""
+    subject = f"the result of {origin!r}, an iterator" if origin else "an iterator"
+    return ItemsError(
+        f"{call.called} goes over {subject} that {other.called}{f' at {other.where}' if other.where else ''} goes over as well",
+        where=call.where,
+        hint="an iterator gives its items only once: return a list of them",
+    )
 
 
 def _refused(call: MapCall, origin: str, what: str, hint: str) -> ItemsError:
