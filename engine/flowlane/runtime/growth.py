@@ -168,7 +168,9 @@ class Growth:
         self._programs: dict[int, Program] = {0: program}  # by the number of their first element
         self._sources: dict[int, Source] = {}
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
-        self._iterators: dict[int, tuple[Any, MapCall]] = {}  # by id: those that maps have read, kept so that ids stay theirs
+        self._iterators: dict[
+            int, tuple[Any, MapCall]
+        ] = {}  # by id: those that maps have read, kept so that ids stay theirs
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
