@@ -377,3 +377,33 @@ def test_work_returned_by_a_worker_process_is_done() -> None:
         return more.map(["small", "pickle", "buffer"])
 
     assert run(flow.bind()).value == [3, 300_000, 3_000_000]
+
+
+@workflow
+def strict(x: int) -> Any:
+    return one(x)
+
+
+@task.io
+def to_strict(x: Any) -> Any:
+    return strict.bind(x)
+
+
+@task.io
+def words() -> list[str]:
+    return ["1", "x"]
+
+
+def test_parameters_that_do_not_fit_name_the_map_or_the_task_and_no_line_of_the_event_loop() -> None:
+    @workflow
+    def mapped_over() -> Any:
+        return strict.map(words())
+
+    @workflow
+    def returned() -> Any:
+        return to_strict.map(words())
+
+    for flow, name in ((mapped_over, "strict[1]"), (returned, "to_strict[1]")):
+        failure = run(flow.bind(), check=False).failures[name]
+        assert "workflow 'strict' has x='x'" in failure.message
+        assert HERE in (failure.where or "")

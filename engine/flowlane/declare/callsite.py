@@ -35,12 +35,12 @@ def place(filename: str, line: int) -> str:
 
 
 def user_frame() -> FrameType | None:
-    """The innermost frame that is not ours."""
+    """The innermost frame that is not ours; None where the event loop called us, so that nobody stands there."""
     frame: FrameType | None = frame_at(1)
     while frame is not None:
         module: object = frame.f_globals.get("__name__")
         if not (isinstance(module, str) and (module == "flowlane" or module.startswith("flowlane."))):
-            return frame
+            return None if isinstance(module, str) and module.startswith("asyncio.") else frame
         frame = frame.f_back
     return None
 

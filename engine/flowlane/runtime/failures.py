@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = [
     "lost_result",
     "overdue",
+    "place_of",
+    "placed",
     "taken_back",
     "too_deep",
     "undecidable",
@@ -63,12 +65,24 @@ def worker_died() -> Failure:
     )
 
 
+def placed(error: Exception, where: str | None) -> Exception:
+    """An error of ours that names no line, because the loop called what raised it, with the line that it is about."""
+    if isinstance(error, FlowError) and error.where is None:
+        error.where = where
+    return error
+
+
+def place_of(target: Target) -> str | None:
+    """``file:line`` of a task's function; None for one without Python code."""
+    code = getattr(target.fn, "__code__", None)
+    return None if code is None else f"{shown_path(code.co_filename)}:{code.co_firstlineno}"
+
+
 def too_deep(target: Target, limit: int) -> FlowError:
     """A task's work has returned more work so often that it looks endless."""
-    code = getattr(target.fn, "__code__", None)
     return DefinitionError(
         f"task {target.name!r} has gone on with more work {limit} times, one inside the other: that is its bound",
-        where=None if code is None else f"{shown_path(code.co_filename)}:{code.co_firstlineno}",
+        where=place_of(target),
         hint="raise it where that is meant: .options(max_depth=...); or loop with repeat_until, or map over a list",
     )
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
 from flowlane.errors import Failure
-from flowlane.runtime.failures import too_deep
+from flowlane.runtime.failures import place_of, placed, too_deep
 from flowlane.runtime.ports import NEVER, Report
 
 if TYPE_CHECKING:
@@ -112,8 +112,11 @@ class Grafts:
 
     def compiled(self, element: int, work: Any) -> Program:
         """The program of work that an element returned. Raises what the engine and user code raise."""
-        program, _ = self._run.growth.declared(element)
-        made = self._maker.of_work(work, program)
+        program, node = self._run.growth.declared(element)
+        try:
+            made = self._maker.of_work(work, program)
+        except Exception as error:
+            raise placed(error, place_of(program.targets[node])) from error.__cause__
         self._check_depth(element)
         return made
 
@@ -138,7 +141,9 @@ class Grafts:
             self._check_depth(element)
             made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            failure = Failure.of(error)
+            program, node = run.growth.declared(element)
+            call = program.maps.get(node)
+            failure = Failure.of(placed(error, call.where if call is not None else place_of(program.targets[node])))
             run.blame(element, failure)
             event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
             self._loop.call_soon(run.if_running, run.step, [event], untold)
