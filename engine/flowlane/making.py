@@ -34,8 +34,8 @@ class Making:
         return (Call, Bound)
 
     @property
-    def suspects(self) -> frozenset[type]:
-        """The types of results that `is_mistake` has to look at."""
+    def suspects(self) -> frozenset[int]:
+        """The ids of the types of results that `is_mistake` has to look at."""
         return SUSPECTS
 
     def is_mistake(self, value: Any) -> bool:

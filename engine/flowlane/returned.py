@@ -30,26 +30,28 @@ _CONTAINERS: Final = (list, tuple, dict)
 _WRONG: Final = frozenset({Task, WorkflowDefinition, Workflow, Handle, Combined, CoroutineType})
 _WRONG_INSIDE: Final = _WRONG | {Call, Bound}
 
-#: The types of results that `is_mistake` has to look at.
-SUSPECTS: Final[frozenset[type]] = _WRONG | frozenset(_CONTAINERS)
+#: The ids of the types of results that `is_mistake` has to look at: a class of the user's may not even be hashable.
+SUSPECTS: Final = frozenset(map(id, (*_WRONG, *_CONTAINERS)))
+_IDS_INSIDE: Final = frozenset(map(id, _WRONG_INSIDE))
 
 
 def is_mistake(value: Any) -> bool:
-    """Whether a result whose type is one of `SUSPECTS` is neither a value nor work. At most a few µs."""
+    """Whether a result whose type is among `SUSPECTS` is neither a value nor work. At most a few µs."""
     kind = kind_of(value)
-    if kind in _CONTAINERS:
-        return 0 < len(value) <= LOOKED_INTO and not _WRONG_INSIDE.isdisjoint(
-            map(type, value.values() if kind is dict else value)
-        )
+    if kind is list or kind is tuple or kind is dict:
+        if not 0 < len(value) <= LOOKED_INTO:
+            return False
+        return not _IDS_INSIDE.isdisjoint(map(id, map(type, value.values() if kind is dict else value)))
     return True
 
 
 def mistake(task: str, function: Any, value: Any) -> DefinitionError:
     """What to say of a result that is a mistake."""
     kind = kind_of(value)
-    if kind in _CONTAINERS:
+    if kind is list or kind is tuple or kind is dict:
         inside: Collection[Any] = value.values() if kind is dict else value
-        return _in_container(task, function, kind.__name__, [each for each in inside if type(each) in _WRONG_INSIDE])
+        found = [each for each in inside if id(type(each)) in _IDS_INSIDE]
+        return _in_container(task, function, kind.__name__, found)
     what, hint = _described(value)
     _close(value)
     return DefinitionError(f"task {task!r} returned {what}", where=place_of(function), hint=hint)

@@ -346,6 +346,27 @@ def test_results_that_are_mistakes_fail_at_once(what: str, says: str, fix: str) 
     assert attempts == [what], "it would return the same again"
 
 
+def test_results_of_classes_that_cannot_be_hashed_are_values() -> None:
+    class Meta(type):
+        __hash__ = None  # type: ignore[assignment]
+
+        def __eq__(cls, other: object) -> bool:
+            raise RuntimeError("no")
+
+    class Odd(metaclass=Meta):
+        pass
+
+    @task.io
+    def odd() -> Any:
+        return [Odd()]
+
+    @workflow
+    def flow() -> Any:
+        odd()
+
+    assert run(flow.bind(), routes={"*": "inline"}).state == "succeeded"
+
+
 @pytest.mark.parametrize("what", ["long", "deep"])
 def test_only_short_containers_are_looked_into_and_one_level_deep(what: str) -> None:
     assert run(slipping.bind(what), routes={"*": "inline"}).state == "succeeded"

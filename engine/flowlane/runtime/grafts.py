@@ -47,8 +47,8 @@ class Maker(Protocol):
         ...
 
     @property
-    def suspects(self) -> frozenset[type]:
-        """The types of results that may be neither values nor work; `work` is not among them."""
+    def suspects(self) -> frozenset[int]:
+        """The ids of the types of results that may be neither values nor work; `work` is not among them."""
         ...
 
     def is_mistake(self, value: Any) -> bool:
