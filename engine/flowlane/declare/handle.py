@@ -12,14 +12,12 @@ of plain values only through the set of its element types.
 
 from __future__ import annotations
 
-from collections import deque
-from contextlib import suppress
-from functools import lru_cache, partial
 from operator import is_
-from types import AsyncGeneratorType, CoroutineType, FunctionType, GeneratorType, MemberDescriptorType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from flowlane.declare.callsite import caller
+from flowlane.declare.hidden import LOOKED_INTO, hidden_in
 from flowlane.errors import HandleError
 from flowlane.program import Ref
 
@@ -219,51 +217,6 @@ class Combined:
         )
 
 
-_LOOKED_INTO: Final = (
-    100  # elements of a container, or attributes of an object, that may hide a handle: one level, and short
-)
-
-
-def hidden_in(value: Any) -> tuple[str, Handle] | None:
-    """A handle that an object holds, as far as that is cheap to tell and runs no code of the user's, and how it is got at.
-
-    Looked at are attributes, those of slots included, what a function has closed over, the arguments of a partial, and a deque.
-    """
-    kind: Any = kind_of(value)
-    parts: Iterable[tuple[str, object]] = ()
-    if kind is FunctionType:
-        if value.__closure__:
-            names = value.__code__.co_freevars
-            parts = [(f"its variable {name!r}", _content(c)) for name, c in zip(names, value.__closure__, strict=True)]
-    elif kind is partial:
-        parts = [(f"its argument {name!r}", each) for name, each in (*enumerate(value.args), *value.keywords.items())]
-    elif kind is deque:
-        parts = [(f"its element {at}", each) for at, each in enumerate(list(value)[:_LOOKED_INTO])]
-    elif not issubclass(kind, type):
-        slots = _slots_of(kind)
-        if slots:
-            parts = [(f"its attribute {name!r}", _content(member, value)) for name, member in slots]
-        with suppress(AttributeError):
-            attributes: Any = object.__getattribute__(value, "__dict__")
-            if len(attributes) <= _LOOKED_INTO and Handle in map(type, attributes.values()):
-                parts = [*parts, *[(f"its attribute {name!r}", each) for name, each in attributes.items()]]
-    return next(((where, each) for where, each in parts if type(each) is Handle), None)
-
-
-@lru_cache(maxsize=1024)
-def _slots_of(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
-    members = [item for base in kind.__mro__[:-1] for item in base.__dict__.items()]
-    return tuple([(name, member) for name, member in members if type(member) is MemberDescriptorType][:_LOOKED_INTO])
-
-
-def _content(place: Any, owner: object = None) -> object:
-    """What is in a cell, or in a slot of `owner`; None where it is empty."""
-    try:
-        return place.cell_contents if owner is None else place.__get__(owner)
-    except (ValueError, AttributeError):
-        return None
-
-
 def _with_article(name: str) -> str:
     return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
 
@@ -305,7 +258,7 @@ class Template:
 
     def _refuse_if_hidden(self, value: Any) -> None:
         """Refuse an object that holds a handle where nobody would put the value in its place. One level is looked at."""
-        found = hidden_in(value)
+        found = hidden_in(value, Handle)
         if found is None:
             return
         where, handle = found
@@ -356,7 +309,7 @@ class Template:
             values: Iterable[Any] = container.values() if issubclass(kind_of(container), dict) else container
             kinds: set[type[Any]] = set(map(type, values))
             others = kinds - PLAIN
-            if others and len(container) <= _LOOKED_INTO:
+            if others and len(container) <= LOOKED_INTO:
                 for value in values:
                     if type(value) not in PLAIN and not isinstance(value, _SEARCHED):
                         self._refuse_if_hidden(value)

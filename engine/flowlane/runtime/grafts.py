@@ -116,7 +116,8 @@ class Grafts:
         try:
             made = self._maker.of_work(work, program)
         except Exception as error:
-            raise placed(error, place_of(program.targets[node])) from error.__cause__
+            placed(error, place_of(program.targets[node]))
+            raise
         self._check_depth(element)
         return made
 
