@@ -50,7 +50,7 @@ def mistake(task: str, function: Any, value: Any) -> DefinitionError:
     kind = kind_of(value)
     if kind is list or kind is tuple or kind is dict:
         inside: Collection[Any] = value.values() if kind is dict else value
-        found = [each for each in inside if id(type(each)) in _IDS_INSIDE]
+        found = [each for each in inside if id(kind_of(each)) in _IDS_INSIDE]
         return _in_container(task, function, kind.__name__, found)
     what, hint = _described(value)
     _close(value)

@@ -29,7 +29,7 @@ def hidden_in(value: Any, wanted: type[T]) -> tuple[str, T] | None:
 
     Looked at are attributes, those of slots included, what a function has closed over, the arguments of a partial, and a deque.
     """
-    kind: Any = type(value)
+    kind: Any = type(value)  # pyright: ignore[reportUnknownVariableType] - truly any
     parts: Iterable[tuple[str, object]] = ()
     if kind is FunctionType:
         if value.__closure__:

@@ -313,7 +313,8 @@ class Runner:
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
-            if report.kind is SUCCEEDED and id(type(report.value)) in suspects and self._is_mistake(report.value):
+            kind = id(type(report.value))  # pyright: ignore[reportUnknownArgumentType] - truly any
+            if report.kind is SUCCEEDED and kind in suspects and self._is_mistake(report.value):
                 events.append(self._mistaken(element, attempt, report))
             elif report.kind is SUCCEEDED:
                 cast: Cast | None = None
