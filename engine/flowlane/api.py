@@ -13,11 +13,12 @@ from flowlane.loader import refuse_while_importing
 from flowlane.results import RunResult
 
 if TYPE_CHECKING:
-    from collections.abc import Coroutine, Mapping, Sequence
+    import os
+    from collections.abc import Callable, Coroutine, Mapping, Sequence
 
     from flowlane.declare.limits import Adaptive
-    from flowlane.program import Program
     from flowlane.runtime.ports import Executor, Sink
+    from flowlane.storage.port import Store
 
 __all__ = ["Engine", "RunHandle", "RunOptions", "RunResult", "StartOptions", "arun", "run"]
 
@@ -34,9 +35,10 @@ class RunOptions(StartOptions, total=False):
     sinks: Sequence[Sink]
     options: Mapping[str, Mapping[str, Any]] | None
     grace: float
+    store: Store | str | os.PathLike[str] | None
 
 
-#: Options of a run that say what is compiled; the rest of run's are Engine's.
+#: Options of the run itself; the rest of run's are Engine's.
 _START = tuple(StartOptions.__annotations__)
 
 
@@ -60,9 +62,9 @@ def run(target: Any, /, *args: Any, **kwargs: Any) -> RunResult[Any]:
         pass
     else:
         raise UsageError("run() was called inside a running event loop", hint="use `await arun(...)` there")
-    engine, program, check = _prepare(target, args, kwargs)
+    prepared = _prepare(target, args, kwargs)
     with asyncio.Runner() as runner:
-        return runner.run(_one_run(engine, program, check))
+        return runner.run(_one_run(*prepared))
 
 
 @overload
@@ -75,11 +77,13 @@ def arun(target: Bound[R], /, **options: Unpack[RunOptions]) -> Coroutine[Any, A
 def arun(target: Workflow, /, **options: Unpack[RunOptions]) -> Coroutine[Any, Any, RunResult[dict[str, Any]]]: ...
 def arun(target: Any, /, *args: Any, **kwargs: Any) -> Coroutine[Any, Any, RunResult[Any]]:
     """`run` for code that is async: same forms, same errors. Cancelling it cancels the run."""
-    engine, program, check = _prepare(target, args, kwargs)
-    return _one_run(engine, program, check)
+    return _one_run(*_prepare(target, args, kwargs))
 
 
-def _prepare(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Engine, Program, bool]:
+def _prepare(
+    target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Engine, Callable[[], RunHandle[Any]], bool]:
+    """The engine, how to start the run on it, and whether it must succeed. Mistakes are told here."""
     refuse_while_importing("run()")
     own: dict[str, Any] = {}
     if isinstance(target, (Bound, Workflow)):
@@ -87,11 +91,13 @@ def _prepare(target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tupl
     bound: Bound[Any] = as_bound(target, args, kwargs)
     check = own.pop("check", True)
     start: Any = {name: own.pop(name) for name in _START if name in own}
+    key = start.pop("key", None)
     engine = Engine(**own)
-    return engine, engine.compile(bound, **start), check
+    program, origin = engine.compile(bound, **start), engine.origin(bound)
+    return engine, lambda: engine.launch(program, keep_history=False, origin=origin, key=key), check
 
 
-async def _one_run(engine: Engine, program: Program, check: bool) -> RunResult[Any]:
+async def _one_run(engine: Engine, launch: Callable[[], RunHandle[Any]], check: bool) -> RunResult[Any]:
     async with engine:
-        result: RunResult[Any] = await engine.launch(program, keep_history=False).wait()
+        result: RunResult[Any] = await launch().wait()
     return result.check() if check else result

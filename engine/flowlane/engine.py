@@ -22,7 +22,7 @@ from flowlane.declare.bounds import Bounds
 from flowlane.declare.compile import compile_workflow
 from flowlane.declare.part import part_of, part_options
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
-from flowlane.errors import EngineClosed, SettingsError, UsageError
+from flowlane.errors import EngineClosed, RunExists, SettingsError, UsageError
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
 from flowlane.making import Making
@@ -32,6 +32,7 @@ from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
 from flowlane.runtime.measured import OUTPUT_KEPT
+from flowlane.runtime.naming import id_of_key
 from flowlane.runtime.registry import Registry, make_sink, make_store
 from flowlane.runtime.runner import Runner
 
@@ -49,7 +50,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Executor, Sink
     from flowlane.storage.port import Store, StoredRun
 
-__all__ = ["GRACE", "Engine", "StartOptions", "own_options"]
+__all__ = ["GRACE", "CompileOptions", "Engine", "StartOptions", "own_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,17 +65,8 @@ GRACE: Final = 5.0
 _AT_ONCE: Final = 0.02
 
 
-class StartOptions(TypedDict, total=False):
-    """Options of one run on an engine.
-
-    routes        what runs where: wins over the engine's routes and the tasks' own word
-    on_failure, max_failures, deadline, retry_budget  win over the workflow's, see `workflow`
-    limits        Limits by name: win over the engine's, and over those that tasks bring along
-    only          run these tasks alone: names, or patterns with ``*`` and ``?``. The value is then {name: value} of those of them
-                  that no other waits for
-    start_at      run these and what depends on them
-    until         run these and what they depend on; with `start_at`, what lies between
-    """
+class CompileOptions(TypedDict, total=False):
+    """Options of one run that decide what is compiled; see StartOptions."""
 
     routes: Mapping[str, str] | None
     on_failure: OnFailure | None
@@ -85,6 +77,23 @@ class StartOptions(TypedDict, total=False):
     only: Sequence[str]
     start_at: Sequence[str]
     until: Sequence[str]
+
+
+class StartOptions(CompileOptions, total=False):
+    """Options of one run on an engine.
+
+    routes        what runs where: wins over the engine's routes and the tasks' own word
+    on_failure, max_failures, deadline, retry_budget  win over the workflow's, see `workflow`
+    limits        Limits by name: win over the engine's, and over those that tasks bring along
+    only          run these tasks alone: names, or patterns with ``*`` and ``?``. The value is then {name: value} of those of them
+                  that no other waits for
+    start_at      run these and what depends on them
+    until         run these and what they depend on; with `start_at`, what lies between
+    key           a text of yours, of which there is one run and no more: with a store as long as that run is in it, in whatever
+                  process, without one as long as the engine lives. A second start raises RunExists. None is no key
+    """
+
+    key: str | None
 
 
 class Engine:
@@ -142,6 +151,7 @@ class Engine:
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
         self._compiling = threading.Lock()
         self._making = Making(self.compile_added)
+        self._keys: dict[str, object] = {}  # ids of runs that were started by a key; a store remembers them by itself
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
         self._pid = 0  # of the process that entered it: a fork of that has neither our threads nor our executors
@@ -263,6 +273,25 @@ class Engine:
 
     # ── runs ──────────────────────────────────────────────────────────────────────────────────────────────────────
 
+    @property
+    def runs(self) -> dict[str, RunHandle[Any]]:
+        """The runs under way, by id, as they are at this instant. Any thread.
+
+        A run that has ended is not among them: who wants its result keeps the handle that `start` gave.
+        """
+        return {run.id: self._handle(run) for run in list(self._running)}  # a list, in one go: as above
+
+    @property
+    def store(self) -> Store:
+        """The store that runs are kept in, open, to look into it: ``engine.store.find(id).state``. Any thread; its calls block.
+
+        Raises UsageError when the engine has none, EngineClosed before and after its block, StoreError.
+        """
+        if self._archive is None:
+            raise UsageError("this engine has no store", hint="Engine(store=...)")
+        self._check_open()
+        return self._archive.store
+
     @overload
     def start(self, target: WorkflowDefinition[P, R], /, *args: P.args, **kwargs: P.kwargs) -> RunHandle[R]: ...
     @overload
@@ -276,19 +305,16 @@ class Engine:
         bound (or a Workflow) and the run's options. Any thread, while the engine is open.
 
         With a store the run is recorded here, before anything begins: that waits for the disk, and for another process that
-        is writing to the same store (30 seconds at most). Raises StoreError when it cannot be done.
+        is writing to the same store (30 seconds at most). Raises StoreError when it cannot be done, and RunExists, before
+        anything begins, when there is a run of that `key` already, whatever its parameters and whatever became of it.
         """
         options: dict[str, Any] = {}
         if isinstance(target, (Bound, Workflow)):
             options, kwargs = own_options(kwargs, StartOptions)
         bound: Bound[Any] = as_bound(target, args, kwargs)
+        key = options.pop("key", None)
         program = self.compile(bound, **options)
-        origin = ""
-        if self._archive is not None:
-            from flowlane.origin import origin_of
-
-            origin = origin_of(bound)
-        return self.launch(program, keep_history=True, origin=origin)
+        return self.launch(program, keep_history=True, origin=self.origin(bound), key=key)
 
     def resume(
         self,
@@ -317,6 +343,7 @@ class Engine:
         _check_resume_options(how)
         if self._archive is None:
             raise UsageError("this engine has no store to resume from", hint="Engine(store=...)")
+        self._check_open()
         from flowlane.origin import find_again, origin_of
         from flowlane.resume import asked_of, part_of_run, sealed_origin, with_parameters
 
@@ -331,7 +358,7 @@ class Engine:
             program, stored, origin_of(bound) or sealed_origin(stored, store), keep_history=True, **how
         )
 
-    def compile(self, bound: Bound[Any], **options: Unpack[StartOptions]) -> Program:
+    def compile(self, bound: Bound[Any], **options: Unpack[CompileOptions]) -> Program:
         """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
         bounds = Bounds.of(options, "a run")
         limits = {**self._limits, **_named(options.get("limits") or (), "a run's limits=...")}
@@ -377,16 +404,38 @@ class Engine:
                 added=added,
             )
 
-    def launch(self, program: Program, *, keep_history: bool, origin: str = "") -> RunHandle[Any]:
+    def origin(self, bound: Bound[Any]) -> str:
+        """What `launch` is told of where `bound` is; "" without a store, where nobody asks."""
+        if self._archive is None:
+            return ""
+        from flowlane.origin import origin_of
+
+        return origin_of(bound)
+
+    def launch(
+        self, program: Program, *, keep_history: bool, origin: str = "", key: str | None = None
+    ) -> RunHandle[Any]:
         """Start a compiled workflow. Its events can be read only with `keep_history`, which costs about 0.5 kB a task.
 
-        `origin` says where a resume finds the workflow, see ``flowlane.origin``. Raises StoreError when it cannot be stored.
+        `origin` says where a resume finds the workflow, see ``flowlane.origin``; `key` see StartOptions. Raises StoreError when
+        it cannot be stored, RunExists.
         """
         self._check_open()
-        run = LiveRun(program.workflow, keep_history=keep_history)
+        run = LiveRun(program.workflow, keep_history=keep_history, id=None if key is None else _id_of(key))
         if self._archive is not None:
-            self._archive.begin(run, program, origin)
-        return self._go(run, program, NOTHING_DONE)
+            try:
+                self._archive.begin(run, program, origin)
+            except RunExists as error:
+                raise (error if key is None else _started_before(key, run.id)) from None
+        elif key is not None:
+            mine = object()
+            if self._keys.setdefault(run.id, mine) is not mine:  # in one go: any thread
+                raise _started_before(key, run.id)
+        try:
+            return self._go(run, program, NOTHING_DONE)
+        except BaseException:
+            self._keys.pop(run.id, None)
+            raise
 
     def relaunch(
         self,
@@ -433,7 +482,7 @@ class Engine:
                 "this engine belongs to the process that entered it, and this one is a fork of that",
                 hint="make an Engine of its own here, after the fork",
             )
-        if self._closed:
+        if self._closed or self._loop.is_closed():  # the latter when nobody has left our block
             raise _closed()
 
     def _go(self, run: LiveRun, program: Program, beginning: Beginning) -> RunHandle[Any]:
@@ -447,6 +496,9 @@ class Engine:
             if self._archive is not None:
                 self._archive.give_up(run)
             raise
+        return self._handle(run)
+
+    def _handle(self, run: LiveRun) -> RunHandle[Any]:
         return RunHandle(run, self.call, self.on_loop)
 
     def _launch(
@@ -553,8 +605,8 @@ class Engine:
             delivered.add_done_callback(lambda _: self.call(delivered_in_time))
 
     def on_loop(self) -> bool:
-        """Whether the caller is on the thread of the engine's loop."""
-        return threading.get_ident() == self._loop_thread
+        """Whether the caller is on the thread of the engine's loop, and that is open."""
+        return threading.get_ident() == self._loop_thread and self._loop is not None and not self._loop.is_closed()
 
     def call(self, function: Callable[..., object], *args: Any) -> bool:
         """Call `function` on the loop's thread: now when there, soon otherwise. False, and no call, once the loop is closed."""
@@ -598,6 +650,23 @@ def _named(limits: Sequence[Limit], who: str) -> dict[str, Limit]:
     return by_name(limits, who)
 
 
+def _id_of(key: object) -> str:
+    if not isinstance(key, str) or not key:
+        raise UsageError(
+            f"the key of a run is a text that is not empty, not {key!r}", hint="leave it out to start anew"
+        )
+    return id_of_key(key)
+
+
+def _started_before(key: str, id: str) -> RunExists:
+    return RunExists(
+        f"a run was started with the key {key!r} before",
+        id=id,
+        hint="its id is in error.id: engine.runs has it while it is under way, engine.store.find(id) tells what became of it,"
+        " engine.resume(id) goes on with it",
+    )
+
+
 def _closed() -> EngineClosed:
     return EngineClosed("the engine is closed", hint="start runs inside its `with` block")
 
@@ -605,6 +674,8 @@ def _closed() -> EngineClosed:
 def _notes(record: Record) -> list[str]:
     """What there is to say of a run besides its tasks' outcomes."""
     notes: list[str] = []
+    if record.overdue is not None:
+        notes.append(f"the run was not over by its deadline of {record.overdue:g} s: what had not ended was cancelled")
     if record.abandoned:
         count = record.abandoned
         notes.append(

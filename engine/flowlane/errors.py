@@ -169,6 +169,14 @@ class RunLocked(StoreError):
         self.host = host
 
 
+class RunExists(FlowError):
+    """A run was started under a key, or an id, that another run has already. `id` is that run's."""
+
+    def __init__(self, message: str, *, id: str, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.id = id
+
+
 class UnknownRun(FlowError):
     """No run of that name is in the store, or several are."""
 
@@ -235,7 +243,8 @@ class RetryAfter(Exception):
 
 
 class RunFailed(FlowError):
-    """A run ended with at least one failed task. `result` is its RunResult; `failures` maps task name → Failure.
+    """A run ended with a failed task, or was not over by its deadline. `result` is its RunResult; `failures` maps task name →
+    Failure, and is empty where it was only the deadline.
 
     ``__cause__`` is the first failed task's own exception where it is at hand.
     """

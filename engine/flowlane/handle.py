@@ -12,7 +12,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from flowlane.core.states import RunState
-from flowlane.errors import UsageError
+from flowlane.errors import EngineClosed, UsageError
 from flowlane.runtime.events import History, run_finished, run_started
 from flowlane.runtime.naming import new_id, new_name
 from flowlane.runtime.ports import NOTED
@@ -83,14 +83,20 @@ class LiveRun:
             self.runner.cancel_elements(elements)
 
 
+def _nothing() -> None:
+    """Asks an engine's loop whether it is there."""
+
+
 class RunHandle(Generic[R]):
     """A run under way. ``await handle`` gives its RunResult, or raises RunFailed or RunCancelled.
 
     Cancelling who waits does not cancel the run. All methods may be called from any thread.
     """
 
-    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], object], on_loop: Callable[[], bool]) -> None:
-        """Made by an Engine. `call` runs a function on its loop, `on_loop` tells whether the caller is there."""
+    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], bool], on_loop: Callable[[], bool]) -> None:
+        """Made by an Engine. `call` runs a function on its loop, False when that is closed; `on_loop` tells whether the caller is
+        there.
+        """
         self.id = run.id
         self.name = run.name
         self.workflow = run.workflow
@@ -113,20 +119,32 @@ class RunHandle(Generic[R]):
         return (await self.wait()).check()
 
     async def wait(self) -> RunResult[R]:
-        """The result, whatever the state: a failed run does not raise here."""
+        """The result, whatever the state: a failed run does not raise here.
+
+        Raises EngineClosed when the run can never end, because the engine's loop was closed without leaving the engine's block.
+        """
+        self._check_alive()
         return await asyncio.wrap_future(self._future)
 
     def result(self, timeout: float | None = None) -> RunResult[R]:
         """Block until the run has ended and return its result; for code that is not async.
 
         Raises RunFailed or RunCancelled as ``await handle`` does, TimeoutError after `timeout` seconds (the run goes on),
-        and UsageError on the engine's own loop, which it would block for ever.
+        UsageError on the engine's own loop, which it would block for ever, and EngineClosed as `wait` does.
         """
         if not self._future.done() and self._on_loop():
             raise UsageError(
                 "handle.result() would block the event loop that the run needs", hint="use `await handle` instead"
             )
+        self._check_alive()
         return self._future.result(timeout).check()
+
+    def _check_alive(self) -> None:
+        if not self._future.done() and not self._call(_nothing) and not self._future.done():
+            raise EngineClosed(
+                f"run {self.name} of '{self.workflow}' did not end before the event loop of its engine was closed",
+                hint="leave the engine's `async with` block before the loop ends",
+            )
 
     def cancel(self, grace: float | None = None) -> None:
         """Stop the run: what runs is interrupted, nothing begins. Returns at once; no effect after the end.
@@ -156,7 +174,7 @@ class RunHandle(Generic[R]):
         """Every event of the run from the first, as dictionaries of the documented schema (docs/events.md), then the end.
 
         Any number of readers at any time, on any event loop; each goes through the run's own record at its own pace, so a
-        slow reader loses nothing and holds up nobody.
+        slow reader loses nothing and holds up nobody. Raises EngineClosed as `wait` does, after the last event that there is.
         """
         run = self._run
         if run.steps is None:
@@ -192,6 +210,7 @@ class RunHandle(Generic[R]):
                     return
                 if run.outcome is not None:
                     continue
+                self._check_alive()
                 await wake.wait()
                 wake.clear()
         finally:

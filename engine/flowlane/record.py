@@ -7,19 +7,20 @@ it did not come to that.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-from flowlane.core.states import STATES
+from flowlane.core.states import STATES, RunState, TaskState
 from flowlane.core.tally import tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from flowlane.core.states import TaskState
     from flowlane.runtime.adapting import Resized
     from flowlane.runtime.runner import Runner
 
 __all__ = ["Record"]
+
+_FAILED: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN})
 
 
 class Record:
@@ -126,6 +127,13 @@ class Record:
             whole += now * (change.at - since)
             since, now = change.at, change.slots
         return max(1, round((whole + now * (self.ended - since)) / (self.ended - self.started)))
+
+    @property
+    def overdue(self) -> float | None:
+        """Seconds of the run's deadline, where that is all that it failed by: then no task has failed."""
+        if self.state is not RunState.FAILED or self.error is not None or not _FAILED.isdisjoint(self.counted):
+            return None
+        return self.plan.deadline / 1e9
 
     def state_of(self, element: int) -> TaskState:
         return STATES[self.states[element]]

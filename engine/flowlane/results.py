@@ -156,6 +156,9 @@ class RunResult(Generic[R]):
         if self.state is not RunState.FAILED:
             raise RunCancelled(f"run {self.name} of '{self.workflow}' was {self.state} before it ended", result=self)
         failures = self.failures
+        if (overdue := self._record.overdue) is not None:
+            message = f"run {self.name} of '{self.workflow}' failed: it was not over by its deadline of {overdue:g} s"
+            raise RunFailed(message, result=self, failures=failures, hint="see result.tasks for how far it came")
         name, failure = next(iter(failures.items()))  # a failed run without a failed task has an error, see above
         others = f" (and {len(failures) - 1} more)" if len(failures) > 1 else ""
         blocked = self.counts[TaskState.UPSTREAM_FAILED]

@@ -4,6 +4,7 @@
     <!-- run -->            the block is a script, run in the page's folder
     <!-- output -->         the block is what the script above it prints, to the letter
     <!-- fragment -->       the block is part of something; it is only compiled
+    <!-- tested: ... -->    a test of the page's own runs it (``OWN``), and knows what it is
 
 A ``console`` block needs no comment: lines that begin with ``$`` are commands, the lines below what they print. A line ``…``
 stands for lines left out, and lines that are not shown at all are allowed: a page shows what matters.
@@ -25,6 +26,8 @@ PAGES = [
     "CHANGELOG.md",
     *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "docs").rglob("*.md")),
 ]
+#: Pages with blocks that are "tested: ...", and the test that runs those.
+OWN = {"docs/embedding.md": "test_embedding_page.py"}
 ELSEWHERE = {
     "docs/embedding-the-scheduler.md",
     "docs/events.md",

@@ -12,7 +12,7 @@ import pytest
 
 import flowlane
 
-from .pages import ELSEWHERE, PAGES, ROOT, Block, anchors, blocks, commands, plain, prose, read
+from .pages import ELSEWHERE, OWN, PAGES, ROOT, Block, anchors, blocks, commands, plain, prose, read
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -61,6 +61,8 @@ def test_the_code_of_a_page_runs_and_prints_what_it_shows(
         elif block.mark == "fragment":
             assert block.language == "python", place
             compile(block.text, place, "exec")
+        elif block.mark.startswith("tested: "):
+            assert page in OWN, place
         elif block.language == "console":
             _session(block, folder, environment, page)
         else:

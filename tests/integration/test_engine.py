@@ -126,6 +126,28 @@ def test_a_failure_stops_only_what_depends_on_it() -> None:
         run(partly)
 
 
+def test_a_run_that_is_not_over_by_its_deadline_says_so() -> None:
+    """No task has failed."""
+
+    #   wait_for_ever ─▶ read
+    @workflow(deadline=0.05)
+    def late() -> Any:
+        return read.options(after=["wait_for_ever"])(wait_for_ever())  # type: ignore[arg-type]
+
+    result = run(late.bind(), check=False)
+    assert {name: str(t.state) for name, t in result.tasks.items()} == {
+        "wait_for_ever": "cancelled",
+        "read": "cancelled",
+    }
+    assert (result.state, result.failures) == (RunState.FAILED, {})
+    assert result.notes == ["the run was not over by its deadline of 0.05 s: what had not ended was cancelled"]
+    with pytest.raises(RunFailed, match=r"was not over by its deadline of 0\.05 s") as failed:
+        _ = result.value
+    assert failed.value.failures == {} and failed.value.__cause__ is None
+    with pytest.raises(RunFailed, match="deadline"):
+        run(late)
+
+
 def test_fail_fast_stops_what_runs() -> None:
     @workflow(on_failure="fail_fast")
     def eager() -> list[Any]:

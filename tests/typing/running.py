@@ -32,6 +32,7 @@ def sync() -> None:
     run(etl, ["u"], routes={"cpu": "threads"})  # E:
     run(etl.bind(["u"]), chekc=False)  # E:
     run(etl.bind(["u"]), check="no")  # E:
+    assert_type(run(etl.bind(["u"]), store="flow.db", key="k"), RunResult[list[int]])
     run(fetch, "u")  # E:
     run(etl.fn)  # E:
 
@@ -51,3 +52,10 @@ async def embedded() -> None:
         assert_type(await handle, RunResult[list[int]])
         assert_type((await handle).value, list[int])
         engine.start(etl, urls=3)  # E:
+        assert_type(engine.start(etl.bind(["u"]), key="k"), RunHandle[list[int]])
+        engine.start(etl.bind(["u"]), key=None)
+        engine.start(etl.bind(["u"]), key=7)  # E:
+        engine.start(etl, ["u"], key="k")  # E:
+        engine.compile(etl.bind(["u"]), key="k")  # E:
+        assert_type(engine.runs, dict[str, RunHandle[Any]])
+        assert_type(engine.store.find("k").id, str)

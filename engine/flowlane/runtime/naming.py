@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from typing import Final
 
-__all__ = ["new_id", "new_name"]
+__all__ = ["id_of_key", "new_id", "new_name"]
 
 _ADJECTIVES: Final = (
     "able agile amber apt azure bold brave breezy bright brisk calm candid clear clever cosy crisp curious daring deft "
@@ -26,6 +27,11 @@ _NOUNS: Final = (
 def new_id() -> str:
     """12 random hex digits: two of a million runs share one with a chance of 0.2 %."""
     return os.urandom(6).hex()
+
+
+def id_of_key(key: str) -> str:
+    """32 hex digits, the same for the same text always and everywhere: two texts that share them are not to be found."""
+    return hashlib.blake2b(key.encode("utf-8", "surrogatepass"), digest_size=16, person=b"flowlane.key").hexdigest()
 
 
 def new_name() -> str:

@@ -18,7 +18,8 @@ Ownership: a session belongs to the process that opened it, by a lock that the k
 by the session's number, which every write proves. So a process that was stopped, and whose run was taken over, cannot write.
 
 Errors: StoreError for whatever the disk or the database will not do (full, read-only, gone, damaged), with a hint;
-RunLocked where another process owns the run; UnknownRun where there is none of that name. Nothing else is raised.
+RunLocked where another process owns the run; RunExists where one begins that is there already; UnknownRun where there is none
+of that name. Nothing else is raised.
 
 Times are integer nanoseconds since the Unix epoch, 0 where it did not come to that. Blobs are opaque here; see ``blob``.
 """
@@ -296,7 +297,10 @@ class Store(Protocol):
     # ── the life of a run ────────────────────────────────────────────────────────────────────────────────────────
 
     def begin(self, run: NewRun, session: NewSession) -> Lease:
-        """Record a run that starts, with what its session begins with, and own it."""
+        """Record a run that starts, with what its session begins with, and own it.
+
+        RunExists when a run of that id is there, whatever became of it: of two that begin one id at a time one is told so.
+        """
         ...
 
     def reopen(self, run_id: str, session: NewSession, *, after: int | None = None) -> Lease:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from flowlane.core.states import REASONS, STATES, Reason, RunState, TaskState
-from flowlane.errors import RunLocked, StoreError, UnknownRun
+from flowlane.errors import RunExists, RunLocked, StoreError, UnknownRun
 from flowlane.storage.port import (
     INLINE_MAX,
     AttemptRow,
@@ -153,8 +153,9 @@ class StoreContract:
     def test_a_run_cannot_begin_twice(self, store: Store) -> None:
         run = new_run()
         store.begin(run, new_session())
-        with pytest.raises(StoreError):
+        with pytest.raises(RunExists) as refused:
             store.begin(run, new_session())
+        assert refused.value.id == run.id
         assert len(store.runs()) == 1
 
     def test_how_a_run_ended_is_kept(self, open_store: Callable[[], Store]) -> None:

@@ -6,7 +6,10 @@ import signal
 import time
 from typing import Any, Final
 
-__all__ = ["MAIN_GUARD", "deaths", "ending", "sentence"]
+__all__ = ["MAIN_GUARD", "REAPED_BY_HOST", "deaths", "ending", "sentence"]
+
+#: The exit code, as we write it, of a process that somebody else has waited for. No process ends with it.
+REAPED_BY_HOST: Final = 256
 
 #: The hint for a pool whose workers die while they start.
 MAIN_GUARD: Final = (
@@ -42,6 +45,8 @@ def ending(code: int | None) -> str:
     """An exit code in words: "was killed by SIGSEGV", "exited with code 3"."""
     if code is None:
         return "ended"
+    if code == REAPED_BY_HOST:
+        return "ended, nobody knows how,"
     if code >= 0:
         return f"exited with code {code}"
     try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
 from flowlane.core.states import STATES, RunState
-from flowlane.errors import RunLocked, StoreError
+from flowlane.errors import RunExists, RunLocked, StoreError
 from flowlane.storage.port import CacheEntry, Lease, StoredAttempt, StoredBlock, StoredRun, StoredSession
 from flowlane_plugins.stores.names import Named, choose, unknown
 
@@ -73,7 +73,7 @@ class MemoryStore:
     def begin(self, run: NewRun, session: NewSession) -> Lease:
         with self._lock:
             if run.id in self._runs:
-                raise StoreError(f"run {run.id} is in the store already")
+                raise RunExists(f"run {run.id} is in the store already", id=run.id)
             made = _Run(run)
             lease = self._add_session(made, session)
             self._runs[run.id] = made

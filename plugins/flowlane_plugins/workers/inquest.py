@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import signal
+import sys
 from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Final
 
 from flowlane.errors import Failure, MemoryExceeded, PoisonTask, WorkerCrashed
 from flowlane.runtime.ports import CRASHED, NEVER, Report
-from flowlane_plugins.executors.postmortem import ending
+from flowlane_plugins.executors.postmortem import REAPED_BY_HOST, ending
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from flowlane.runtime.ports import Job
 
-__all__ = ["crashed", "exceeded", "last_words", "no_worker", "stillborn"]
+__all__ = ["crashed", "exceeded", "last_words", "no_start", "no_worker", "stillborn"]
 
 _FAULTS: Final = {
     signal.SIGSEGV,
@@ -72,6 +73,8 @@ def last_words(output: str | None) -> str | None:
 
 
 def _hint(status: int) -> str:
+    if status == REAPED_BY_HOST:
+        return "this program ignores SIGCHLD, or waits for every child that ends, and so took the news"
     if status >= 0:
         return "it called os._exit, or a library did; raise an exception instead"
     number = -status
@@ -87,12 +90,20 @@ def no_worker(reason: str, hint: str | None = None) -> Callable[[Job], Report]:
     return partial(_no_worker, reason, hint)
 
 
+def no_start() -> str:
+    """The hint where children die while they start."""
+    return (
+        f"can {sys.executable} start at all in this environment? try: python -c 'import flowlane'; in a program that embeds"
+        " Python, set sys.executable to a Python that has its packages"
+    )
+
+
 def stillborn(pid: int, status: int, output: str | None) -> Callable[[Job], Report]:
     """The same, where workers die before they have done anything."""
     said = f": {output[-_TAIL:].strip()}" if output else ""
     return no_worker(
         f"worker processes die before their first job, the last one ({pid}) {ending(status)}{said}",
-        "can this interpreter start at all in this environment? try: python -c 'import flowlane'",
+        no_start(),
     )
 
 

@@ -87,7 +87,7 @@ def launch(
     import subprocess
 
     if not sys.executable:
-        raise FileNotFoundError("there is no Python interpreter to start (sys.executable is empty)")
+        raise FileNotFoundError("there is no Python interpreter to start: set sys.executable to the path of one")
     main = getattr(sys.modules.get("__main__"), "__file__", None)
     if isinstance(main, str):
         try:

@@ -315,7 +315,8 @@ class Pool:
                 if self._unready >= _UNREADY_MAX:
                     self._unready = 0
                     said = f": {nest.last_words}" if nest.last_words else ""
-                    self._give_up(inquest.no_worker(f"the process that starts workers dies while it starts{said}"))
+                    reason = f"the process that starts workers dies while it starts{said}"
+                    self._give_up(inquest.no_worker(reason, inquest.no_start()))
                 self._fork_again_in(_FORK_AGAIN * 4**self._unready)
         self._go_on()
 

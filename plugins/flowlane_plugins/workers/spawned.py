@@ -19,6 +19,7 @@ import signal
 import sys
 from typing import TYPE_CHECKING, Final
 
+from flowlane_plugins.executors.postmortem import REAPED_BY_HOST
 from flowlane_plugins.workers.interpreter import keep_from_forks, launch, with_mark
 from flowlane_plugins.workers.nest import ENTRY, KILLED, SWEEP
 from flowlane_plugins.workers.orphans import sweep_aside
@@ -32,7 +33,6 @@ __all__ = ["Spawned"]
 
 _WORKER: Final = "flowlane_plugins.workers.solitary:main"
 _POLL: Final = 0.02  # seconds between two looks at workers, where the kernel cannot tell us of their end
-_UNKNOWN: Final = 255  # the status of a process that somebody else has reaped, as asyncio has it
 _PEAK: Final = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 
 _log: Final = logging.getLogger("flowlane")
@@ -200,7 +200,7 @@ class Spawned:
             pid, state, usage = os.wait4(process.pid, os.WNOHANG)
             status, peak = os.waitstatus_to_exitcode(state), usage.ru_maxrss * _PEAK
         except ChildProcessError:
-            pid, status, peak = process.pid, _UNKNOWN, 0
+            pid, status, peak = process.pid, REAPED_BY_HOST, 0
         if pid == 0:
             return
         process.returncode = status  # or Popen would wait for it

@@ -13,7 +13,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal
 
 from flowlane.core.states import RunState
-from flowlane.errors import RunLocked, StoreError
+from flowlane.errors import RunExists, RunLocked, StoreError
 from flowlane.storage.port import RUN_ID, Lease, Owner
 from flowlane.storage.private import own_folder
 from flowlane_plugins.stores.sqlite import reading
@@ -111,7 +111,7 @@ class SqliteStore(Reading, Upkeep, Salvage):
         try:
             with self._database.writing() as db:
                 if db.execute("SELECT 1 FROM runs WHERE id = ?", (run.id,)).fetchone():
-                    raise StoreError(f"run {run.id} is in {self._path} already")
+                    raise RunExists(f"run {run.id} is in {self._path} already", id=run.id)
                 fields = [_text(one) for one in (run.id, run.name, run.workflow, run.origin, run.parent)]
                 cursor = db.execute(
                     "INSERT INTO runs (id, name, workflow, origin, parent, created, crc, session, latest, params)"
