@@ -74,6 +74,7 @@ class Stage(Scope):
     waiting elements that wait for the gate only
     trees   reductions that it feeds
     whole   somebody reads its values as a whole
+    plain   the success of an element concerns its own index and nobody else
     uses    readers of each of its elements
     """
 
@@ -82,6 +83,7 @@ class Stage(Scope):
         "dead",
         "gate",
         "over",
+        "plain",
         "policy",
         "position",
         "queue",
@@ -106,6 +108,7 @@ class Stage(Scope):
         self.queue = self.policy = self.rank = 0
         self.uses = 0
         self.whole = False
+        self.plain = False
 
 
 class Chain:

@@ -16,6 +16,7 @@ from flowlane.core.messages import NEVER
 from flowlane.core.outcomes import (
     AGAIN,
     AGEING,
+    ATTEMPTS_MAX,
     BAD,
     BECAME_READY,
     CODE,
@@ -131,7 +132,7 @@ class Ends(Standing, ABC):
             due = self._at + wish
         else:
             share = self._jitter() if policy.jitter and self._jitter is not None else 1.0
-            due = self._at + policy.delay(attempt, share)
+            due = self._at + policy.delay(attempt - self._uncounted.get(element, 0), share)
         if due <= self._at:
             self._make_ready(element, attempt + 1, AGAIN)
         else:
@@ -156,7 +157,14 @@ class Ends(Standing, ABC):
     def _limit_total(self, element: int) -> None:
         policy = self.policy(element)
         if policy.total_timeout:
-            heappush(self._times, (self._at + policy.total_timeout, TOTAL_DEADLINE, element, 0))
+            heappush(
+                self._times, (self._at + policy.total_timeout, TOTAL_DEADLINE, element, self._remade.get(element, 0))
+            )
+
+    def _has_left(self, element: int) -> bool:
+        """Whether its policy has another attempt for it."""
+        attempt = self._attempt[element]
+        return attempt - self._uncounted.get(element, 0) < self.policy(element).attempts and attempt < ATTEMPTS_MAX
 
     def _let_go(self, element: int) -> None:
         """An attempt is not out any more; what it held is free."""
@@ -259,7 +267,7 @@ class Ends(Standing, ABC):
 
     def _weigh(self, element: int) -> None:
         """What is certain about a pending element? Then let it be so."""
-        if element in self._undecided:
+        if element in self._undecided or element in self._expected:
             return
         left, tally = self._left[element], self._tally.get(element)
         if tally is None:
@@ -302,11 +310,11 @@ class Ends(Standing, ABC):
         if found is not None:
             self._open_gate(*found)
         elif element not in self._trees:  # a reduction begins with the map that it reads
-            self._make_ready(element, 1, BECAME_READY)
+            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
 
     def _decide(self, element: int, choice: int, outcome: int, chosen: int) -> None:
         """A guard of an element is decided."""
-        if self._state[element] != PENDING:
+        if self._state[element] != PENDING or element not in self._undecided:
             return
         if outcome == OK and not chosen:
             self._cause[element] = choice
@@ -344,7 +352,7 @@ class Ends(Standing, ABC):
                     rest = range(block.start, block.start + block.count)
                     self._cancel([other for other in rest if self._state[other] not in ENDED], Reason.FAIL_FAST)
                 element = block.owner
-                if self._attempt[element] < self.policy(element).attempts and element in self._grafts:
+                if element in self._grafts and self._has_left(element):
                     return
             elif block.kind == CHAIN:
                 assert block.chain is not None

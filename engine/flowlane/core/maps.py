@@ -69,7 +69,7 @@ class Maps(Trees):
             waiting, stage.waiting = stage.waiting, []
             for element in waiting:
                 if self._state[element] == PENDING:
-                    self._make_ready(element, 1, BECAME_READY)
+                    self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
             self._dirty[chain] = None
 
     def _expand(self, container: int) -> None:
@@ -190,7 +190,7 @@ class Maps(Trees):
                         self._bury(element, stage)
                     elif not left[element]:
                         if stage.gate:
-                            self._make_ready(element, 1, BECAME_READY)
+                            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
                         else:
                             stage.waiting.append(element)
             if self._rippling:
@@ -281,7 +281,8 @@ class Maps(Trees):
         for tree in stage.trees:
             if tree.base and state[element] in FAILURES:
                 tree.failed += 1
-            self._feed(tree, tree.base, block.first + index, element, outcome)
+            if element not in self._remade:  # else it is in its place already
+                self._feed(tree, tree.base, block.first + index, element, outcome)
         block.left[index] -= 1
         if not block.left[index] and block.first + index < chain.admitted:
             chain.under_way -= 1
@@ -310,7 +311,7 @@ class Maps(Trees):
         stages = chain.stages
         index, position = divmod(element - block.start, len(stages))
         stage = stages[position]
-        if stage.trees or stage.spec.enough or self._overdue:
+        if not stage.plain or self._overdue:
             return False
         record, uses = self._step.transitions.append, self._uses
         if state[element] == READY:
@@ -353,7 +354,7 @@ class Maps(Trees):
         if barred is not None:
             self._bar(element, *barred)
         elif stage.gate:
-            self._make_ready(element, 1, BECAME_READY)
+            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
         else:
             stage.waiting.append(element)
 

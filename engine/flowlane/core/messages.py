@@ -40,6 +40,7 @@ __all__ = [
     "Launch",
     "Pull",
     "Release",
+    "ResultLost",
     "RunStarted",
     "SetTimer",
     "Skipped",
@@ -200,6 +201,22 @@ class Abandoned:
 
 
 @dataclass(slots=True)
+class ResultLost:
+    """The attempt did not begin, because what it reads is gone: the values of `lost`, which had been made.
+
+    What can be made again is, and the attempt does not count; where it cannot (``Scheduler.obstacle`` says why), the attempt has
+    failed, and `retryable` is as in Failed. Without any `lost` they are there again already, and the task goes once more.
+    Also answers a Pull, for a source that is gone.
+    """
+
+    element: int
+    attempt: int
+    ended: int
+    lost: Sequence[int] = ()
+    retryable: bool = False
+
+
+@dataclass(slots=True)
 class Gathered:
     """The value of an element that has become others is there, and `chosen` of it as in Succeeded. Answers a Gather that asks.
 
@@ -251,6 +268,7 @@ Event: TypeAlias = (
     | Crashed
     | Interrupted
     | Abandoned
+    | ResultLost
     | TimerFired
     | SlotAvailable
     | CancelRequested

@@ -19,6 +19,7 @@ Theory, before the code:
   (an attempt never launched, a second Started) raises InvalidTransition with the task's story.
 - One heap of times serves retries and deadlines. Entries are checked when they come up, never searched for. A task that ends
   before its Started is told never enters it.
+- A result may be lost after its task has succeeded. Then the task runs again (see remaking.py): the only end that is taken back.
 - A run that is resumed begins with elements that have ended already (see RunStarted; for what comes into being later, `recall`).
 - After a batch of events, free slots are given back and filled, once per lane.
 
@@ -34,7 +35,6 @@ from typing import TYPE_CHECKING, assert_never
 
 from flowlane.core import messages as m
 from flowlane.core.elements import GRAPH, NOBODY, Block
-from flowlane.core.graphs import Graphs
 from flowlane.core.messages import NEVER, Launch, Release, Started, Step, Succeeded
 from flowlane.core.outcomes import (
     AGAIN,
@@ -53,8 +53,10 @@ from flowlane.core.outcomes import (
     RETRY,
     RETURNED,
     RUN_DEADLINE,
+    TOTAL_DEADLINE,
 )
 from flowlane.core.ready import ELEMENT_BITS
+from flowlane.core.remaking import Remaking
 from flowlane.core.standing import InvalidTransition
 from flowlane.core.states import (
     CACHED,
@@ -86,7 +88,7 @@ if TYPE_CHECKING:
 __all__ = ["InvalidTransition", "Scheduler"]
 
 
-class Scheduler(Graphs):
+class Scheduler(Remaking):
     """The state of one run of `plan`.
 
     lanes   indexed by ``plan.lane``; may be shared with other schedulers
@@ -237,6 +239,8 @@ class Scheduler(Graphs):
                 self._end(event)
             case m.Cached():
                 self._found(event)
+            case m.ResultLost():
+                self._bereft(event)
             case m.Expanded():
                 self._expanded(event)
             case m.Grafted():
@@ -363,7 +367,7 @@ class Scheduler(Graphs):
             again = event.retryable if isinstance(event, m.Failed) else False
             target, reason = FAILED, Reason.RAISED if running else Reason.REJECTED
         self._let_go(element)
-        if again and event.attempt < policy.attempts:
+        if again and self._has_left(element):
             if out_of_time:
                 target, reason = TIMED_OUT, Reason.TOTAL_TIMEOUT
             elif self._may_retry():
@@ -395,6 +399,8 @@ class Scheduler(Graphs):
                     self._failed = True
                     self._stop(Reason.DEADLINE)
                 continue
+            if kind == TOTAL_DEADLINE and attempt != self._remade.get(element, 0):
+                continue  # it was in time, and is being made again
             state, held = self._state[element], self._held[element]
             if kind == RETRY:
                 if state == RETRYING:
@@ -409,7 +415,7 @@ class Scheduler(Graphs):
                     self._ask(element, Reason.TOTAL_TIMEOUT)
                 elif ASKED[held] is Reason.ATTEMPT_TIMEOUT:
                     self._held[element] = ASK[Reason.TOTAL_TIMEOUT]  # asked already; but there is no next attempt
-            elif state in (READY, RETRYING):
+            elif state in (READY, RETRYING, PENDING):
                 self._drop(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
                 self._ripple()  # it may stop the run, before others run out of time
             elif state == EXPANDED and element in self._scopes:
@@ -430,7 +436,8 @@ class Scheduler(Graphs):
             return kind == RUN_DEADLINE and self._stopping is not None
         if kind == ATTEMPT_DEADLINE:
             return attempt != self._attempt[element] or self._held[element] not in (OUT, LINKED)
-        return self._state[element] in ENDED
+        stale = kind == TOTAL_DEADLINE and attempt != self._remade.get(element, 0)
+        return stale or self._state[element] in ENDED
 
     def _verdict(self) -> RunState:
         cancelled = self._state.count(CANCELLED)
@@ -461,7 +468,7 @@ class Scheduler(Graphs):
             if s == UPSTREAM_FAILED and v in self._cause:
                 root = self.cause(v)[0]
                 assert root != v and state[root] in ENDED and state[root] not in HAS_VALUE, self._story(v)
-            assert self._attempt[v] <= max(1, self.policy(v).attempts), self._story(v)
+            assert self._attempt[v] <= max(1, self.policy(v).attempts) + self._uncounted.get(v, 0), self._story(v)
             assert self._uses[v] >= 0, self._story(v)
         for block in self._elements.blocks:
             if block.kind == GRAPH:
@@ -469,7 +476,8 @@ class Scheduler(Graphs):
         for container, (chain, stage) in self._stages.items():
             ended = sum(state[v] in ENDED for v in self.elements_of(container))
             assert chain.numbered - ended == stage.open, (container, stage.open)
-            assert 0 <= chain.under_way <= chain.window, (container, chain.under_way)
+            coming = sum(self._is_coming(v) for v in self._remade)
+            assert 0 <= chain.under_way <= chain.window + coming, (container, chain.under_way)
             assert chain.admitted <= chain.numbered <= max(chain.known, chain.numbered), container
         assert self._open == sum(s not in ENDED for s in state)
         for index, lane in enumerate(waiting.lanes):
@@ -498,9 +506,8 @@ class Scheduler(Graphs):
             done = sum(state[start + up] in ENDED for up in plan.upstreams[node])
             assert self._left[v] == len(plan.upstreams[node]) - done, self._story(v)
             if s in (READY, RUNNING, RETRYING, EXPANDED, *HAS_VALUE, *FAILURES - {UNKNOWN}) and v not in self._restored:
-                assert all(state[start + up] in HAS_VALUE for up in plan.upstreams[node]), (
-                    f"too early: {self._story(v)}"
-                )
+                ups = [start + up for up in plan.upstreams[node]]
+                assert all(state[up] in HAS_VALUE or up in self._remade for up in ups), f"too early: {self._story(v)}"
                 assert self._attempt[v] >= 1, self._story(v)
             if node not in plan.maps:
                 readers = sum(
