@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import Engine, RunState, Workflow, task
+from flowlane import Engine, RunState, Workflow, task, workflow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -85,6 +85,39 @@ def read(value: bytes, killed: bool) -> int:
     return len(value)
 
 
+@task.io(executor="threads")
+def read_here(value: bytes, killed: bool) -> int:
+    return len(value)
+
+
+@task.cpu
+def double(path: Path, value: bytes) -> bytes:
+    mark(path)
+    return value * 2
+
+
+@task.cpu
+def part(number: int, folder: Path) -> bytes:
+    mark(folder / str(number))
+    return bytes(100_000 + number)
+
+
+@task.cpu(retries=3)
+def after(value: bytes, folder: Path) -> int:
+    if len(value) == 100_000 and not (folder / "killed").exists():
+        (folder / "killed").touch()
+        for pid in (folder / "0").read_text().split():
+            os.kill(int(pid), signal.SIGKILL)
+        time.sleep(1)
+    return len(value)
+
+
+@workflow
+def mapping(folder: Path) -> list[int]:
+    parts = part.map([0, 1], folder=folder)
+    return after.map(parts, folder=folder)
+
+
 @pytest.mark.slow  # Dask takes seconds to put another worker in the place of each
 def test_a_worker_that_dies_is_tried_again_as_often_as_the_policy_says(on_dask: Engine, tmp_path: Path) -> None:
     flow = Workflow("dying")
@@ -105,7 +138,7 @@ def test_without_retries_it_is_not_tried_again_by_anybody(on_dask: Engine, tmp_p
 
 
 @pytest.mark.parametrize("size", [pytest.param(100, marks=pytest.mark.slow), 1_000_000])
-def test_a_result_that_died_with_its_worker_is_named_and_a_small_one_does_not(
+def test_a_result_that_died_with_its_worker_is_made_again_and_a_small_one_does_not_die(
     on_dask: Engine, tmp_path: Path, size: int
 ) -> None:
     #   make ──▶ read
@@ -116,13 +149,58 @@ def test_a_result_that_died_with_its_worker_is_named_and_a_small_one_does_not(
     killed = flow.add(kill_the_maker.bind(path, None), after=[made])
     flow.add(read.bind(made, killed))
     handle = on_dask.start(flow)
-    if size < 4096:
-        assert handle.result(50).value == {"read": size}
-        return
-    with pytest.raises(Exception, match=r"the result of make .* is no longer on the dask cluster"):
+    result = handle.result(50)
+    assert result.value == {"read": size}
+    assert len(path.read_text().split()) == result.tasks["make"].attempts == (1 if size < 4096 else 2)
+
+
+def test_what_a_lost_result_was_made_of_is_made_again_first(on_dask: Engine, tmp_path: Path) -> None:
+    #   make ──▶ double ──▶ read        make's result was released when double had ended
+    #              ╌╌▶ kill_the_maker ──▶ read
+    path = tmp_path / "marks"
+    flow = Workflow("losing")
+    made = flow.add(make.bind(tmp_path / "first", 500_000))
+    doubled = flow.add(double.bind(path, made))
+    killed = flow.add(kill_the_maker.bind(path, None), after=[doubled])
+    flow.add(read.bind(doubled, killed))
+    result = on_dask.start(flow).result(50)
+    assert result.value == {"read": 1_000_000}
+    assert [result.tasks[name].attempts for name in ("make", "double")] == [2, 2]
+
+
+def test_an_element_of_a_map_whose_result_is_lost_is_made_again(on_dask: Engine, tmp_path: Path) -> None:
+    #   [0, 1] ──▶ part[i] ──▶ after[i]      after[0] kills the worker that made part[0], and itself with it
+    (tmp_path / "parts").mkdir()
+    result = on_dask.start(mapping.bind(tmp_path / "parts")).result(50)
+    assert result.value == [100_000, 100_001]
+    assert len((tmp_path / "parts" / "0").read_text().split()) >= 2
+
+
+def test_what_must_not_run_twice_does_not_and_the_message_says_so(on_dask: Engine, tmp_path: Path) -> None:
+    path = tmp_path / "marks"
+    flow = Workflow("losing")
+    made = flow.add(make.options(at_most_once=True).bind(path, 1_000_000))
+    killed = flow.add(kill_the_maker.bind(path, None), after=[made])
+    flow.add(read.bind(made, killed))
+    handle = on_dask.start(flow)
+    with pytest.raises(Exception, match=r"the result of make .* is no longer on the dask cluster") as raised:
         handle.result(50)
     assert handle.state is RunState.FAILED
-    assert len(path.read_text().split()) == 1, "nobody made it again behind our back"
+    failure = raised.value.failures["read"]  # type: ignore[attr-defined]
+    assert failure.notes[0] == "it is not made again: make is at_most_once, so it does not run again"
+    assert len(path.read_text().split()) == 1
+
+
+def test_a_value_that_another_executor_reads_is_made_again_too(on_dask: Engine, tmp_path: Path) -> None:
+    #   make ──▶ read_here (threads)
+    path = tmp_path / "marks"
+    flow = Workflow("losing")
+    made = flow.add(make.bind(path, 1_000_000))
+    killed = flow.add(kill_the_maker.bind(path, None), after=[made])
+    flow.add(read_here.bind(made, killed))
+    result = on_dask.start(flow).result(50)
+    assert result.value == {"read_here": 1_000_000}
+    assert len(path.read_text().split()) == 2
 
 
 @pytest.mark.slow

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from flowlane.core import RULES, Abandoned, Cached, Crashed, Failed, Interrupted, Reason, ResultLost, Succeeded, TaskState
+from flowlane.core import (
+    RULES,
+    Abandoned,
+    Cached,
+    Crashed,
+    Failed,
+    Interrupted,
+    Reason,
+    ResultLost,
+    Succeeded,
+    TaskState,
+)
 from flowlane.testing import SimulatedRun, Simulation
 
 from .driver import Watcher

@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from flowlane.core.rules import TriggerRule
 
-__all__ = ["NO_RETRY", "SLOT", "Guard", "MapSpec", "NotAcyclic", "Plan", "Policy", "Requirement"]
+__all__ = ["NO_RETRY", "REMAKES", "SLOT", "Guard", "MapSpec", "NotAcyclic", "Plan", "Policy", "Requirement"]
+
+
+#: How often a value that was lost is made again, unless its policy says otherwise: enough for machines that go one by one.
+REMAKES: Final = 3
 
 
 class NotAcyclic(ValueError):
@@ -45,7 +49,7 @@ class Policy:
     total_timeout: int = 0
     retry_timeouts: bool = False
     retry_crashes: bool = False
-    remakes: int = 3
+    remakes: int = REMAKES
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 255:  # the scheduler counts them in a byte

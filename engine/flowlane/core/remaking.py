@@ -1,7 +1,7 @@
 """Making values again that are gone: they were on a machine, and the machine is not there any more.
 
 A reader whose attempt was to begin finds that something it reads is gone, and tells (ResultLost). What made it runs again, and
-the reader waits as if it had never been ready. Both get an attempt for it that the retry policy does not count: the policy is about
+the reader waits as if it had never been ready. Both get an attempt for it that the retry policy does not count, which is about
 what goes wrong in a task. How often one value may be made again is a bound of its own (``Policy.remakes``), so that a
 machine that dies of a value does not take the run round in a circle.
 
@@ -56,28 +56,37 @@ class Remaking(Graphs):
         they can."""
         return self._lineage(lost)[1]
 
-    def _bereft(self, event: m.ResultLost) -> None:
-        """An attempt that was out cannot begin, because what it reads is gone."""
+    def reads(self, element: int) -> Sequence[int]:
+        """The elements whose values it reads, whatever it is; an element of a map also those that its map goes over."""
+        block = self._elements.block(element)
+        if block.kind != CHAIN:
+            return self._inputs[element]
+        assert block.chain is not None
+        position = (element - block.start) % len(block.chain.stages)
+        stage = block.chain.stages[position]
+        return [*[element - position + up for up in stage.over], *self._inputs[stage.container]]
+
+    def _bereft(self, event: m.ResultLost) -> m.Failed | None:
+        """An attempt that was out cannot begin, because what it reads is gone. Where nothing can be done, how it ends instead."""
         element = event.element
         for each in event.lost:
             if not 0 <= each < len(self._state):
                 raise InvalidTransition(event, "no such element was lost", f"elements are 0..{len(self._state) - 1}")
         if element in self._stages and self._state[element] == EXPANDED:
             self._sourceless(event)
-            return
+            return None
         if not self._current(event):
-            return
+            return None
         if self._state[element] != READY:
             raise InvalidTransition(event, "this attempt has started", self._story(element))
         asked = ASKED[self._held[element]]
         if asked is None and self._stopping is not None and not self._is_spared(element):
             self._let_go(element)
             self._settle(element, CANCELLED, self._stopping, event.ended)
-            return
+            return None
         again, obstacle = self._lineage(event.lost)
         if asked is not None or obstacle is not None or event.attempt >= ATTEMPTS_MAX:
-            self._end(m.Failed(element, event.attempt, NEVER, event.ended, event.retryable))
-            return
+            return m.Failed(element, event.attempt, NEVER, event.ended, event.retryable)
         self._let_go(element)
         self._uncounted[element] = self._uncounted.get(element, 0) + 1
         self._step.transitions.append((element, event.attempt, CODE[READY, PENDING, Reason.RESULT_LOST], event.ended))
@@ -87,6 +96,7 @@ class Remaking(Graphs):
         for each in event.lost:
             self._wait_for(element, each)
         self._go_again(element)  # it may be there again already
+        return None
 
     def _sourceless(self, event: m.ResultLost) -> None:
         """What a map goes over is gone, before it had its first item."""
@@ -122,7 +132,7 @@ class Remaking(Graphs):
             obstacle = self._in_the_way(element)
             if obstacle is not None:
                 return [], (element, obstacle)
-            for up in self._reads(element):
+            for up in self.reads(element):
                 if state[up] in HAS_VALUE:
                     if not uses[up] and up not in again:  # it was released
                         again[up] = None
@@ -132,16 +142,6 @@ class Remaking(Graphs):
                 ):  # an earlier session had it, and this one has not
                     return [], (up, Obstacle.FAILED)
         return work, None
-
-    def _reads(self, element: int) -> Sequence[int]:
-        """The elements whose values it reads, whatever it is."""
-        block = self._elements.block(element)
-        if block.kind != CHAIN:
-            return self._inputs[element]
-        assert block.chain is not None
-        position = (element - block.start) % len(block.chain.stages)
-        stage = block.chain.stages[position]
-        return [*[element - position + up for up in stage.over], *self._inputs[stage.container]]
 
     def _in_the_way(self, element: int) -> Obstacle | None:
         """Why an element that has its value cannot run again."""
@@ -176,7 +176,7 @@ class Remaking(Graphs):
         for element in elements:
             self._undo(element)
         for element in elements:
-            for up in self._reads(element):
+            for up in self.reads(element):
                 self._wait_for(element, up)
         for element in elements:
             self._recount(element)

@@ -240,7 +240,9 @@ class Scheduler(Remaking):
             case m.Cached():
                 self._found(event)
             case m.ResultLost():
-                self._bereft(event)
+                failed = self._bereft(event)
+                if failed is not None:
+                    self._end(failed)
             case m.Expanded():
                 self._expanded(event)
             case m.Grafted():

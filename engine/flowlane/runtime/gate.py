@@ -257,6 +257,10 @@ class Gate:
         program, node = self._declared(element)
         return node in program.passing
 
+    def not_begun(self, report: Report) -> None:
+        """Its attempt was let go, and could not begin."""
+        report.value = NOT_BEGUN
+
     def take_back(self, elements: Sequence[int]) -> Sequence[int]:
         """Of elements that are to stop, those that an executor has. The others were held here, and will not begin."""
         held = [element for element in elements if element in self._held]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from flowlane.core import messages as m
 from flowlane.errors import Failure
 from flowlane.runtime.failures import too_deep
+from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER, Report
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
     from flowlane.runtime.growth import Growth
+    from flowlane.runtime.losses import Losses
     from flowlane.runtime.places import Places
     from flowlane.runtime.roster import Roster
     from flowlane.storage.blob import Payload
@@ -63,6 +65,7 @@ class Run(Protocol):
     growth: Growth
     roster: Roster
     failures: dict[int, Failure]
+    losses: Losses
 
     def step(self, events: Sequence[m.Event], reports: Reports) -> None: ...
 
@@ -119,7 +122,9 @@ class Grafts:
             made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
             failure = run.failures[element] = Failure.of(error)
-            event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
+            event: m.Event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
+            if is_loss(failure):
+                event, _ = run.losses.event(element, attempt, failure, monotonic_ns())
             self._loop.call_soon(run.if_running, run.step, [event], untold)
             return
         self._loop.call_soon(run.if_running, self._graft, element, attempt, made, NEVER, NEVER, untold)

@@ -305,6 +305,10 @@ class Growth:
             whole = [values[element] for _, element in done]
         return Gathered(whole) if self.remote else whole
 
+    def refill(self) -> None:
+        """Values were lost: arguments are filled from those that are there when they are asked for next."""
+        self._fixed.clear()
+
     def ended(self, container: int) -> None:
         """A map has ended: what it went over is not needed any more."""
         self._sources.pop(container, None)

@@ -211,10 +211,17 @@ class RemoteValue:
     def fetch(self) -> Any:
         """The value itself, always the same object: fetched once, then kept.
 
-        Called on the thread of the engine's loop, which it holds up for as long as decoding takes. Raises TransportError
-        when the value cannot be had any more or does not load here.
+        Called on the thread of the engine's loop, which it holds up for as long as decoding takes. Raises LostResult when the
+        value is gone, TransportError when it cannot be had for another reason or does not load here.
         """
         raise NotImplementedError
+
+    def vanished(self) -> bool:
+        """Whether it is known to be gone for good. Cheap, and does not block. The loop's thread.
+
+        Whoever finds that out (`fetch`, or the executor that was to hand it to a job) raises, or reports, a LostResult.
+        """
+        return False
 
     def packed(self) -> Payload:
         """The value as a store will have it; by default fetched and packed, where it could be taken as it is.

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
 from flowlane.errors import Failure
+from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.runtime.growth import Growth
+    from flowlane.runtime.losses import Losses
 
 __all__ = ["Puller"]
 
@@ -35,6 +37,7 @@ class Run(Protocol):
     scheduler: Scheduler
     growth: Growth
     failures: dict[int, Failure]
+    losses: Losses
 
     def follow_up(self, events: Sequence[m.Event]) -> None: ...
 
@@ -91,7 +94,10 @@ class Puller:
         if items or error is None:
             self._run.growth.add_items(element, items)
             events.append(m.Expanded(element, len(items), more and error is None))
-        if error is not None:
+        if error is not None and is_loss(failure := Failure.of(error)) and not events:
+            event, _ = self._run.losses.event(element, self._run.scheduler.attempt(element), failure, monotonic_ns())
+            events.append(event)
+        elif error is not None:
             self._run.failures[element] = Failure.of(error)
             if events:
                 events = [m.Expanded(element, len(items), True)]

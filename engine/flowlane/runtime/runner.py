@@ -38,6 +38,7 @@ from flowlane.runtime.failures import (
 )
 from flowlane.runtime.grafts import Grafts
 from flowlane.runtime.growth import Growth, cores_of
+from flowlane.runtime.losses import Losses, is_loss
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.places import Places
 from flowlane.runtime.ports import (
@@ -198,6 +199,7 @@ class Runner:
 
             assert recorder is not None
             self._gate = Gate(self, id, recorder, keeper, lookups)
+        self.losses = Losses(self, self._values)
         self._puller = Puller(self, context)
         self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
         if recorder is not None and keeper is not None:
@@ -501,6 +503,11 @@ class Runner:
             delay = getattr(failure.exception, "seconds", None) if failure is not None else None
             wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
             return m.Failed(element, attempt, started, ended, True, wish)
+        if failure is not None and is_loss(failure) and started == NEVER and self.scheduler.awaits(element, attempt):
+            event, report.failure = self.losses.event(element, attempt, failure, ended)
+            if self._gate is not None:
+                self._gate.not_begun(report)
+            return event
         return m.Failed(element, attempt, started, ended, self.retryable(element, failure))
 
     def _policy(self, element: int) -> Policy:

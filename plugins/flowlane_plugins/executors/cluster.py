@@ -28,7 +28,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from flowlane.errors import EngineClosed, Failure, SettingsError, TransportError, WorkerCrashed
+from flowlane.errors import EngineClosed, Failure, LostResult, SettingsError, WorkerCrashed
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -70,6 +70,7 @@ class Flight:
         "killed",
         "name",
         "needs",
+        "once",
         "ref",
         "references",
         "sent",
@@ -90,6 +91,7 @@ class Flight:
         self.references: Sequence[Reference] = ()
         self.needs = needs_of(job)
         self.timeout = job.timeout
+        self.once = job.once
         self.handle: Any = None  # what the cluster knows it by
 
 
@@ -322,9 +324,17 @@ class ClusterExecutor:
         """A job cannot run at all. Any thread."""
         self.land(flight, Report(flight.ref, FAILED, NEVER, monotonic_ns(), failure=Failure.of(error)))
 
-    def bereft(self, flight: Flight, gone: Reference) -> None:
-        """A job cannot run because a result that it needs is gone from the cluster. Any thread."""
-        self.failed(flight, lost(gone, self.kind, reader=flight.task))
+    def bereft(self, flight: Flight, gone: Reference, what: str) -> None:
+        """A job is lost with a result that it needs, which is gone from the cluster. Any thread.
+
+        One that has begun had its input: its worker died (`what`). So it counts for one that must not begin twice: for that one
+        the news of its begin may have died with its worker.
+        """
+        error = lost(gone, self.kind, reader=flight.task)
+        if flight.began != NEVER or flight.once:
+            self.crashed(flight, what, begun=True)
+        else:
+            self.failed(flight, error)
 
     def stopped(self, flight: Flight, *, begun: bool) -> None:
         """A job has ended because it was told to; `begun` when it may have begun before that. Any thread."""
@@ -373,14 +383,15 @@ class ClusterExecutor:
         return outpost.Call(self.lane, job.ref, known[1], payload, job.task, job.attempt, transport.files_in(payload))
 
 
-def lost(reference: Reference, kind: str, *, reader: str | None = None) -> TransportError:
-    """What to raise about a result that is no longer on its cluster."""
+def lost(reference: Reference, kind: str, *, reader: str | None = None) -> LostResult:
+    """What to raise about a result that is no longer on its cluster; from now on it is known to be gone."""
+    reference.gone = True
     needed = f", which {reader} needs," if reader is not None else ""
-    return TransportError(
+    return LostResult(
         f"the result of {reference.maker} ({reference.nbytes:,} bytes){needed} is no longer on the {kind} cluster:"
         " the worker that held it is gone",
-        hint=f"run {reference.maker} again: `flow resume` does where a run is stored, and a worker that retires hands"
-        " its results on where one that is killed cannot",
+        hint="a worker that retires hands its results on where one that is killed cannot; `flow resume` makes again what is"
+        " missing, where the run is stored",
     )
 
 

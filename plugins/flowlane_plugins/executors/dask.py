@@ -246,8 +246,8 @@ class DaskExecutor(ClusterExecutor):
             return
         if what == dask_worker.REFUSED:
             asyncio.ensure_future(self._explain(flight, worker))  # noqa: RUF006 - it ends by itself, or with the client
-        elif not self._bereft(flight):
-            self.crashed(flight, f"the Dask worker at {worker} is gone", begun=True)
+        else:
+            self._lost(flight, f"the Dask worker at {worker} is gone")
 
     async def _explain(self, flight: Flight, worker: str) -> None:
         """Dask has failed a job of ours: the worker died with it, or could not call us. Client's loop."""
@@ -265,13 +265,13 @@ class DaskExecutor(ClusterExecutor):
             ),
         )
 
-    def _bereft(self, flight: Flight) -> bool:
-        """Tell of a job whose input is gone, if it is that. Client's loop."""
+    def _lost(self, flight: Flight, what: str) -> None:
+        """Tell of a job that is lost with its worker, or because its input is. Client's loop."""
         for reference in flight.references:
             if reference.vanished():
-                self.bereft(flight, reference)
-                return True
-        return False
+                self.bereft(flight, reference, what)
+                return
+        self.crashed(flight, what, begun=True)
 
     def reference(self, flight: Flight, nbytes: int) -> Reference:
         """The reference to a flight's result."""
@@ -361,8 +361,8 @@ class DaskExecutor(ClusterExecutor):
         for flight in list(self._flights.values()):
             future = flight.handle
             dropped = future is not None and not flight.asked and future.status in ("cancelled", "lost")
-            if dropped and now - flight.submitted > 2 * _PACE * 1e9 and not self._bereft(flight):
-                self.crashed(flight, "the Dask scheduler has dropped it", begun=True)
+            if dropped and now - flight.submitted > 2 * _PACE * 1e9:
+                self._lost(flight, "the Dask scheduler has dropped it")
         since = self._workerless
         if since is not None and time.monotonic() - since > self._no_workers_timeout:
             for flight in list(self._flights.values()):
@@ -383,7 +383,7 @@ class DaskReference(Reference):
         self.future = future
 
     def vanished(self) -> bool:
-        return self.future is None or self.future.status in ("cancelled", "lost")
+        return self.gone or self.future.status in ("cancelled", "lost")
 
     def bring(self) -> Kept:
         try:

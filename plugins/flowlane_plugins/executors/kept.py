@@ -102,24 +102,26 @@ class Reference(RemoteValue):
 
     name   the task's that made it
     maker  the task's name in its workflow, for messages
+    gone   somebody has found that the cluster has it no more
     """
 
-    __slots__ = ("_fetched", "_value", "maker", "name")
+    __slots__ = ("_fetched", "_value", "gone", "maker", "name")
 
     def __init__(self, home: object, nbytes: int, name: str, maker: str) -> None:
         super().__init__(home, nbytes)
         self.name = name
         self.maker = maker
+        self.gone = False
         self._fetched = False
         self._value: Any = None
 
     def bring(self) -> Kept:
-        """What was kept, here. Blocks while it travels. Raises TransportError, which names it, when it is gone."""
+        """What was kept, here. Blocks while it travels. Raises LostResult, which names it, when it is gone."""
         raise NotImplementedError
 
     def vanished(self) -> bool:
-        """Whether it is known to be gone. Does not block."""
-        raise NotImplementedError
+        """Whether it is known to be gone from the cluster. Does not block."""
+        return self.gone
 
     def fetch(self) -> Any:
         """The value: brought and loaded on the first call, then kept. Raises TransportError."""
@@ -157,9 +159,6 @@ class Carried(Reference):
 
     def bring(self) -> Kept:
         return self._kept
-
-    def vanished(self) -> bool:
-        return False
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         if _travelling.numbers is None:

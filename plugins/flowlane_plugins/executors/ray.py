@@ -251,8 +251,7 @@ class RayExecutor(ClusterExecutor):
             if not references:
                 return False
             gone = references[0]
-        gone.gone = True
-        self.bereft(flight, gone)
+        self.bereft(flight, gone, f"its Ray worker died ({type(error).__name__}: {_first_line(error)})")
         return True
 
     def _hush(self, flight: Flight) -> None:
@@ -322,15 +321,11 @@ class RayExecutor(ClusterExecutor):
 class RayReference(Reference):
     """A result in Ray's object store, which is let go of when this is."""
 
-    __slots__ = ("gone", "ref")
+    __slots__ = ("ref",)
 
     def __init__(self, home: object, nbytes: int, name: str, maker: str, ref: Any) -> None:
         super().__init__(home, nbytes, name, maker)
         self.ref = ref
-        self.gone = False
-
-    def vanished(self) -> bool:
-        return self.gone
 
     def bring(self) -> Kept:
         ray: Any = import_module("ray")
@@ -340,7 +335,6 @@ class RayReference(Reference):
         try:
             kept: Any = ray.get(self.ref, timeout=_FETCHING)
         except (errors.ObjectLostError, errors.WorkerCrashedError) as error:
-            self.gone = True
             raise lost(self, "ray") from error
         except Exception as error:
             raise TransportError(
