@@ -16,7 +16,7 @@ from flowlane import Engine, Failure, LostResult, RunFailed, task, workflow
 from flowlane.runtime.ports import FAILED, NEVER, SUCCEEDED, Capabilities, Job, RemoteValue, Report
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
 
@@ -71,7 +71,7 @@ class Forgetful:
         self.begun.append(job.task)
         try:
             value = Held(self, job.task, job.target.fn(*args, **kwargs))
-        except Exception as error:  # noqa: BLE001 - the task's
+        except Exception as error:
             self.deliver([Report(job.ref, FAILED, started, monotonic_ns(), failure=Failure.of(error))])
             return
         self.kept.append(value)

@@ -97,6 +97,7 @@ class Capabilities:
     hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
     pickles        arguments and results cross a process boundary
     remote_values  results may stay where they were made: it may report a RemoteValue, and takes its own back as arguments
+    far_values     fetching one of those waits for another machine, so that it is done in a thread
     limits_memory  it ends a job that takes more than its Job.memory, for real
     interruptible  a running job hears that it is to stop; where none does (threads), one over its timeout is given up at once
     """
@@ -108,6 +109,7 @@ class Capabilities:
     remote_values: bool = False
     interruptible: bool = True
     limits_memory: bool = False
+    far_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +213,15 @@ class RemoteValue:
     def fetch(self) -> Any:
         """The value itself, always the same object: fetched once, then kept.
 
-        Called on the thread of the engine's loop, which it holds up for as long as decoding takes. Raises LostResult when the
-        value is gone, TransportError when it cannot be had for another reason or does not load here.
+        Called on the thread of the engine's loop, which it holds up for as long as decoding takes; one that `is_far` is fetched
+        in a thread before that, and what it raised there is raised again. Raises LostResult when the value is gone,
+        TransportError when it cannot be had for another reason or does not load here.
         """
         raise NotImplementedError
+
+    def is_far(self) -> bool:
+        """Whether `fetch` would have to wait, for another machine say. Only for executors with ``far_values``."""
+        return False
 
     def vanished(self) -> bool:
         """Whether it is known to be gone for good. Cheap, and does not block. The loop's thread.
@@ -226,8 +233,8 @@ class RemoteValue:
     def packed(self) -> Payload:
         """The value as a store will have it; by default fetched and packed, where it could be taken as it is.
 
-        Called on the loop's thread; what it returns may be read from any thread, and for as long as it is kept. Raises
-        TransportError when the value cannot be had or cannot be stored.
+        Called on the loop's thread, of a value that `is_far` in a thread; what it returns may be read from any thread, and for as
+        long as it is kept. Raises TransportError when the value cannot be had or cannot be stored.
         """
         from flowlane.storage.blob import pack
 

@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -36,6 +37,7 @@ from flowlane.runtime.failures import (
     unreadable,
     worker_died,
 )
+from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
 from flowlane.runtime.growth import Growth, cores_of
 from flowlane.runtime.losses import Losses, is_loss
@@ -75,6 +77,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.grafts import Maker
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
+    from flowlane.runtime.ports import RemoteValue
     from flowlane.runtime.recorder import Recorder
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
@@ -200,6 +203,7 @@ class Runner:
             assert recorder is not None
             self._gate = Gate(self, id, recorder, keeper, lookups)
         self.losses = Losses(self, self._values)
+        self._fetching = Fetching(self, self._places, self._values)
         self._puller = Puller(self, context)
         self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
         if recorder is not None and keeper is not None:
@@ -254,6 +258,7 @@ class Runner:
             self._loop.call_soon(self.drain)
         elif self.scheduler.finished is None and self.error is None:
             self.step([m.DrainRequested()], {})
+            self._fetching.drain()
             if self._gate is not None:
                 self._gate.drain()
 
@@ -304,6 +309,8 @@ class Runner:
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
         keep, measured, gate = self._heard, self.measured, self._gate
+        if self._places.far:
+            reports = [report for report in reports if self._fetching.told(*_of_ref(report.ref), report)]
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
@@ -391,7 +398,22 @@ class Runner:
             self._told.add(about)
             self._note(element, attempt, Report(0, NOTED, note=text))
 
-    # ── what the gate calls ───────────────────────────────────────────────────────────────────────────────────────
+    # ── what the gate and the fetching call ───────────────────────────────────────────────────────────────────────
+
+    def wanted_here(self, element: int) -> bool:
+        """Whether the success of an element means more than its value, which has to be looked at for that."""
+        if self.growth.choices(element):
+            return True
+        block = self.scheduler.block(element)
+        return block.kind == CHAIN and self.growth.cast(element, block)[1].filters
+
+    def cached(self, element: int) -> bool:
+        """Whether its arguments are needed here, to look in the cache."""
+        return self._gate is not None and self._gate.is_cached(element)
+
+    def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
+        """What to do with its result in a thread, before it is taken; None for nothing."""
+        return self._gate.keeps(element, attempt) if self._gate is not None else None
 
     def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of an element, every value at hand. Raises what fetching one raises."""
@@ -470,7 +492,7 @@ class Runner:
             enforced = self._places.enforces[self.scheduler.lane(element)] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
                 report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
-            elif self._gate is None or started != NEVER or report.worker:
+            elif (self._gate is None and not self._places.far) or started != NEVER or report.worker:
                 report.failure = taken_back()
         elif kind is FAILED and report.failure is None:
             report.failure = unexplained()
@@ -685,10 +707,10 @@ class Runner:
                     go: Sequence[int] = command.elements
                     if self._memory is not None:
                         go = self._grafts.launch(go)
-                    if self._gate is not None:
-                        go = self._gate.launch(command.lane, go)
+                    if self._places.far:
+                        go = self._fetching.launch(command.lane, go)
                     if go:
-                        self.submit(command.lane, go)
+                        self.go(command.lane, go)
                 except Exception as error:  # noqa: BLE001 - a plug-in's; the commands behind it may be for other runs
                     self._fail_soon(error)
             elif isinstance(command, Release):
@@ -699,6 +721,8 @@ class Runner:
             elif isinstance(command, m.Interrupt):
                 attempt = self.scheduler.attempt
                 elements: Sequence[int] = command.elements
+                if self._places.far:
+                    elements = self._fetching.take_back(elements)
                 if self._gate is not None:
                     elements = self._gate.take_back(elements)
                 refs = [make_ref(self.token, element, attempt(element)) for element in elements]
@@ -713,11 +737,29 @@ class Runner:
             elif isinstance(command, m.Gather):
                 self._gather(command.element, command.asked)
             elif isinstance(command, m.Pull):
-                self._puller.pull(command.element, command.count)
+                pull = partial(self._puller.pull, command.element, command.count)
+                if self._places.far:
+                    self._fetching.when_here(command.element, pull)
+                else:
+                    pull()
             elif isinstance(command, m.Graft):
-                self._grafts.begin(command.element)
+                if self._places.far:
+                    self._fetching.when_here(command.element, partial(self._begin_graft, command.element))
+                else:
+                    self._grafts.begin(command.element)
             else:
                 self._end()
+
+    def _begin_graft(self, element: int) -> None:
+        if self.scheduler.awaits(element, self.scheduler.attempt(element)):  # it may have been stopped meanwhile
+            self._grafts.begin(element)
+
+    def go(self, lane: int, elements: Sequence[int]) -> None:
+        """Let launched elements of a lane begin, whose values are where they must be."""
+        if self._gate is not None:
+            elements = self._gate.launch(lane, list(elements))
+        if elements:
+            self.submit(lane, elements)
 
     def submit(self, lane: int, elements: Sequence[int]) -> None:
         """Hand launched elements of a lane to its executor."""
@@ -839,8 +881,17 @@ class Runner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._places.far and self.state is RunState.SUCCEEDED:
+            far = self._fetching.far(self.program.plan.pinned)
+            if far:
+                self._fetching.bring(far, self._conclude)
+                return
+        self._conclude()
+
+    def _conclude(self) -> None:
         if self._places.remote and self.state is RunState.SUCCEEDED:
             self._fetch_result()
+        self._fetching.close()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
         for element, failure in self._queued_too_long():
@@ -910,6 +961,11 @@ class Runner:
                     break
         counts = {str(state): count for state, count in self.scheduler.counts().items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
+
+
+def _of_ref(ref: int) -> tuple[int, int]:
+    """The element and the attempt of a job."""
+    return (ref >> ATTEMPT_BITS) & _ELEMENT_MASK, ref & _ATTEMPT_MASK
 
 
 def _needs_of(program: Program) -> dict[int, tuple[int, int]]:

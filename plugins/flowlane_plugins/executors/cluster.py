@@ -120,6 +120,7 @@ class ClusterExecutor:
             hard_kill=hard_kill,
             pickles=True,
             remote_values=True,
+            far_values=True,
             interruptible=interruptible,
         )
         self.lane = uuid4().hex[:12]  # refs are unique within it
