@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Target
     from flowlane.runtime.roster import Roster
 
-__all__ = ["Cast", "Growth", "cores_of"]
+__all__ = ["Cast", "Growth", "cores_of", "holds_of"]
 
 
 class Cast:
@@ -42,6 +42,7 @@ class Cast:
         "container",
         "cores",
         "filters",
+        "holds",
         "memory",
         "name",
         "node",
@@ -63,6 +64,7 @@ class Cast:
         self.filters = call.filters
         self.once = node in program.once
         self.cores = cores_of(program, node)
+        self.holds = holds_of(program, node)
         self.memory = program.memory.get(node, 0)
         self.combine = call.combine
         #: of a chained map, the stages that its items come from, by position in the chain
@@ -364,6 +366,16 @@ class _Raw:
 
     def __getitem__(self, node: int) -> Any:
         return self._values[node] if self._scheduler.state(self._start + node) in DONE else MISSING
+
+
+def holds_of(program: Program, node: int) -> Mapping[str, int] | None:
+    """The limits that an attempt holds, by name, without that of memory; None for none."""
+    plan = program.plan
+    if node not in plan.requirement:
+        return None
+    limits = plan.requirements[plan.requirement[node]].limits
+    named = [(program.limits[index].name, weight) for index, weight in limits]
+    return {name: weight for name, weight in named if name != "memory"} or None
 
 
 def cores_of(program: Program, node: int) -> int:

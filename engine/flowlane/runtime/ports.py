@@ -137,6 +137,7 @@ class Job:
     once     it must not begin a second time, whatever becomes of its worker: it is CRASHED instead
     cores    slots of its lane that it holds, and threads that it may compute in, where an executor can see to that
     memory   bytes that it may take, where an executor can stop one that takes more; 0 for any number
+    holds    limits that it holds while it is out, by name, and how much of each, or None; ``memory`` is not among them
     context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
              None for an executor that pickles
     """
@@ -153,6 +154,7 @@ class Job:
     once: bool = False
     cores: int = 1
     memory: int = 0
+    holds: Mapping[str, int] | None = None
 
 
 @dataclass(slots=True)

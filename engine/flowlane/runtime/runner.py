@@ -39,7 +39,7 @@ from flowlane.runtime.failures import (
 )
 from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
-from flowlane.runtime.growth import Growth, cores_of
+from flowlane.runtime.growth import Growth, cores_of, holds_of
 from flowlane.runtime.losses import Losses, is_loss
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.places import Places
@@ -63,7 +63,7 @@ from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at, loc
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.messages import Transition
     from flowlane.core.plan import Policy
@@ -809,7 +809,7 @@ class Runner:
         if self._needs:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
-                    job.cores, job.memory = needs
+                    job.cores, job.memory, job.holds = needs
                     if job.memory and not self._places.kills[lane]:
                         self._tell_unwatched(lane, job)
         if self._places.enforces[lane]:
@@ -838,13 +838,13 @@ class Runner:
                 index += block.first
                 keys = self.roster.keys(block.owner)
                 name = f"{cast.name}[{index if keys is None else keys[index]}]"
-                target, once, cores, memory = cast.target, cast.once, cast.cores, cast.memory
+                target, once, cores, memory, holds = cast.target, cast.once, cast.cores, cast.memory, cast.holds
                 args, kwargs = growth.arguments_of(element, index, cast, home)
             else:
                 name = self.roster.names[element]
                 program, node = growth.declared(element)
                 target, once = program.targets[node], node in program.once
-                cores, memory = cores_of(program, node), program.memory.get(node, 0)
+                cores, memory, holds = cores_of(program, node), program.memory.get(node, 0), holds_of(program, node)
                 args, kwargs = growth.arguments(element, home)
         except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
             self.refuse(element, attempt, error)
@@ -856,7 +856,7 @@ class Runner:
             if attempt > 1:
                 context.run(ATTEMPT.set, attempt)
         ref = make_ref(self.token, element, attempt)
-        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory)
+        job = Job(ref, target, args, kwargs, self.info.id, name, attempt, None, context, once, cores, memory, holds)
         if memory and not self._places.kills[lane]:
             self._tell_unwatched(lane, job)
         return job
@@ -968,8 +968,8 @@ def _of_ref(ref: int) -> tuple[int, int]:
     return (ref >> ATTEMPT_BITS) & _ELEMENT_MASK, ref & _ATTEMPT_MASK
 
 
-def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
-    """node → (cores, memory) of those that need others than (1, 0)."""
+def _needs_of(program: Program) -> dict[int, tuple[int, int, Mapping[str, int] | None]]:
+    """node → (cores, memory, limits that it holds) of those that need others than (1, 0, none)."""
     nodes = {*program.plan.requirement, *program.memory}
-    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
-    return {node: needs for node, needs in found.items() if needs != (1, 0)}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0), holds_of(program, node)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0, None)}

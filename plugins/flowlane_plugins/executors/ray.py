@@ -61,6 +61,8 @@ class RayExecutor(ClusterExecutor):
     address  of a cluster: "auto", "10.0.0.1:6379", or "ray://..."; None takes Ray's own setting (RAY_ADDRESS), if any
     slots    jobs out at a time; None takes what the cluster has room for
     init     more keywords for ``ray.init``: ``{"runtime_env": {"pip": ["pandas"]}}``
+    resources limits whose amounts a job asks of Ray by another name: {"gpu": "GPU"}, or {"license": "license"} for a resource of
+             the cluster's own. A task's ``cores=`` and ``memory=`` are asked for as Ray's CPU and memory
     grace    seconds that a task whose timeout has passed has to clean up before its process is killed
 
     Without an address a cluster is started on this machine, as many worker processes as there are slots, and ended by `close`.
@@ -75,6 +77,7 @@ class RayExecutor(ClusterExecutor):
         *,
         slots: int | None = None,
         init: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
         grace: float = 1.0,
     ) -> None:
         if find_spec("ray") is None:  # not imported here: that takes a second, and may never be needed
@@ -84,7 +87,12 @@ class RayExecutor(ClusterExecutor):
         import os
 
         address = address or os.environ.get("RAY_ADDRESS") or None
-        self._prepare(slots, usable_cores() if address is None else _SLOTS, hard_kill=True, interruptible=True)
+        known = {"cores": "CPU", "memory": "memory"}
+        wanted: Any = (
+            known if resources is None else {**known, **resources} if isinstance(resources, dict) else resources
+        )
+        default = usable_cores() if address is None else _SLOTS
+        self._prepare(slots, default, wanted, hard_kill=True, interruptible=True)
         self.own_grace = grace
         self._address = address
         self._keywords = dict(init or {})
@@ -205,8 +213,10 @@ class RayExecutor(ClusterExecutor):
                 self._functions.clear()
             options: dict[str, Any] = {"name": flight.name}
             needs = dict(flight.needs)
-            if needs:
-                options |= {"num_cpus": needs.pop("CPU", 1), "num_gpus": needs.pop("GPU", 0), "resources": needs}
+            if needs != {"CPU": 1}:
+                options |= {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0)}
+                options |= {"memory": memory} if (memory := needs.pop("memory", 0)) else {}
+                options["resources"] = needs
             function = self._functions[wanted] = self._attempt.options(**options)
         return function
 
