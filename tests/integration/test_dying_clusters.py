@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import subprocess
 import sys
@@ -306,3 +307,66 @@ def test_on_ray_attempts_are_those_of_the_policy_and_the_hosts_signals_stay(tmp_
         "failure": "WorkerCrashed",
         "handler": True,
     }
+
+
+A_NODE_DIES = """
+import json, time
+from pathlib import Path
+from flowlane import Engine, Limit, Workflow, task
+from ray.cluster_utils import Cluster
+
+
+@task.cpu(limits={"far": 1})
+def make(folder: Path) -> bytes:
+    return bytes(1_000_000)
+
+
+@task.io(executor="threads")
+def drop(folder: Path) -> bool:
+    (folder / "made").touch()
+    while not (folder / "dropped").exists():
+        time.sleep(0.05)
+    return True
+
+
+@task.cpu(retries=2)
+def read(value: bytes, dropped: bool) -> int:
+    return len(value)
+
+
+if __name__ == "__main__":
+    folder = Path.cwd()
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1})
+    node = cluster.add_node(num_cpus=1, resources={"far": 1})
+    flow = Workflow("losing")
+    made = flow.add(make.bind(folder))
+    flow.returns(flow.add(read.bind(made, flow.add(drop.bind(folder), after=[made]))))
+    options = {"ray": {"address": cluster.address, "resources": {"far": "far"}}}
+    with Engine(routes={"cpu": "ray"}, options=options, limits=[Limit("far", 1)]) as engine:
+        handle = engine.start(flow)
+        while not (folder / "made").exists():
+            time.sleep(0.05)
+        cluster.remove_node(node, allow_graceful=False)
+        cluster.add_node(num_cpus=1, resources={"far": 1})
+        (folder / "dropped").touch()
+        result = handle.result(120)
+    print(json.dumps([result.value, result.tasks["make"].attempts]))
+    cluster.shutdown()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_on_ray_a_result_that_died_with_its_node_is_made_again(tmp_path: Path) -> None:
+    pytest.importorskip("ray", reason="ray is not installed: flowlane[ray]")
+    (tmp_path / "a_node_dies.py").write_text(A_NODE_DIES)
+    done = subprocess.run(
+        [sys.executable, "a_node_dies.py"],
+        cwd=tmp_path,
+        env={**os.environ, "RAY_AUTH_TOKEN": secrets.token_hex(32)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout.splitlines()[-1]) == [{"read": 1_000_000}, 2]

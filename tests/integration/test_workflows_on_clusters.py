@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -34,9 +35,9 @@ pytestmark = [
 
 
 @contextmanager
-def running(*commands: list[str]) -> Iterator[None]:
+def running(*commands: list[str], **environ: str) -> Iterator[None]:
     """These commands, each with all that it starts, for as long as the block lasts."""
-    processes = [subprocess.Popen(command, **QUIET) for command in commands]
+    processes = [subprocess.Popen(command, env={**os.environ, **environ}, **QUIET) for command in commands]
     try:
         yield
     finally:
@@ -69,10 +70,15 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
-    with running([*head, "--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]):
-        wait_for(lambda: answers(port))
-        time.sleep(3)  # the node registers itself after its port is open
-        yield {"ray": {"address": f"127.0.0.1:{port}"}}
+    head += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
+    token = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # one for this cluster, which may ask for it
+    try:
+        with running(head, RAY_AUTH_TOKEN=token):
+            wait_for(lambda: answers(port))
+            time.sleep(3)  # the node registers itself after its port is open
+            yield {"ray": {"address": f"127.0.0.1:{port}"}}
+    finally:
+        del os.environ["RAY_AUTH_TOKEN"]
 
 
 def answers(port: int) -> bool:
