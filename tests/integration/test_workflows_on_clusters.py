@@ -35,9 +35,9 @@ pytestmark = [
 
 
 @contextmanager
-def running(*commands: list[str], **environ: str) -> Iterator[None]:
+def running(*commands: list[str]) -> Iterator[None]:
     """These commands, each with all that it starts, for as long as the block lasts."""
-    processes = [subprocess.Popen(command, env={**os.environ, **environ}, **QUIET) for command in commands]
+    processes = [subprocess.Popen(command, **QUIET) for command in commands]
     try:
         yield
     finally:
@@ -71,14 +71,17 @@ def ray(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
         port = free.getsockname()[1]
     head = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", f"--port={port}", "--num-cpus=2"]
     head += ["--node-ip-address=127.0.0.1", "--include-dashboard=false", "--disable-usage-stats"]
-    token = os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)  # one for this cluster, which may ask for it
-    try:
-        with running(head, RAY_AUTH_TOKEN=token):
+    own = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": secrets.token_hex(32),
+    }  # else Ray takes one of this user's, if any
+    with pytest.MonkeyPatch.context() as environ:
+        for name, value in own.items():
+            environ.setenv(name, value)
+        with running(head):
             wait_for(lambda: answers(port))
             time.sleep(3)  # the node registers itself after its port is open
             yield {"ray": {"address": f"127.0.0.1:{port}"}}
-    finally:
-        del os.environ["RAY_AUTH_TOKEN"]
 
 
 def answers(port: int) -> bool:
