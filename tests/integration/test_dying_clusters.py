@@ -37,9 +37,18 @@ def on_dask(dask_cluster: Any) -> Iterator[Engine]:
     import distributed
 
     with distributed.Client(dask_cluster, set_as_default=False) as client:
-        client.wait_for_workers(2, timeout=30)  # the test before may have killed some
+        deadline = time.monotonic() + 40
+        while len(alive(client)) < 2:  # the test before may have killed some, and the scheduler not have noticed
+            assert time.monotonic() < deadline, "the workers have not come back"
+            time.sleep(0.1)
     with Engine(routes={"cpu": "dask"}, options={"dask": {"address": dask_cluster.scheduler_address}}) as engine:
         yield engine
+
+
+def alive(client: Any) -> list[int]:
+    """The workers that answer."""
+    answers = client.run(os.getpid, on_error="return")
+    return [pid for pid in answers.values() if isinstance(pid, int)]
 
 
 def mark(path: Path) -> int:
@@ -214,7 +223,7 @@ def test_a_scheduler_that_dies_ends_the_run_with_a_clear_message(tmp_path: Path)
     scheduler = subprocess.Popen([*dask, "scheduler", *place, "--port", "0"], **quiet)
     worker = subprocess.Popen([*dask, "worker", *place, "--nthreads", "1", "--no-nanny"], **quiet)
     try:
-        deadline = time.monotonic() + 30
+        deadline = time.monotonic() + 50
         while not address.exists():
             assert time.monotonic() < deadline, "the scheduler has not started"
             time.sleep(0.05)

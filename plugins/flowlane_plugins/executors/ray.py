@@ -182,7 +182,9 @@ class RayExecutor(ClusterExecutor):
             keywords["address"] = self._address
         elif self._keywords.get("address") is None:
             slots = self.capabilities.default_slots
-            keywords |= {"num_cpus": slots, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            # "local", or Ray would connect to any cluster that it finds on this machine
+            keywords |= {"address": "local", "num_cpus": slots, "include_dashboard": False}
+            keywords["_node_ip_address"] = "127.0.0.1"
         return {**keywords, **self._keywords}
 
     def _count(self) -> None:
