@@ -29,6 +29,7 @@ __all__ = [
     "HandleError",
     "ItemsError",
     "LoadError",
+    "LostResult",
     "MemoryExceeded",
     "NameTaken",
     "ParameterError",
@@ -136,6 +137,10 @@ class EngineClosed(UsageError):
 
 class TransportError(FlowError):
     """An argument, result or function cannot travel to or from a worker process."""
+
+
+class LostResult(TransportError):
+    """A result that had stayed on a cluster is gone, with the machine that held it."""
 
 
 class StoreError(FlowError):
@@ -326,6 +331,19 @@ class Failure:
             notes=tuple([redacted(note) for note in notes]),
             ancestry=tuple(qualified_name(base) for base in kind.__mro__[:-1]),
             exception=exception,
+        )
+
+    def noted(self, note: str) -> Failure:
+        """The same with one more note, the first."""
+        text = self.traceback
+        return Failure(
+            self.type,
+            self.message,
+            traceback=text,
+            where=self.where,
+            notes=(note, *self.notes),
+            ancestry=self.ancestry,
+            exception=self._exception,
         )
 
     @property

@@ -46,6 +46,7 @@ class TestRay(ExecutorContract):
         ray = pytest.importorskip("ray", reason="ray is not installed: flowlane[ray]")
         handler = signal.getsignal(signal.SIGTERM)
         ray.init(
+            address="local",  # and not any cluster that it finds on this machine
             num_cpus=2,
             include_dashboard=False,
             log_to_driver=False,

@@ -20,6 +20,7 @@ from flowlane.core import (
     Interrupted,
     Launch,
     Release,
+    ResultLost,
     SetTimer,
     Succeeded,
     Wake,
@@ -37,10 +38,12 @@ DONE = {"succeeded", "cached"}
 
 # Written down by hand from the documentation of the states, not from RULES.
 NEXT = {
-    "pending": {"ready", "upstream_failed", "cancelled", "succeeded", "cached", "unknown"},
-    "ready": {"running", "retrying", "failed", "crashed", "timed_out", "cancelled", "cached"},
+    "pending": {"ready", "upstream_failed", "cancelled", "succeeded", "cached", "unknown", "timed_out"},
+    "ready": {"running", "retrying", "failed", "crashed", "timed_out", "cancelled", "cached", "pending"},
     "running": {"succeeded", "failed", "timed_out", "crashed", "cancelled", "retrying"},
     "retrying": {"ready", "timed_out", "cancelled"},
+    "succeeded": {"pending"},
+    "cached": {"pending"},
 }
 
 
@@ -55,6 +58,9 @@ class Books:
     out: dict[int, int] = field(default_factory=dict[int, int])  # element → attempt, from its Launch to its final event
     asked: set[tuple[int, int]] = field(default_factory=set[tuple[int, int]])
     released: set[int] = field(default_factory=set[int])
+    gone: set[int] = field(default_factory=set[int])  # lost, until they are made again
+    uncounted: dict[int, int] = field(default_factory=dict[int, int])  # attempts that no policy counts
+    remade: dict[int, int] = field(default_factory=dict[int, int])
     due: dict[int, int] = field(default_factory=dict[int, int])  # element → earliest time of its next attempt
     finished: str | None = None
 
@@ -117,10 +123,12 @@ class Watcher:
 
     def _hear(self, books: Books, event: Event) -> None:
         if (
-            isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned)
+            isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned | ResultLost)
             and books.out.get(event.element) == event.attempt
         ):
             del books.out[event.element]
+            if isinstance(event, ResultLost):
+                books.gone |= {each for each in event.lost if books.states[each] in DONE}
 
     def _move(self, books: Books, plan: Plan, element: int, attempt: int, code: int, at: int) -> None:
         self.codes.add(code)
@@ -133,11 +141,24 @@ class Watcher:
             assert all(books.states[up] in DONE for up in plan.upstreams[element])
             assert at >= books.due.pop(element, 0), "the backoff was cut short"
         policy = plan.policies[plan.policy[element]]
+        if reason == "result_lost":
+            if source == "ready":
+                books.uncounted[element] = books.uncounted.get(element, 0) + 1
+            else:
+                books.uncounted[element] = books.attempts[element]
+                books.remade[element] = books.remade.get(element, 0) + 1
+                assert books.remade[element] <= policy.remakes, "made again without end"
+                books.released.discard(element)
+        if target in DONE:
+            books.gone.discard(element)
         if target == "retrying" and not policy.jitter:
-            books.due[element] = at + policy.delay(attempt, 1.0)
+            books.due[element] = at + policy.delay(attempt - books.uncounted.get(element, 0), 1.0)
         if target == "upstream_failed":
             assert any(books.states[up] in FINAL - DONE for up in plan.upstreams[element])
-        assert attempt == books.attempts[element] <= policy.attempts
+        if target == "running" and attempt:
+            for up in plan.inputs[element]:
+                assert up not in books.released, "it begins although what it reads was released"
+        assert attempt == books.attempts[element] <= policy.attempts + books.uncounted.get(element, 0)
         assert at >= books.times[element], "an element's history goes back in time"
         books.states[element] = target
         books.times[element] = at
@@ -178,7 +199,7 @@ class Watcher:
             assert books.finished == run.state
             for element, state in enumerate(books.states):
                 assert state == run.scheduler.state(element)
-                assert sum(state in FINAL for state in books.paths[element]) == 1
+                assert sum(state in FINAL for state in books.paths[element]) == 1 + books.remade.get(element, 0)
                 kept = state in DONE and element not in plan.pinned
                 assert (element in books.released) == kept
             for lane in run.lanes:

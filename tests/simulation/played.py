@@ -48,6 +48,9 @@ class Graph:
 class Play:
     """One run of `model`. `seed` decides in which order news arrive; `requests` are events with the step before which they come.
 
+    lossy   how often what an attempt reads is gone when its turn comes: the share of attempts
+    lost    what was lost and made again: "node", "element" of a map, "merge" of a reduction
+
     names   by element
     calls   arguments of attempts, by name, in the order in which they were launched
     books   as those of World: what began and ended
@@ -57,6 +60,8 @@ class Play:
     seed: int
     stop: tuple[Event, int] | None = None
     bounds: dict[str, Any] = field(default_factory=dict[str, Any])
+    lossy: float = 0.0
+    lost: list[str] = field(default_factory=list[str])
     names: list[str] = field(default_factory=list[str])
     calls: dict[str, list[list[Any]]] = field(default_factory=dict[str, list[list[Any]]])
     values: dict[int, Any] = field(default_factory=dict[int, Any])
@@ -253,12 +258,16 @@ class Play:
     def run(self) -> Play:
         self.leaves: dict[int, tuple[Any, list[Any]]] = {}
         self.out: dict[int, int] = {}
+        self.urgent: list[Event] = []  # before a map that is made of what is gone may end
+        self.made: set[int] = set()
+        self.bereft: dict[int, int] = {}  # attempts that could not begin
         self.at = 0
         self.step([m.RunStarted()])
         steps = 0
         while self.scheduler.finished is None:
             steps += 1
-            batch = [self.news.pop(self.draw.randrange(len(self.news))) for _ in range(1) if self.news]
+            batch, self.urgent = self.urgent, []
+            batch += [self.news.pop(self.draw.randrange(len(self.news))) for _ in range(1) if self.news]
             while self.news and self.draw.random() < 0.3:
                 batch.append(self.news.pop(self.draw.randrange(len(self.news))))
             if self.stop is not None and steps == self.stop[1]:
@@ -272,7 +281,7 @@ class Play:
     def step(self, events: list[Event]) -> None:
         self.at += self.draw.randrange(3)
         for event in events:
-            if isinstance(event, m.Succeeded | m.Skipped | m.Failed | m.Interrupted | m.Grafted):
+            if isinstance(event, m.Succeeded | m.Skipped | m.Failed | m.Interrupted | m.Grafted | m.ResultLost):
                 self.out.pop(event.element, None)
         commands = self.scheduler.handle(events, self.at).commands
         self.learn()
@@ -306,6 +315,8 @@ class Play:
     def launch(self, element: int) -> None:
         scheduler, name = self.scheduler, self.names[element]
         attempt = scheduler.attempt(element)
+        if self.lossy and self.lose(element, attempt):
+            return
         statement, args = self.arguments(element)
         self.out[element] = attempt
         held: dict[str, int] = {}
@@ -319,20 +330,26 @@ class Play:
         if isinstance(statement, Either):
             graph, start, placed = self.graph_of(element)
             options = [self.node(graph, placed.room, Ref(one)) for one in statement.of]
+            self.made.add(element)
             self.values[element] = next(self.values[start + o] for o in options if scheduler.state(start + o) in DONE)
             self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
             return
         if isinstance(statement, Reduce):
+            self.made.add(element)
             self.values[element] = self.merge(element)
             self.news.append(m.Succeeded(element, attempt, at, at))
             return
         if isinstance(statement, GoOn):
             self.go_on(element, statement)
             return
-        self.calls.setdefault(name, []).append(args)
-        fate = self.fate(name, len(self.calls[name]))
+        if element in self.made:  # again, of the same
+            assert self.calls[name][-1] == args
+            fate = "ok"
+        else:
+            self.calls.setdefault(name, []).append(args)
+            fate = self.fate(name, len(self.calls[name]))
         if fate == "fail":
-            delay = self.draw.randrange(20) if self.fate.asks(name, attempt) else NEVER
+            delay = self.draw.randrange(20) if self.fate.asks(name, len(self.calls[name])) else NEVER
             self.news.append(m.Failed(element, attempt, at, at, retryable=True, delay=delay))
         elif fate == "skip":
             self.news.append(m.Skipped(element, attempt, at, at))
@@ -347,6 +364,7 @@ class Play:
                 place = scheduler.place(element)
                 value = self.item(place.owner, place.number)
             self.values[element] = value
+            self.made.add(element)
             self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
 
     def go_on(self, element: int, statement: GoOn) -> None:
@@ -357,11 +375,29 @@ class Play:
         )
         if liked:
             self.values[element] = value
+            self.made.add(element)
             self.news.append(m.Succeeded(element, attempt, at, at, self.chosen(element)))
         elif statement.round == statement.repeat.limit:
             self.news.append(m.Failed(element, attempt, at, at))
         else:
             self.become(element, attempt, statement.repeat.round(statement.round + 1), value)
+
+    def lose(self, element: int, attempt: int) -> bool:
+        """Perhaps some of what an attempt reads is gone, by now or before; then it cannot begin."""
+        reads = [up for up in self.scheduler.reads(element) if self.scheduler.state(up) in DONE]
+        gone = [up for up in dict.fromkeys(reads) if up in self.values and self.draw.random() < 0.5]
+        lost = gone if self.draw.random() < self.lossy and self.scheduler.obstacle(gone) is None else []
+        for up in lost:
+            del self.values[up]
+        coming = [up for up in self.scheduler.reads(element) if up in self.made and up not in self.values]
+        if not lost and not coming:
+            return False
+        self.lost += [("node", "element", "merge")[self.scheduler.place(up).kind] for up in lost]
+        self.out[element] = attempt
+        self.arguments_of[element] = None
+        self.bereft[element] = self.bereft.get(element, 0) + 1
+        self.urgent.append(m.ResultLost(element, attempt, self.at, (*lost, *coming)))
+        return True
 
     arguments_of: dict[int, Any] = field(default_factory=dict[int, Any])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import given
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from flowlane.core import CancelRequested, DrainRequested
@@ -145,8 +145,40 @@ def bounded(model: Model, seed: int, said: dict[str, Any]) -> None:
         check(play, model)
 
 
-def compare(model: Model, seed: int) -> None:
-    check(Play(model, seed).run(), model)
+@quick
+@given(models(), st.integers(0, 2**32))
+def test_a_run_that_loses_values_on_the_way_ends_the_same(model: Model, seed: int) -> None:
+    compare(model, seed, lossy=0.2)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3 * 3600)
+@deep
+@given(models(30, 3), st.integers(0, 2**32))
+def test_many_runs_that_lose_values_on_the_way_end_the_same(model: Model, seed: int) -> None:
+    compare(model, seed, lossy=0.2)
+
+
+def test_values_of_nodes_and_of_elements_are_lost_and_made_again() -> None:
+    """A property test proves nothing of what it never does."""
+    lost: set[str] = set()
+
+    class Enough(Exception):
+        """All were: no further run is played."""
+
+    @settings(quick, max_examples=1000, phases=[Phase.generate])
+    @given(models(), st.integers(0, 2**32))
+    def lose(model: Model, seed: int) -> None:
+        lost.update(Play(model, seed, lossy=0.3).run().lost)
+        if lost >= {"node", "element"}:
+            raise Enough
+
+    with pytest.raises(Enough):
+        lose()
+
+
+def compare(model: Model, seed: int, lossy: float = 0.0) -> None:
+    check(Play(model, seed, lossy=lossy).run(), model)
 
 
 def check(play: Play, model: Model) -> None:

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 
-from flowlane.core import RULES, Abandoned, Cached, Crashed, Failed, Interrupted, Reason, Succeeded, TaskState
+from flowlane.core import (
+    RULES,
+    Abandoned,
+    Cached,
+    Crashed,
+    Failed,
+    Interrupted,
+    Reason,
+    ResultLost,
+    Succeeded,
+    TaskState,
+)
 from flowlane.testing import SimulatedRun, Simulation
 
 from .driver import Watcher
@@ -46,7 +57,7 @@ def live(world: World, seed: int | None, latency: int = 0) -> tuple[list[Simulat
         late[run.scheduler.token] = late.get(run.scheduler.token, 0) + step.late
         assert step.late >= sum(id(event) in echoes for event in events)
         for event in events:
-            final = isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned)
+            final = isinstance(event, Succeeded | Cached | Failed | Crashed | Interrupted | Abandoned | ResultLost)
             if final and id(event) not in echoes and strays.random() < 0.2:
                 kept.append(event)
                 echoes.add(id(event))
@@ -79,6 +90,10 @@ def check_total_timeouts(run: SimulatedRun) -> None:
     due: dict[int, int] = {}
     for element, _, code, at in run.history:
         target = RULES[code].target
+        if RULES[code].reason == "result_lost" and RULES[code].source != "ready":
+            due.pop(element, None)  # it was in time; what it takes to make it again counts by itself
+            if total := plan.policies[plan.policy[element]].total_timeout:
+                due[element] = at + total
         if target == "ready" and (total := plan.policies[plan.policy[element]].total_timeout):
             due.setdefault(element, at + total)
         if element in due:

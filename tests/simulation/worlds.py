@@ -19,13 +19,17 @@ if TYPE_CHECKING:
 
 @dataclass
 class World:
-    """Runs to start (plan, when, with what) on shared lanes, and requests (run, event, when). `seed` decides all outcomes."""
+    """Runs to start (plan, when, with what) on shared lanes, and requests (run, event, when). `seed` decides all outcomes.
+
+    lossy  how often an attempt finds some of what it reads gone
+    """
 
     plans: list[tuple[Plan, int, RunStarted]]
     slots: list[int]
     enforced: list[bool]
     requests: list[tuple[int, Event, int]]
     seed: int
+    lossy: float = 0.0
 
     def lanes(self) -> list[Lane]:
         return [
@@ -36,6 +40,10 @@ class World:
     def script(self, run: int, element: int, attempt: int) -> Attempt:
         """A pure function of its arguments and the seed."""
         draw = Random(f"{self.seed}/{run}/{element}/{attempt}")
+        reads = self.plans[run][0].inputs[element] if self.lossy else ()
+        if reads and draw.random() < self.lossy:
+            lost = [up for up in reads if draw.random() < 0.7]
+            return Attempt(ends="bereft", lost=tuple(lost), retryable=draw.random() < 0.5)
         return Attempt(
             duration=draw.choice([0, 0, 1, 5, 10, 30, 100]),
             ends=draw.choice(["succeeds", "succeeds", "succeeds", "succeeds", "cached", "fails", "crashes"]),
@@ -74,6 +82,7 @@ def policies(draw: st.DrawFn) -> Policy:
         total_timeout=draw(st.sampled_from([0, 0, 10, 40, 200])),
         retry_timeouts=draw(st.booleans()),
         retry_crashes=draw(st.booleans()),
+        remakes=draw(st.sampled_from([0, 1, 3, 3])),
     )
 
 
@@ -116,4 +125,5 @@ def worlds(draw: st.DrawFn, runs: int = 3, most: int = 10) -> World:
     for at in draw(st.lists(st.integers(41, 300), max_size=2)):
         stop: Event = CancelRequested() if draw(st.booleans()) else DrainRequested()
         requests.append((draw(st.integers(0, count - 1)), stop, at))
-    return World(plans, slots, [details.random() < 0.3 for _ in slots], requests, seed)
+    enforced = [details.random() < 0.3 for _ in slots]
+    return World(plans, slots, enforced, requests, seed, details.choice([0.0, 0.0, 0.1, 0.4]))

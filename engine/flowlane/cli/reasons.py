@@ -76,6 +76,7 @@ def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt],
             _expanded(made, past, element, name)
         case TaskState.SUCCEEDED:
             _succeeded(made, store, past, last, name, now)
+            _losses(made, attempts, last, name)
         case TaskState.CACHED:
             made.sentences.append(
                 f"{name} was not run: a result with the same inputs and the same code was in the cache"
@@ -95,7 +96,26 @@ def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt],
             _retrying(made, past, last, name, now)
         case TaskState.READY | TaskState.PENDING:
             _waiting(made, past, element, name, now)
+            _losses(made, attempts, last, name)
     return made
+
+
+def _losses(made: Explanation, attempts: Sequence[Attempt], last: Attempt | None, name: str) -> None:
+    """What was lost on a cluster on the way: results of its own, which it made again, and what it was to read."""
+    own = [each for each in attempts if last is not None and each.session == last.session]
+    again = sum([each.state in DONE for each in own[:-1]])
+    if again:
+        made.facts["made_again"] = again
+        times = "once" if again == 1 else f"{again} times"
+        made.sentences.append(
+            f"its result was lost {times} with the machine that held it, before everybody had read it: {name} ran again"
+        )
+    bereft = [each for each in own if each.reason is Reason.RESULT_LOST]
+    if bereft:
+        made.facts["waited_again"] = len(bereft)
+        made.sentences.append(
+            f"it had to wait once more for what it reads{_error(bereft[-1])}; that counts as no attempt of its retries"
+        )
 
 
 # ── done ──────────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -217,6 +237,8 @@ _ENDINGS: Final = {
     Reason.ATTEMPT_TIMEOUT: "ran into its timeout",
     Reason.TOTAL_TIMEOUT: "ran into its total timeout",
     Reason.WORKER_DIED: "lost its worker",
+    Reason.RESULT_LOST: "found a result gone that it reads",
+    Reason.RETURNED: "succeeded, and lost their result",
 }
 
 

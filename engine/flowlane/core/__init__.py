@@ -30,6 +30,7 @@ from flowlane.core.messages import (
     Launch,
     Pull,
     Release,
+    ResultLost,
     RunStarted,
     SetTimer,
     Skipped,
@@ -43,6 +44,7 @@ from flowlane.core.messages import (
 )
 from flowlane.core.plan import NO_RETRY, SLOT, Guard, MapSpec, NotAcyclic, Plan, Policy, Requirement
 from flowlane.core.rate import Rate
+from flowlane.core.remaking import Obstacle
 from flowlane.core.rules import Trigger, TriggerRule
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import DONE, REASONS, RULES, STATES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
@@ -80,6 +82,7 @@ __all__ = [
     "Limit",
     "MapSpec",
     "NotAcyclic",
+    "Obstacle",
     "Place",
     "Plan",
     "Policy",
@@ -88,6 +91,7 @@ __all__ = [
     "Reason",
     "Release",
     "Requirement",
+    "ResultLost",
     "Rule",
     "RunStarted",
     "RunState",

@@ -77,6 +77,7 @@ class Stage(Scope):
     trees   reductions that it feeds
     whole   somebody reads its values as a whole
     runs_out  it has ended with enough of its elements, and the rest goes on
+    plain   the success of an element concerns its own index and nobody else
     uses    readers of each of its elements
     """
 
@@ -85,6 +86,7 @@ class Stage(Scope):
         "dead",
         "gate",
         "over",
+        "plain",
         "policy",
         "position",
         "queue",
@@ -109,7 +111,7 @@ class Stage(Scope):
         self.trees: list[Tree] = []
         self.queue = self.policy = self.rank = 0
         self.uses = 0
-        self.whole = self.runs_out = False
+        self.whole = self.runs_out = self.plain = False
 
 
 class Chain:
@@ -124,6 +126,7 @@ class Chain:
     more       whether there may be others: the source is not exhausted
     pulling    an answer to a Pull is awaited
     begun      the first stage has begun
+    fleeting   an item is there for one success only: it comes from an iterator
     failed     the source raised
     sized      some of its items are known, or none will come: kept where somebody must know
     """
@@ -134,6 +137,7 @@ class Chain:
         "block",
         "cut",
         "failed",
+        "fleeting",
         "known",
         "more",
         "numbered",
@@ -149,7 +153,7 @@ class Chain:
         self.window = spec.window or WINDOW
         self.under_way = self.known = self.numbered = self.admitted = self.block = 0
         self.more = True
-        self.pulling = self.begun = self.failed = self.cut = self.sized = False
+        self.pulling = self.begun = self.failed = self.cut = self.sized = self.fleeting = False
 
     def add(self, container: int, spec: MapSpec, over: tuple[int, ...]) -> Stage:
         """A further stage, which takes from those at the positions `over`."""
@@ -158,6 +162,12 @@ class Chain:
             self.stages[position].below.append(stage.position)
         self.stages.append(stage)
         return stage
+
+    @property
+    def containers(self) -> list[int]:
+        """Its maps, and the reductions that merge their elements."""
+        trees = [tree.container for stage in self.stages for tree in stage.trees]
+        return list(dict.fromkeys([*[stage.container for stage in self.stages], *trees]))
 
     @property
     def complete(self) -> bool:

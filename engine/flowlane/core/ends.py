@@ -87,6 +87,10 @@ class Ends(Failing, ABC):
         """A map will not run."""
 
     @abstractmethod
+    def _leave(self, container: int) -> None:
+        """A map or a reduction has ended, or the rest of one that had."""
+
+    @abstractmethod
     def _become(self, element: int) -> None:
         """The turn of an element that becomes a graph has come."""
 
@@ -129,7 +133,7 @@ class Ends(Failing, ABC):
             due = self._at + wish
         else:
             share = self._jitter() if policy.jitter and self._jitter is not None else 1.0
-            due = self._at + policy.delay(attempt, share)
+            due = self._at + policy.delay(attempt - self._uncounted.get(element, 0), share)
         if due <= self._at:
             self._make_ready(element, attempt + 1, AGAIN)
         else:
@@ -154,7 +158,9 @@ class Ends(Failing, ABC):
     def _limit_total(self, element: int) -> None:
         policy = self.policy(element)
         if policy.total_timeout:
-            heappush(self._times, (self._at + policy.total_timeout, TOTAL_DEADLINE, element, 0))
+            heappush(
+                self._times, (self._at + policy.total_timeout, TOTAL_DEADLINE, element, self._remade.get(element, 0))
+            )
 
     def _let_go(self, element: int) -> None:
         """An attempt is not out any more; what it held is free."""
@@ -187,13 +193,16 @@ class Ends(Failing, ABC):
         self._open -= 1
         if reason is Reason.NOT_NEEDED:
             self._unneeded.add(element)
-        if element in self._trees:
-            self._close_tree(self._trees[element])
+        tree = self._trees.get(element)
+        if tree is not None:
+            self._close_tree(tree)
         if self._has_shares and element in self._stages and not self._stages[element][1].position:
             chain = self._stages[element][0]
             if not chain.sized:
                 self._sized(chain, 0)
-        if element not in self._running_out:
+        if tree is not None or element in self._stages:
+            self._leave(element)
+        else:
             self._read(element)
         self._rippling.append(element)
 
@@ -288,7 +297,7 @@ class Ends(Failing, ABC):
 
     def _weigh(self, element: int) -> None:
         """What is certain about a pending element? Then let it be so."""
-        if element in self._undecided:
+        if element in self._undecided or element in self._expected:
             return
         left, tally = self._left[element], self._tally.get(element)
         if tally is None:
@@ -334,11 +343,11 @@ class Ends(Failing, ABC):
             self._expand(element)
             self._tree_begun(self._trees[element])
         else:
-            self._make_ready(element, 1, BECAME_READY)
+            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
 
     def _decide(self, element: int, choice: int, outcome: int, chosen: int) -> None:
         """A guard of an element is decided."""
-        if self._state[element] != PENDING:
+        if self._state[element] != PENDING or element not in self._undecided:
             return
         if outcome == OK and not chosen:
             self._cause[element] = choice
@@ -382,7 +391,7 @@ class Ends(Failing, ABC):
         if scope.parted:
             return
         scope.parted = True
-        if not scope.open and container not in self._running_out:
+        if container in self._scopes and not scope.open:
             self._parted.append(container)
         if container in self._trees:
             root = self._trees[container].root

@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, Block
-from flowlane.core.outcomes import ENDED
+from flowlane.core.outcomes import ATTEMPTS_MAX, ENDED
 from flowlane.core.standing import Standing
 from flowlane.core.states import CANCELLED, EXPANDED, Reason
 
@@ -96,7 +96,7 @@ class Failing(Standing, ABC):
             if element == NOBODY:
                 self._failed = True
                 return
-            if element in self._grafts and self._attempt[element] < self.policy(element).attempts:
+            if element in self._grafts and self._has_left(element):
                 return
 
     def _is_own(self, element: int) -> bool:
@@ -105,7 +105,7 @@ class Failing(Standing, ABC):
         if scope is None or not scope.failed:
             return True
         if element in self._grafts:  # it was not tried again, though it might have been
-            return self._attempt[element] < self.policy(element).attempts
+            return self._has_left(element)
         return element in self._stages and self._stages[element][1].spec.enough > 0
 
     def _judge(self, block: Block, bound: Bound, path: set[int]) -> None:
@@ -175,6 +175,11 @@ class Failing(Standing, ABC):
         chain.sized = True
 
     # ── retries ───────────────────────────────────────────────────────────────────────────────────────────────────
+
+    def _has_left(self, element: int) -> bool:
+        """Whether its policy has another attempt for it."""
+        attempt = self._attempt[element]
+        return attempt - self._uncounted.get(element, 0) < self.policy(element).attempts and attempt < ATTEMPTS_MAX
 
     def _may_retry(self, element: int) -> bool:
         """Whether all graphs that an element is part of have a retry left; it is taken then."""

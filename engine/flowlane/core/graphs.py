@@ -194,6 +194,7 @@ class Graphs(Maps):
             if start + node in self._stages:
                 stage = self._stages[start + node][1]
                 stage.uses = len(stage.below) + len(stage.trees) + stage.whole
+                stage.plain = not stage.trees and not stage.spec.enough
 
     def _queue_of_map(self, plan: Plan, node: int) -> int:
         return self._waiting.number(plan.lane[node], plan.requirements[plan.requirement.get(node, 0)])
@@ -296,7 +297,7 @@ class Graphs(Maps):
         elif scope.reason is not None:
             self._settle(owner, CANCELLED, scope.reason)
         elif scope.failed:
-            again = owner in self._grafts and self._attempt[owner] < self.policy(owner).attempts
+            again = owner in self._grafts and self._has_left(owner)
             if again and self._may_retry(owner):
                 self._part_with(owner)
                 self._retry(owner, Reason.ELEMENTS_FAILED, self._at, NEVER)
@@ -324,7 +325,7 @@ class Graphs(Maps):
     def _tell_linked(self, element: int, outcome: int) -> None:
         """Whom the end of an element concerns beside its dependants."""
         guarded = self._choices.get(element)
-        if guarded is not None:
+        if guarded is not None and element not in self._remade:  # what is decided stays so
             chosen = self._chosen.get(element, 0)
             for below, bit in guarded:
                 self._decide(below, element, outcome, chosen >> bit & 1)
@@ -335,7 +336,8 @@ class Graphs(Maps):
             assert block.tree is not None
             self._count(block.tree, element, outcome)
             level, group = block.where
-            self._feed(block.tree, level, group, element, outcome)
+            if element not in self._remade:  # else it is in its place already
+                self._feed(block.tree, level, group, element, outcome)
             if block.tree.chain.cut:
                 self._dirty[block.tree.chain] = None
         elif block.owner >= 0:
@@ -368,6 +370,7 @@ class Graphs(Maps):
         | m.Crashed
         | m.Interrupted
         | m.Abandoned
+        | m.ResultLost
         | m.Grafted,
     ) -> bool:
         """Whether the event is about the attempt that is out. False and counted when it is late; raises otherwise."""
@@ -380,7 +383,7 @@ class Graphs(Maps):
         if (
             1 <= event.attempt < attempt
             or (event.attempt == attempt and self._state[element] in ENDED and attempt)
-            or (event.attempt == attempt and self._state[element] == RETRYING)
+            or (event.attempt == attempt and self._state[element] in (RETRYING, PENDING) and attempt)
         ):
             self.late += 1
             self._step.late += 1

@@ -10,9 +10,9 @@ from collections import Counter
 from typing import TYPE_CHECKING
 
 from flowlane.core.elements import GRAPH
-from flowlane.core.graphs import Graphs
 from flowlane.core.outcomes import BAD, ENDED, FAILURES, HAS_VALUE, OK, OUTCOME, SKIP
 from flowlane.core.ready import ELEMENT_MASK
+from flowlane.core.remaking import Remaking
 from flowlane.core.rules import ALL_SUCCESS, Trigger
 from flowlane.core.states import (
     CANCELLED,
@@ -22,6 +22,7 @@ from flowlane.core.states import (
     RETRYING,
     RUNNING,
     SKIPPED,
+    SUCCEEDED,
     UNKNOWN,
     UPSTREAM_FAILED,
 )
@@ -38,7 +39,7 @@ _NOTHING = -1
 _WENT: tuple[int, ...] = (READY, RUNNING, RETRYING, EXPANDED, *HAS_VALUE, *FAILURES - {UNKNOWN})
 
 
-class Invariants(Graphs):
+class Invariants(Remaking):
     """See the module's text."""
 
     def check(self) -> None:
@@ -75,7 +76,7 @@ class Invariants(Graphs):
             assert root != v, self._story(v)
             assert self._state[root] in ENDED, self._story(v)
             assert self._state[root] not in HAS_VALUE, self._story(v)
-        assert self._attempt[v] <= max(1, self.policy(v).attempts), self._story(v)
+        assert self._attempt[v] <= max(1, self.policy(v).attempts) + self._uncounted.get(v, 0), self._story(v)
         assert self._uses[v] >= 0, self._story(v)
 
     # ── queues ────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -118,7 +119,7 @@ class Invariants(Graphs):
         )
         readers: Counter[int] = Counter()
         for node in range(plan.size):
-            if state[start + node] not in ENDED or start + node in self._running_out:
+            if self._reads_yet(start + node):
                 over = plan.maps[node].over if node in plan.maps else ()
                 readers.update([up for up in plan.inputs[node] if up not in over])
         for node in range(plan.size):
@@ -132,18 +133,32 @@ class Invariants(Graphs):
                 continue
             if state[v] == PENDING:
                 guards = plan.guards.get(node, ())
-                undecided = sum(state[start + guard.node] not in ENDED for guard in guards)
+                undecided = sum(self._first(start + guard.node) not in ENDED for guard in guards)
                 assert self._undecided.get(v, 0) == undecided, self._story(v)
             self._check_decision(plan, node, v)
+
+    def _reads_yet(self, v: int) -> bool:
+        """Whether a node may have to read its inputs: a map does until all of its chain have ended."""
+        if v not in self._stages and v not in self._trees:
+            return self._state[v] not in ENDED
+        chain = self._stages[v][0] if v in self._stages else self._trees[v].chain
+        return any(self._state[each] not in ENDED or each in self._running_out for each in chain.containers)
+
+    def _first(self, v: int) -> int:
+        """Its state, or that in which it was when it first ended: for what is decided once."""
+        return SUCCEEDED if v in self._remade else self._state[v]
 
     @staticmethod
     def _cut(plan: Plan, node: int) -> set[int]:
         """Upstreams whose end is told in another way: conditions."""
         return {guard.node for guard in plan.guards.get(node, ())} - set(plan.inputs[node])
 
-    def _told(self, plan: Plan, node: int, up: int, start: int) -> int:
-        """What a node has heard of one that it waits for: how it ended, or of a map that it goes on with, that it has begun."""
-        code = self._state[start + up]
+    def _told(self, plan: Plan, node: int, up: int, start: int, *, first: bool = False) -> int:
+        """What a node has heard of one that it waits for: how it ended, or of a map that it goes on with, that it has begun.
+
+        `first`: before any of it was taken back.
+        """
+        code = self._first(start + up) if first else self._state[start + up]
         if node in plan.maps and up in plan.maps[node].over and self._stages[start + up][1].gate:
             return OK
         if node in plan.teardowns and self._lingers(start + up):
@@ -152,21 +167,22 @@ class Invariants(Graphs):
 
     def _check_decision(self, plan: Plan, node: int, v: int) -> None:
         """What became of a node is what its conditions and its rule say."""
-        s, says = self._state[v], self._says(plan, node, v - node)
+        s, says = self._state[v], {self._says(plan, node, v - node)}
+        if s != PENDING and self._remade:  # it was decided before something was made again, or after
+            says.add(self._says(plan, node, v - node, first=True))
         if s in _WENT:
-            assert says == Trigger.RUN, f"it has begun, and should {says.name}: {self._story(v)}"
+            assert Trigger.RUN in says, f"it has begun, and should {says}: {self._story(v)}"
             assert self._attempt[v] >= 1, self._story(v)
-        elif s == PENDING:
-            assert says == Trigger.WAIT, f"it waits, and should {says.name}: {self._story(v)}"
+        elif s == PENDING and v not in self._expected:
+            assert Trigger.WAIT in says, f"it waits, and should {says}: {self._story(v)}"
         elif s == SKIPPED and not self._attempt[v]:
-            assert says == Trigger.SKIP, f"it is skipped, and should {says.name}: {self._story(v)}"
+            assert Trigger.SKIP in says, f"it is skipped, and should {says}: {self._story(v)}"
         elif s == UPSTREAM_FAILED and not self._attempt[v]:
-            assert says == Trigger.FAIL, f"it has failed, and should {says.name}: {self._story(v)}"
+            assert Trigger.FAIL in says, f"it has failed, and should {says}: {self._story(v)}"
 
-    def _says(self, plan: Plan, node: int, start: int) -> Trigger:
-        state = self._state
+    def _says(self, plan: Plan, node: int, start: int, *, first: bool = False) -> Trigger:
         guards = plan.guards.get(node, ())
-        ends = [state[start + guard.node] for guard in guards]
+        ends = [self._first(start + guard.node) for guard in guards]
         for guard, code in zip(guards, ends, strict=True):
             if code in HAS_VALUE and not self._chosen.get(start + guard.node, 0) >> guard.bit & 1:
                 return Trigger.SKIP
@@ -178,7 +194,7 @@ class Invariants(Graphs):
             return Trigger.SKIP
         cut = self._cut(plan, node)
         counts = Counter(
-            self._told(plan, node, up, start)
+            self._told(plan, node, up, start, first=first)
             for up in plan.upstreams[node]
             if up not in cut and up not in plan.teardowns.get(node, ())
         )
@@ -201,7 +217,12 @@ class Invariants(Graphs):
                 base = block.start + index * width
                 assert left == sum(state[base + place] not in ENDED for place in range(width)), self._story(base)
                 under_way += left > 0 and block.first + index < chain.admitted
-        assert chain.under_way == under_way <= chain.window, (chain.stages[0].container, chain.under_way, under_way)
+        more = sum(self._is_coming(v) for v in self._remade)
+        assert chain.under_way == under_way <= chain.window + more, (
+            chain.stages[0].container,
+            chain.under_way,
+            under_way,
+        )
         assert chain.admitted <= chain.numbered <= max(chain.known, chain.numbered)
         for stage in chain.stages:
             elements = list(self.elements_of(stage.container))

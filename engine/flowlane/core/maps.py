@@ -67,7 +67,7 @@ class Maps(Trees):
             waiting, opened.waiting = opened.waiting, []
             for element in waiting:
                 if self._state[element] == PENDING:
-                    self._make_ready(element, 1, BECAME_READY)
+                    self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
             self._dirty[each] = None
             self._tell_begun(each, opened, OK)
         self._opening.clear()
@@ -126,6 +126,7 @@ class Maps(Trees):
         chain = found[0]
         chain.pulling = False
         chain.known += event.count
+        chain.fleeting = chain.fleeting or event.once
         self._sized(chain, event.count * len(chain.stages))
         if not event.more:
             self._source_ended(chain)
@@ -202,7 +203,7 @@ class Maps(Trees):
                         self._bury(element, stage)
                     elif not left[element]:
                         if stage.gate:
-                            self._make_ready(element, 1, BECAME_READY)
+                            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
                         else:
                             stage.waiting.append(element)
             if self._rippling:
@@ -295,7 +296,8 @@ class Maps(Trees):
         for tree in stage.trees:
             if tree.base and state[element] in FAILURES:
                 tree.failed += 1
-            self._feed(tree, tree.base, block.first + index, element, outcome)
+            if element not in self._remade:  # else it is in its place already
+                self._feed(tree, tree.base, block.first + index, element, outcome)
         block.left[index] -= 1
         if not block.left[index] and block.first + index < chain.admitted:
             chain.under_way -= 1
@@ -309,9 +311,25 @@ class Maps(Trees):
         if stage.runs_out and not stage.open and chain.complete:
             stage.runs_out = False
             self._running_out.discard(stage.container)
-            self._parted.append(stage.container)
             self._last_has_ended(stage.container)
-            self._read(stage.container)
+            self._leave(stage.container)
+
+    def _leave(self, container: int) -> None:
+        """A map or a reduction has ended, or the rest of one that had.
+
+        Until all of its chain have, they keep what their elements are made of: one that has ended may have to run again for
+        another that goes on with it.
+        """
+        found = self._stages.get(container)
+        chain = found[0] if found is not None else self._trees[container].chain
+        containers = chain.containers
+        if any(self._state[each] not in ENDED or each in self._running_out for each in containers):
+            return
+        for each in containers:
+            self._read(each)
+            scope = self._scope(each)
+            if scope is not None and not scope.open:
+                self._parted.append(each)
 
     def _land(self, event: Succeeded) -> bool:
         """The success of a linked attempt that is out: of an element of a map, as a rule.
@@ -327,7 +345,7 @@ class Maps(Trees):
         stages = chain.stages
         index, position = divmod(element - block.start, len(stages))
         stage = stages[position]
-        if stage.trees or stage.spec.enough or self._overdue:
+        if not stage.plain or self._overdue:
             return False
         record, uses = self._step.transitions.append, self._uses
         if state[element] == READY:
@@ -374,7 +392,7 @@ class Maps(Trees):
         if barred is not None:
             self._bar(element, *barred)
         elif stage.gate:
-            self._make_ready(element, 1, BECAME_READY)
+            self._make_ready(element, self._attempt[element] + 1, BECAME_READY)
         else:
             stage.waiting.append(element)
 

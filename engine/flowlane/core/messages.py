@@ -40,6 +40,7 @@ __all__ = [
     "Launch",
     "Pull",
     "Release",
+    "ResultLost",
     "RunStarted",
     "SetTimer",
     "Skipped",
@@ -116,12 +117,15 @@ class Skipped:
 class Expanded:
     """The source of a map has `count` more items; `more` says whether it may have others yet. Answers a Pull.
 
+    `once`: each item is kept for one success only, so that an element that has succeeded cannot run again.
+
     A source that raises is told as Failed, once: what came before it runs.
     """
 
     element: int
     count: int
     more: bool = False
+    once: bool = False
 
 
 @dataclass(slots=True)
@@ -200,6 +204,22 @@ class Abandoned:
 
 
 @dataclass(slots=True)
+class ResultLost:
+    """The attempt did not begin, because what it reads is gone: the values of `lost`, which had been made.
+
+    What can be made again is, and the attempt does not count; where it cannot (``Scheduler.obstacle`` says why), the attempt has
+    failed, and `retryable` is as in Failed. Without any `lost` they are there again already, and the task goes once more.
+    Also answers a Pull, for a source that is gone.
+    """
+
+    element: int
+    attempt: int
+    ended: int
+    lost: Sequence[int] = ()
+    retryable: bool = False
+
+
+@dataclass(slots=True)
 class Gathered:
     """The value of an element that has become others is there, and `chosen` of it as in Succeeded. Answers a Gather that asks.
 
@@ -251,6 +271,7 @@ Event: TypeAlias = (
     | Crashed
     | Interrupted
     | Abandoned
+    | ResultLost
     | TimerFired
     | SlotAvailable
     | CancelRequested

@@ -67,5 +67,8 @@ RUN_DEADLINE: Final = 3
 RATE: Final = 4
 GRAPH_DEADLINE: Final = 5
 
+#: Attempts that an element may have: they are counted in a byte.
+ATTEMPTS_MAX: Final = 255
+
 #: ns of waiting that are worth one level of priority: so nothing waits for ever behind what is more urgent.
 AGEING: Final = 10 * 1_000_000_000

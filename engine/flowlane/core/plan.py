@@ -15,7 +15,11 @@ if TYPE_CHECKING:
 
     from flowlane.core.rules import TriggerRule
 
-__all__ = ["NO_RETRY", "SLOT", "Guard", "MapSpec", "NotAcyclic", "Plan", "Policy", "Requirement"]
+__all__ = ["NO_RETRY", "REMAKES", "SLOT", "Guard", "MapSpec", "NotAcyclic", "Plan", "Policy", "Requirement"]
+
+
+#: How often a value that was lost is made again, unless its policy says otherwise: enough for machines that go one by one.
+REMAKES: Final = 3
 
 
 class NotAcyclic(ValueError):
@@ -31,6 +35,9 @@ class Policy:
     """How attempts of a task are limited and repeated. Times in ns; 0 for a timeout means none.
 
     The k-th retry waits ``min(max_delay, backoff · factor^(k-1))``, or a uniform share of that with `jitter`.
+
+    `remakes` says how often its value may be made again when it is lost before everybody has read it; each time it has all its
+    attempts. 0 for a task that must not run twice.
     """
 
     attempts: int = 1
@@ -42,12 +49,15 @@ class Policy:
     total_timeout: int = 0
     retry_timeouts: bool = False
     retry_crashes: bool = False
+    remakes: int = REMAKES
 
     def __post_init__(self) -> None:
         if not 1 <= self.attempts <= 255:  # the scheduler counts them in a byte
             raise ValueError(f"attempts must be 1 to 255, not {self.attempts}")
         if not self.factor >= 0:  # written so that NaN is refused as well
             raise ValueError(f"factor must not be negative, not {self.factor}")
+        if not 0 <= self.remakes <= 255:
+            raise ValueError(f"remakes must be 0 to 255, not {self.remakes}")
         for name in ("backoff", "max_delay", "timeout", "total_timeout"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} must be 0 (none) or ns above it, not {getattr(self, name)}")

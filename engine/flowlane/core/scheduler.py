@@ -19,6 +19,7 @@ Theory, before the code:
   (an attempt never launched, a second Started) raises InvalidTransition with the task's story.
 - One heap of times serves retries and deadlines. Entries are checked when they come up, never searched for. A task that ends
   before its Started is told never enters it.
+- A result may be lost after its task has succeeded. Then the task runs again (see remaking.py): the only end that is taken back.
 - A run that is resumed begins with elements that have ended already (see RunStarted; for what comes into being later, `recall`).
 - After a batch of events, free slots are given back and filled, once per lane.
 
@@ -52,6 +53,7 @@ from flowlane.core.outcomes import (
     RETRY,
     RETURNED,
     RUN_DEADLINE,
+    TOTAL_DEADLINE,
 )
 from flowlane.core.ready import ELEMENT_BITS
 from flowlane.core.standing import InvalidTransition
@@ -234,6 +236,10 @@ class Scheduler(Invariants):
                 self._end(event)
             case m.Cached():
                 self._found(event)
+            case m.ResultLost():
+                failed = self._bereft(event)
+                if failed is not None:
+                    self._end(failed)
             case m.Expanded():
                 self._expanded(event)
             case m.Grafted():
@@ -360,7 +366,7 @@ class Scheduler(Invariants):
             again = event.retryable if isinstance(event, m.Failed) else False
             target, reason = FAILED, Reason.RAISED if running else Reason.REJECTED
         self._let_go(element)
-        if again and event.attempt < policy.attempts:
+        if again and self._has_left(element):
             if out_of_time:
                 target, reason = TIMED_OUT, Reason.TOTAL_TIMEOUT
             elif self._may_retry(element):
@@ -392,6 +398,8 @@ class Scheduler(Invariants):
                     self._failed = True
                     self._stop(Reason.DEADLINE)
                 continue
+            if kind == TOTAL_DEADLINE and attempt != self._remade.get(element, 0):
+                continue  # it was in time, and is being made again
             state, held = self._state[element], self._held[element]
             if kind == GRAPH_DEADLINE:
                 if state == EXPANDED and self._attempt[element] == attempt:
@@ -412,7 +420,7 @@ class Scheduler(Invariants):
                     self._ask(element, Reason.TOTAL_TIMEOUT)
                 elif ASKED[held] is Reason.ATTEMPT_TIMEOUT:
                     self._held[element] = ASK[Reason.TOTAL_TIMEOUT]  # asked already; but there is no next attempt
-            elif state in (READY, RETRYING):
+            elif state in (READY, RETRYING, PENDING):
                 self._drop(element, TIMED_OUT, Reason.TOTAL_TIMEOUT)
                 self._ripple()  # it may stop the run, before others run out of time
             elif state == EXPANDED and element in self._scopes:
@@ -435,7 +443,8 @@ class Scheduler(Invariants):
             return kind == RUN_DEADLINE and self._stopping is not None
         if kind == ATTEMPT_DEADLINE:
             return attempt != self._attempt[element] or self._held[element] not in (OUT, LINKED)
-        return self._state[element] in ENDED
+        stale = kind == TOTAL_DEADLINE and attempt != self._remade.get(element, 0)
+        return stale or self._state[element] in ENDED
 
     def _verdict(self) -> RunState:
         cancelled = self._state.count(CANCELLED)

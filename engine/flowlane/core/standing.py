@@ -124,6 +124,11 @@ class Standing:
         self._groups: dict[int, list[tuple[int, ...]]] = {}  # by element, groups that one failure stops
         self._may_fail: set[int] = set()
         self._priority: dict[int, int] = {}
+        # of values that were lost (see remaking)
+        self._remade: dict[int, int] = {}  # element → how often it was made again
+        self._uncounted: dict[int, int] = {}  # element → attempts that its policy does not count
+        self._wanted: dict[int, list[int]] = {}  # what is being made again → who waits for it, beside plain dependants
+        self._expected: dict[int, int] = {}  # element → values it waits for, whatever its rule says
         # of the step under way
         self._at = 0
         self._step = Step([], [])

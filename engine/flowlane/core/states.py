@@ -16,6 +16,8 @@ A task may end as skipped, too: before it began, or because it says so. One that
 made at run time, a task that returned more work) is `expanded` from when they exist until they have ended.
 
 A resumed run begins with what an earlier session had finished: those tasks go from pending to where they were.
+
+One thing only is taken back: a task that has succeeded is pending again when its result is lost before everybody has read it.
 """
 
 from __future__ import annotations
@@ -86,6 +88,9 @@ class Reason(StrEnum):
     ENOUGH = "enough"  # as many of its elements succeeded as were wanted
     NOT_NEEDED = "not_needed"  # others were first, and nobody waits for it
     DEADLINE = "deadline"  # the time of the run, or of a workflow in it, was up
+    RESULT_LOST = (
+        "result_lost"  # a result is gone with the machine that held it: it is made again, and its reader waits
+    )
 
 
 # States are small ints inside the scheduler (a bytearray holds one per element); STATES turns them back into names.
@@ -202,6 +207,11 @@ def _rules() -> tuple[Rule, ...]:
         ],
         Rule(s.RUNNING, s.CANCELLED, r.DRAINED),  # it returned more work, and nothing is begun any more
         Rule(s.EXPANDED, s.TIMED_OUT, r.DEADLINE),  # a workflow within the run has a deadline of its own
+        # A result is gone: who wanted to read it waits once more, and so does who made it, for its own turn.
+        Rule(s.READY, s.PENDING, r.RESULT_LOST),
+        Rule(s.SUCCEEDED, s.PENDING, r.RESULT_LOST),
+        Rule(s.CACHED, s.PENDING, r.RESULT_LOST),
+        Rule(s.PENDING, s.TIMED_OUT, r.TOTAL_TIMEOUT),
     )
 
 

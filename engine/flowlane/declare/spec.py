@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Self
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from flowlane.core.plan import Policy
+from flowlane.core.plan import REMAKES, Policy
 from flowlane.core.rules import ALL_SUCCESS, AT_LEAST, TRIGGERS, TriggerRule
 from flowlane.declare.cache import Cache
 from flowlane.declare.callsite import caller, did_you_mean
@@ -279,6 +279,7 @@ class TaskSpec(BaseModel, frozen=True, extra="forbid", strict=True):
             total_timeout=_ns(self.total_timeout),
             retry_timeouts=any(issubclass(TimeoutError, each) for each in on),
             retry_crashes=any(issubclass(WorkerCrashed, each) for each in on),
+            remakes=0 if self.at_most_once else REMAKES,
         )
 
 

@@ -67,7 +67,14 @@ _BAD: Final = frozenset(
     }
 )
 _BLAMED: Final = frozenset(
-    {Reason.RAISED, Reason.REJECTED, Reason.WORKER_DIED, Reason.ATTEMPT_TIMEOUT, Reason.TOTAL_TIMEOUT}
+    {
+        Reason.RAISED,
+        Reason.REJECTED,
+        Reason.WORKER_DIED,
+        Reason.ATTEMPT_TIMEOUT,
+        Reason.TOTAL_TIMEOUT,
+        Reason.RESULT_LOST,
+    }
 )
 _ERRORS: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN})
 
@@ -79,7 +86,11 @@ class Shape:
 
     def __init__(self, source: TaskState, target: TaskState, reason: Reason) -> None:
         began = source is TaskState.RUNNING or target is TaskState.RUNNING
-        ended_early = source is TaskState.READY and reason in (Reason.REJECTED, Reason.WORKER_DIED)
+        ended_early = source is TaskState.READY and reason in (
+            Reason.REJECTED,
+            Reason.WORKER_DIED,
+            Reason.RESULT_LOST,
+        )
         self.first = source is TaskState.PENDING  # the first row of its task: no time in an earlier state
         whole = source is TaskState.EXPANDED and reason is Reason.RAISED  # a map's source, a workflow's body
         self.reported = (
@@ -99,7 +110,7 @@ def _level(target: TaskState) -> str:
 
 #: By code: what an event of that kind holds, and how loud it is.
 SHAPES: Final = tuple(Shape(*rule) for rule in RULES)
-LEVELS: Final = tuple(_level(rule.target) for rule in RULES)
+LEVELS: Final = tuple("warning" if rule.reason is Reason.RESULT_LOST else _level(rule.target) for rule in RULES)
 _SOURCES: Final = tuple(str(rule.source) for rule in RULES)
 _TARGETS: Final = tuple(str(rule.target) for rule in RULES)
 _REASONS: Final = tuple(str(rule.reason) for rule in RULES)

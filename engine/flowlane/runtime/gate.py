@@ -94,6 +94,7 @@ class Gate:
         self._passing = bool(run.program.passing)
         self._keys: dict[tuple[int, int], CacheKey] = {}  # of attempts that were not found, and whose results will be
         self._held: dict[int, _Held] = {}
+        self._prepared: dict[tuple[int, int], Payload | Exception] = {}  # results that were packed in a thread
         self._described: dict[int, tuple[Describes, Payload | None]] = {}  # graphs that are about to be added
         self._blocks_told = 1  # all but the run's own graph, which its session tells
         self._paused = False
@@ -229,7 +230,7 @@ class Gate:
         if self._passing and self._passes(element):
             return Unstored("its task says persist=False")
         try:
-            payload = value.packed() if isinstance(value, RemoteValue) else pack(value).detached()
+            payload = self._packed(element, attempt, value)
         except Exception as error:  # noqa: BLE001 - user code pickles; without a store nobody would have asked it to
             reason = error.message if isinstance(error, FlowError) else f"{type(error).__name__}: {error}"
             program, node = self._declared(element)
@@ -242,6 +243,29 @@ class Gate:
             if key is not None:
                 return ToCache(payload, key)
         return payload
+
+    def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
+        """What to do in a thread with a result that is elsewhere, before `encoded` is asked; None where it is not stored."""
+        if self._passing and self._passes(element):
+            return None
+
+        def pack_there(value: RemoteValue) -> None:
+            try:
+                self._prepared[element, attempt] = value.packed()
+            except Exception as error:  # noqa: BLE001 - see `encoded`
+                self._prepared[element, attempt] = error
+
+        return pack_there
+
+    def _packed(self, element: int, attempt: int, value: Any) -> Payload:
+        if not isinstance(value, RemoteValue):
+            return pack(value).detached()
+        prepared = self._prepared.pop((element, attempt), None) if self._prepared else None
+        if prepared is None:
+            return value.packed()
+        if isinstance(prepared, Exception):
+            raise prepared
+        return prepared
 
     def packed_work(self, element: int, work: Any) -> Payload | None:
         """Work that a task returned, so that a resume need not run it again to hear that; None where it cannot be stored."""
@@ -256,6 +280,17 @@ class Gate:
     def _passes(self, element: int) -> bool:
         program, node = self._declared(element)
         return node in program.passing
+
+    def not_begun(self, report: Report) -> None:
+        """Its attempt was let go, and could not begin."""
+        report.value = NOT_BEGUN
+
+    def is_cached(self, element: int) -> bool:
+        """Whether it may be found in the cache."""
+        if not self._choosy:
+            return False
+        program, node = self._declared(element)
+        return node in program.caches
 
     def take_back(self, elements: Sequence[int]) -> Sequence[int]:
         """Of elements that are to stop, those that an executor has. The others were held here, and will not begin."""

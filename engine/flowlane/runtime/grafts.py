@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from flowlane.core import messages as m
 from flowlane.errors import Failure
 from flowlane.runtime.failures import place_of, placed, too_deep
+from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER, Report
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
     from flowlane.runtime.growth import Growth
+    from flowlane.runtime.losses import Losses
     from flowlane.runtime.places import Places
     from flowlane.runtime.roster import Roster
     from flowlane.storage.blob import Payload
@@ -76,6 +78,7 @@ class Run(Protocol):
     scheduler: Scheduler
     growth: Growth
     roster: Roster
+    losses: Losses
 
     def blame(self, element: int, failure: Failure) -> None: ...
 
@@ -145,8 +148,10 @@ class Grafts:
             program, node = run.growth.declared(element)
             call = program.maps.get(node)
             failure = Failure.of(placed(error, call.where if call is not None else place_of(program.targets[node])))
+            event: m.Event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
+            if is_loss(failure):
+                event, failure, _ = run.losses.of(element, failure)
             run.blame(element, failure)
-            event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
             self._loop.call_soon(run.if_running, run.step, [event], untold)
             return
         self._loop.call_soon(run.if_running, self._graft, element, attempt, made, NEVER, NEVER, untold)

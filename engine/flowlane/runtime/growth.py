@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.roster import Roster
     from flowlane.runtime.sources import Source
 
-__all__ = ["Cast", "Growth", "cores_of"]
+__all__ = ["Cast", "Growth", "cores_of", "holds_of"]
 
 
 class _Fixed(NamedTuple):
@@ -65,6 +65,7 @@ class Cast:
         "container",
         "cores",
         "filters",
+        "holds",
         "keys",
         "memory",
         "name",
@@ -93,6 +94,7 @@ class Cast:
         self.target = program.targets[node]
         self.once = node in program.once
         self.cores = cores_of(program, node)
+        self.holds = holds_of(program, node)
         self.memory = program.memory.get(node, 0)
         self._call = call = program.maps[node]
         spec = program.plan.maps[node]
@@ -143,6 +145,10 @@ class Cast:
         place = next(place for place, arg in enumerate(args) if type(arg) is Item)
         fixed = self._fixed[id(home)] = _Fixed(args[:place], args[place + 1 :], kwargs)
         return fixed
+
+    def refill(self) -> None:
+        """What all elements get beside their item is looked up anew when the next of them begins."""
+        self._fixed.clear()
 
     def used(self, index: int) -> None:
         """Element `index` has its result: it needs its item no more."""
@@ -404,7 +410,8 @@ class Growth:
         if batch := program.maps[node].batch:
             return self._gather_batches(container, batch)
         keys = self._roster.keys(container)
-        whole: Any = [] if keys is None else {}
+        whole: list[Any] = []
+        names: list[Any] = []
         first = 0
         for elements in scheduler.ranges_of(container):
             states = scheduler.states_of(elements)
@@ -413,33 +420,41 @@ class Growth:
                 continue
             for index, (element, state) in enumerate(zip(elements, states, strict=True), first):
                 if state in HAS_VALUE:
-                    if keys is None:
-                        whole.append(values[element])
-                    else:
-                        whole[keys[index]] = values[element]
+                    whole.append(values[element])
+                    if keys is not None:
+                        names.append(keys[index])
             first += len(states)
-        return Gathered(whole) if self.remote else whole
+        if self.remote:
+            return Gathered(whole, None if keys is None else names)
+        return whole if keys is None else dict(zip(names, whole, strict=True))
 
     def _gather_batches(self, container: int, batch: int) -> Any:
         """The value of a map in batches: of its items, as if each had been an element."""
         keys, index = self._keys.get(container), 0
-        whole: list[Any] = []
-        pairs: dict[Any, Any] = {}
+        parts: list[Any] = []
+        names: list[Any] = []
         for elements in self._scheduler.ranges_of(container):
             for element, state in zip(elements, self._scheduler.states_of(elements), strict=True):
                 if state in HAS_VALUE:
-                    values = local(self._values[element], None)
-                    whole += values
+                    parts.append(self._values[element])
                     if keys is not None:
-                        pairs.update(zip(keys[index : index + batch], values, strict=True))
+                        names += keys[index : index + batch]
                 index += batch
-        return whole if keys is None else pairs
+        whole = Gathered(parts, None if keys is None else names, batched=True)
+        return whole if self.remote else whole.local(None)
+
+    def refill(self) -> None:
+        """Values were lost: arguments are filled from those that are there when they are asked for next."""
+        for chain in self._casts.values():
+            for each in chain:
+                each.refill()
 
     def ended(self, container: int) -> None:
         """A map has ended, with all its elements, or a graph: what they were made of is not needed any more."""
         if self._scheduler.is_map(container):
             self._sources.pop(container, None)
             self._keys.pop(container, None)
+            self._casts.pop(container, None)
             return
         _, start = self._scheduler.plan_of(container)
         program = self._programs.pop(start)
@@ -492,6 +507,16 @@ class _Raw:
 
     def __getitem__(self, node: int) -> Any:
         return self._values[node] if self._scheduler.state(self._start + node) in DONE else MISSING
+
+
+def holds_of(program: Program, node: int) -> Mapping[str, int] | None:
+    """The limits that an attempt holds, by name, without that of memory; None for none."""
+    plan = program.plan
+    if node not in plan.requirement:
+        return None
+    limits = plan.requirements[plan.requirement[node]].limits
+    named = [(program.limits[index].name, weight) for index, weight in limits]
+    return {name: weight for name, weight in named if name != "memory"} or None
 
 
 def cores_of(program: Program, node: int) -> int:

@@ -42,7 +42,10 @@ _READY: Final = STATES.index(TaskState.READY)
 _RUNNING: Final = STATES.index(TaskState.RUNNING)
 _TARGETS: Final = tuple([STATES.index(rule.target) for rule in RULES])
 _REASONS: Final = tuple([REASONS.index(rule.reason) for rule in RULES])
-_RESTORED: Final = tuple([rule.reason is Reason.RESTORED for rule in RULES])
+#: What has its row already: it is an earlier session's, or that of the success that is taken back.
+_TOLD: Final = tuple(
+    [rule.reason is Reason.RESTORED or (rule.reason is Reason.RESULT_LOST and rule.source in DONE) for rule in RULES]
+)
 _DONE: Final = tuple([STATES.index(state) for state in DONE])
 _STARTED: Final = REASONS.index(Reason.STARTED)
 _EXPANDED: Final = STATES.index(TaskState.EXPANDED)
@@ -243,7 +246,7 @@ class Keeper:
                 started[element] = t
                 opened[element] = attempt
                 continue
-            if _RESTORED[code]:
+            if _TOLD[code]:
                 if self._adopted and (row := self._adopted.pop(element, None)) is not None:
                     add(row)
                 continue

@@ -39,6 +39,7 @@ class Places:
         self.deaf: list[bool] = []
         self.homes: list[Executor | None] | None = None
         self.remote = remote  # values may be elsewhere than here
+        self.far = False  # and take their time to come
         self.pickling: frozenset[str] = frozenset()
         self.slots: dict[str, int] = {}
         self.limits = {spec.name: number for number, spec in enumerate(program.limits)}
@@ -53,6 +54,7 @@ class Places:
         self.kills.append(can.limits_memory)
         self.deaf.append(not can.interruptible)
         self.remote = self.remote or can.remote_values
+        self.far = self.far or can.far_values
         if can.pickles:
             self.pickling |= {name}
         self.slots[name] = self._dispatcher.slots(name)

@@ -97,6 +97,7 @@ class Capabilities:
     hard_kill      it enforces Job.timeout itself, from the start of the job, and can stop any job for real
     pickles        arguments and results cross a process boundary
     remote_values  results may stay where they were made: it may report a RemoteValue, and takes its own back as arguments
+    far_values     fetching one of those waits for another machine, so that it is done in a thread
     limits_memory  it ends a job that takes more than its Job.memory, for real
     interruptible  a running job hears that it is to stop; where none does (threads), one over its timeout is given up at once
     """
@@ -108,6 +109,7 @@ class Capabilities:
     remote_values: bool = False
     interruptible: bool = True
     limits_memory: bool = False
+    far_values: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +137,7 @@ class Job:
     once     it must not begin a second time, whatever becomes of its worker: it is CRASHED instead
     cores    slots of its lane that it holds, and threads that it may compute in, where an executor can see to that
     memory   bytes that it may take, where an executor can stop one that takes more; 0 for any number
+    holds    limits that it holds while it is out, by name, and how much of each, or None; ``memory`` is not among them
     context  contextvars to run under: a copy of its own, with run, task and attempt bound for structlog (enter it directly);
              None for an executor that pickles
     """
@@ -151,6 +154,7 @@ class Job:
     once: bool = False
     cores: int = 1
     memory: int = 0
+    holds: Mapping[str, int] | None = None
 
 
 @dataclass(slots=True)
@@ -211,16 +215,28 @@ class RemoteValue:
     def fetch(self) -> Any:
         """The value itself, always the same object: fetched once, then kept.
 
-        Called on the thread of the engine's loop, which it holds up for as long as decoding takes. Raises TransportError
-        when the value cannot be had any more or does not load here.
+        Called on the thread of the engine's loop, which it holds up for as long as decoding takes; one that `is_far` is fetched
+        in a thread before that, and what it raised there is raised again. Raises LostResult when the value is gone,
+        TransportError when it cannot be had for another reason or does not load here.
         """
         raise NotImplementedError
+
+    def is_far(self) -> bool:
+        """Whether `fetch` would have to wait, for another machine say. Only for executors with ``far_values``."""
+        return False
+
+    def vanished(self) -> bool:
+        """Whether it is known to be gone for good. Cheap, and does not block. The loop's thread.
+
+        Whoever finds that out (`fetch`, or the executor that was to hand it to a job) raises, or reports, a LostResult.
+        """
+        return False
 
     def packed(self) -> Payload:
         """The value as a store will have it; by default fetched and packed, where it could be taken as it is.
 
-        Called on the loop's thread; what it returns may be read from any thread, and for as long as it is kept. Raises
-        TransportError when the value cannot be had or cannot be stored.
+        Called on the loop's thread, of a value that `is_far` in a thread; what it returns may be read from any thread, and for as
+        long as it is kept. Raises TransportError when the value cannot be had or cannot be stored.
         """
         from flowlane.storage.blob import pack
 

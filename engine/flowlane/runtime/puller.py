@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
 from flowlane.errors import Failure
+from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER
 from flowlane.runtime.sources import combined
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.runtime.growth import Growth
+    from flowlane.runtime.losses import Losses
     from flowlane.runtime.sources import Ingredients, Source
 
 __all__ = ["Puller"]
@@ -36,6 +38,7 @@ class Run(Protocol):
 
     scheduler: Scheduler
     growth: Growth
+    losses: Losses
 
     def blame(self, element: int, failure: Failure) -> None: ...
 
@@ -109,13 +112,19 @@ class Puller:
         self._run.later(self._pulled, element, items, more, error)
 
     def _pulled(self, element: int, items: list[Any], more: bool, error: BaseException | None) -> None:
+        growth = self._run.growth
         events: list[m.Event] = []
         if items or error is None:
-            self._run.growth.add_items(element, items)
-            events.append(m.Expanded(element, len(items), more and error is None))
+            growth.add_items(element, items)
+            events.append(m.Expanded(element, len(items), more or error is not None, once=True))
         if error is not None:
-            self._run.blame(element, Failure.of(self._run.growth.told(element, error)))
-            if events:
-                events = [m.Expanded(element, len(items), True)]
-            events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
+            failure = Failure.of(growth.told(element, error))
+            if is_loss(failure) and not growth.opened(element):  # of what it goes over, and no word of its items
+                loss = self._run.losses.of(element, failure)
+                if loss.final:
+                    self._run.blame(element, loss.failure)
+                events.append(loss.event)
+            else:
+                self._run.blame(element, failure)
+                events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
         self._run.follow_up(events)

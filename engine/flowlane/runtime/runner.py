@@ -15,6 +15,7 @@ import random
 import time
 from collections import deque
 from dataclasses import replace
+from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
@@ -38,8 +39,10 @@ from flowlane.runtime.failures import (
     unreadable,
     worker_died,
 )
+from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
-from flowlane.runtime.growth import Growth, cores_of
+from flowlane.runtime.growth import Growth, cores_of, holds_of
+from flowlane.runtime.losses import Losses, is_loss
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.places import Places
 from flowlane.runtime.ports import (
@@ -62,7 +65,7 @@ from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at, loc
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.messages import Transition
     from flowlane.core.plan import Policy
@@ -77,6 +80,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.growth import Cast
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
+    from flowlane.runtime.ports import RemoteValue
     from flowlane.runtime.recorder import Recorder
 
 __all__ = ["NOTES_KEPT", "Note", "Runner"]
@@ -94,7 +98,11 @@ _RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
 _FAILED: Final = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
-_ENDS_BADLY: Final = tuple(rule.target in _FAILED or rule.target is TaskState.RETRYING for rule in RULES)  # by code
+#: By code: transitions that an error belongs to.
+_ENDS_BADLY: Final = tuple(
+    rule.target in (*_FAILED, TaskState.RETRYING) or (rule.source, rule.reason) == (TaskState.READY, Reason.RESULT_LOST)
+    for rule in RULES
+)
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], Report]
@@ -204,6 +212,8 @@ class Runner:
 
             assert recorder is not None
             self._gate = Gate(self, id, recorder, keeper, lookups)
+        self.losses = Losses(self, self._values)
+        self._fetching = Fetching(self, self._places, self._values)
         self._puller = Puller(self, context)
         self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
         if recorder is not None and keeper is not None:
@@ -258,6 +268,7 @@ class Runner:
             self._loop.call_soon(self.drain)
         elif self.scheduler.finished is None and self.error is None:
             self.step([m.DrainRequested()], {})
+            self._fetching.drain()
             if self._gate is not None:
                 self._gate.drain()
 
@@ -308,6 +319,8 @@ class Runner:
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
         keep, measured, gate = self._heard, self.measured, self._gate
+        if self._places.far:
+            reports = [report for report in reports if self._fetching.told(*_of_ref(report.ref), report)]
         size, work, curious, suspects = self._size, self._work, self._curious, self._suspects
         low = high = first = 0  # the elements of one block, which are of maps
         casts: tuple[Cast, ...] = ()
@@ -415,7 +428,22 @@ class Runner:
             self._told.add(about)
             self._note(element, attempt, Report(0, NOTED, note=text))
 
-    # ── what the gate calls ───────────────────────────────────────────────────────────────────────────────────────
+    # ── what the gate and the fetching call ───────────────────────────────────────────────────────────────────────
+
+    def wanted_here(self, element: int) -> bool:
+        """Whether the success of an element means more than its value, which has to be looked at for that."""
+        if self.growth.choices(element):
+            return True
+        block = self.scheduler.block(element)
+        return block.chain is not None and self.growth.cast(element, block)[1].filters
+
+    def cached(self, element: int) -> bool:
+        """Whether its arguments are needed here, to look in the cache."""
+        return self._gate is not None and self._gate.is_cached(element)
+
+    def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
+        """What to do with its result in a thread, before it is taken; None for nothing."""
+        return self._gate.keeps(element, attempt) if self._gate is not None else None
 
     def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of an element, every value at hand. Raises what fetching one raises."""
@@ -494,7 +522,7 @@ class Runner:
             enforced = self._places.enforces[self.scheduler.lane(element)] and policy.timeout
             if enforced and started != NEVER:  # the executor kept the deadline
                 report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
-            elif self._gate is None or started != NEVER or report.worker:
+            elif (self._gate is None and not self._places.far) or started != NEVER or report.worker:
                 report.failure = taken_back()
         elif kind is FAILED and report.failure is None:
             report.failure = unexplained()
@@ -527,6 +555,12 @@ class Runner:
             delay = getattr(failure.exception, "seconds", None) if failure is not None else None
             wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
             return m.Failed(element, attempt, started, ended, True, wish)
+        if failure is not None and is_loss(failure) and started == NEVER and self.scheduler.awaits(element, attempt):
+            event, report.failure, _ = self.losses.of(element, failure, ended)
+            self.failures[element] = report.failure
+            if self._gate is not None:
+                self._gate.not_begun(report)
+            return event
         return m.Failed(element, attempt, started, ended, self.retryable(element, failure))
 
     def _policy(self, element: int) -> Policy:
@@ -723,10 +757,10 @@ class Runner:
                     go: Sequence[int] = command.elements
                     if self._memory is not None:
                         go = self._grafts.launch(go)
-                    if self._gate is not None:
-                        go = self._gate.launch(command.lane, go)
+                    if self._places.far:
+                        go = self._fetching.launch(command.lane, go)
                     if go:
-                        self.submit(command.lane, go)
+                        self.go(command.lane, go)
                 except Exception as error:  # noqa: BLE001 - a plug-in's; the commands behind it may be for other runs
                     self._fail_soon(error)
             elif isinstance(command, Release):
@@ -739,6 +773,8 @@ class Runner:
             elif isinstance(command, m.Interrupt):
                 attempt = self.scheduler.attempt
                 elements: Sequence[int] = command.elements
+                if self._places.far:
+                    elements = self._fetching.take_back(elements)
                 if self._gate is not None:
                     elements = self._gate.take_back(elements)
                 refs = [make_ref(self.token, element, attempt(element)) for element in elements]
@@ -753,11 +789,29 @@ class Runner:
             elif isinstance(command, m.Gather):
                 self._gather(command.element, command.asked)
             elif isinstance(command, m.Pull):
-                self._puller.pull(command.element, command.count)
+                pull = partial(self._puller.pull, command.element, command.count)
+                if self._places.far:
+                    self._fetching.when_here(command.element, pull)
+                else:
+                    pull()
             elif isinstance(command, m.Graft):
-                self._grafts.begin(command.element)
+                if self._places.far:
+                    self._fetching.when_here(command.element, partial(self._begin_graft, command.element))
+                else:
+                    self._grafts.begin(command.element)
             else:
                 self._end()
+
+    def _begin_graft(self, element: int) -> None:
+        if self.scheduler.awaits(element, self.scheduler.attempt(element)):  # it may have been stopped meanwhile
+            self._grafts.begin(element)
+
+    def go(self, lane: int, elements: Sequence[int]) -> None:
+        """Let launched elements of a lane begin, whose values are where they must be."""
+        if self._gate is not None:
+            elements = self._gate.launch(lane, list(elements))
+        if elements:
+            self.submit(lane, elements)
 
     def submit(self, lane: int, elements: Sequence[int]) -> None:
         """Hand launched elements of a lane to its executor."""
@@ -822,7 +876,7 @@ class Runner:
         if self._needs:
             for job in jobs:
                 if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
-                    job.cores, job.memory = needs
+                    job.cores, job.memory, job.holds = needs
                     if job.memory:
                         self._tell_unwatched(lane, job)
         if self._places.enforces[lane]:
@@ -862,6 +916,7 @@ class Runner:
             cast.once,
             cast.cores,
             cast.memory,
+            cast.holds,
         )
         if cast.memory:
             self._tell_unwatched(lane, job)
@@ -890,6 +945,7 @@ class Runner:
             node in program.once,
             cores_of(program, node),
             program.memory.get(node, 0),
+            holds_of(program, node),
         )
         if job.memory:
             self._tell_unwatched(lane, job)
@@ -922,8 +978,17 @@ class Runner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._places.far and self.state is RunState.SUCCEEDED:
+            far = self._fetching.far(self.program.plan.pinned)
+            if far:
+                self._fetching.bring(far, self._conclude)
+                return
+        self._conclude()
+
+    def _conclude(self) -> None:
         if self._places.remote and self.state is RunState.SUCCEEDED:
             self._fetch_result()
+        self._fetching.close()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
         for element, failure in self._out_of_time():
@@ -1001,8 +1066,13 @@ class Runner:
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
 
 
-def _needs_of(program: Program) -> dict[int, tuple[int, int]]:
-    """node → (cores, memory) of those that need others than (1, 0)."""
+def _of_ref(ref: int) -> tuple[int, int]:
+    """The element and the attempt of a job."""
+    return (ref >> ATTEMPT_BITS) & _ELEMENT_MASK, ref & _ATTEMPT_MASK
+
+
+def _needs_of(program: Program) -> dict[int, tuple[int, int, Mapping[str, int] | None]]:
+    """node → (cores, memory, limits that it holds) of those that need others than (1, 0, none)."""
     nodes = {*program.plan.requirement, *program.memory}
-    found = {node: (cores_of(program, node), program.memory.get(node, 0)) for node in nodes}
-    return {node: needs for node, needs in found.items() if needs != (1, 0)}
+    found = {node: (cores_of(program, node), program.memory.get(node, 0), holds_of(program, node)) for node in nodes}
+    return {node: needs for node, needs in found.items() if needs != (1, 0, None)}

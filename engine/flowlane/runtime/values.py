@@ -23,18 +23,25 @@ __all__ = ["Gathered", "fill", "fill_arguments", "fill_arguments_at", "local"]
 
 
 class Gathered:
-    """The values of the elements of a map, some of which may be remote, as the value of the map: a list, or a dict by key."""
+    """The values of the elements of a map, some of which may be remote, as the value of the map: a list, or a dict by `keys`.
 
-    __slots__ = ("whole",)
+    `batched`: each of the parts is a list of values, as if each of these had been an element. They are put together here.
+    """
 
-    def __init__(self, whole: list[Any] | dict[Any, Any]) -> None:
-        self.whole = whole
+    __slots__ = ("batched", "keys", "parts")
+
+    def __init__(self, parts: list[Any], keys: Sequence[Any] | None = None, *, batched: bool = False) -> None:
+        self.parts = parts
+        self.keys = keys
+        self.batched = batched
 
     def local(self, home: object) -> Any:
         """The value for the executor `home`, None for everybody else. Raises what fetching a part raises."""
-        if isinstance(self.whole, dict):
-            return {key: local(value, home) for key, value in self.whole.items()}
-        return [local(value, home) for value in self.whole]
+        if self.batched:
+            values = [value for part in self.parts for value in local(part, None)]
+        else:
+            values = [local(part, home) for part in self.parts]
+        return values if self.keys is None else dict(zip(self.keys, values, strict=True))
 
 
 def local(value: Any, home: object) -> Any:

@@ -37,7 +37,8 @@ class Attempt:
     """What becomes of one attempt. Times in ns.
 
     duration   from its beginning to its end, when nobody asks it to stop
-    ends       how it ends then; "cached": it need not begin, because its value is there
+    ends       how it ends then; "cached": it need not begin, because its value is there; "bereft": it cannot begin, because
+               the values of `lost`, which it reads, are gone
     retryable  whether the retry policy covers the error, for "fails"
     poison     whether the crash is one that must not be repeated, for "crashes"
     begins     False: it ends before any worker began it (refused, or the worker died)
@@ -46,12 +47,13 @@ class Attempt:
     """
 
     duration: int = 0
-    ends: Literal["succeeds", "fails", "crashes", "cached"] = "succeeds"
+    ends: Literal["succeeds", "fails", "crashes", "cached", "bereft"] = "succeeds"
     retryable: bool = True
     begins: bool = True
     told: bool = True
     stops: int = 0
     poison: bool = False
+    lost: tuple[int, ...] = ()
 
 
 #: (element, attempt) → what becomes of it. Called once for each attempt, when it is launched.
@@ -147,7 +149,9 @@ class SimulatedRun:
         step = self.scheduler.handle(events, self._world.now)
         self.history += step.transitions
         for event in events:
-            if isinstance(event, m.Succeeded | m.Cached | m.Failed | m.Crashed | m.Interrupted | m.Abandoned):
+            if isinstance(
+                event, m.Succeeded | m.Cached | m.Failed | m.Crashed | m.Interrupted | m.Abandoned | m.ResultLost
+            ):
                 flight = self._flights.get(event.element)
                 if flight is not None and flight.final.event is event:
                     del self._flights[event.element]
@@ -196,10 +200,12 @@ class SimulatedRun:
         begun = world.now + world.delay()
         told: _News | None = None
         event: m.Event
-        if not script.begins or script.ends == "cached":
+        if not script.begins or script.ends in ("cached", "bereft"):
             over = begun
             if script.ends == "cached":
                 event = m.Cached(element, attempt, over)
+            elif script.ends == "bereft":
+                event = m.ResultLost(element, attempt, over, script.lost, script.retryable)
             elif script.ends == "crashes":
                 event = m.Crashed(element, attempt, NEVER, over, not script.poison)
             else:

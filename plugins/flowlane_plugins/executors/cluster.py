@@ -23,12 +23,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+from collections.abc import Mapping
 from functools import partial
 from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
-from flowlane.errors import EngineClosed, Failure, SettingsError, TransportError, WorkerCrashed
+from flowlane.errors import EngineClosed, Failure, LostResult, SettingsError, WorkerCrashed
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -45,19 +46,18 @@ from flowlane_plugins.executors.clocks import Clocks
 from flowlane_plugins.executors.pickling import may_be_work
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from flowlane.runtime.ports import Job, Target
     from flowlane_plugins.executors.kept import Reference
 
-__all__ = ["ClusterExecutor", "Flight", "checked_slots", "in_thread", "lost", "missing", "needs_of"]
+__all__ = ["ClusterExecutor", "Flight", "checked_slots", "in_thread", "lost", "missing"]
 
 T = TypeVar("T")
 
 _HEADERS_KEPT: Final = 1_000  # encoded once for all jobs of a task in a run
 _AHEAD_NS: Final = 20_000_000  # what a worker may be kept waiting for its next job, by messages alone
 _AHEAD_MAX: Final = 64  # jobs ahead, for each that can run
-_NOTHING: Final[Mapping[str, float]] = {}
 _FIRST: Final = 0.25  # weight of the newest job's length in the mean
 
 
@@ -71,6 +71,7 @@ class Flight:
         "killed",
         "name",
         "needs",
+        "once",
         "ref",
         "references",
         "sent",
@@ -79,7 +80,7 @@ class Flight:
         "timeout",
     )
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, needs: Mapping[str, int]) -> None:
         self.ref = job.ref
         self.task = job.task
         self.name = job.target.name
@@ -89,14 +90,10 @@ class Flight:
         self.killed = False  # its worker was
         self.sent = NEVER  # bytes of its arguments
         self.references: Sequence[Reference] = ()
-        self.needs = needs_of(job)
+        self.needs = needs
         self.timeout = job.timeout
+        self.once = job.once
         self.handle: Any = None  # what the cluster knows it by
-
-
-def needs_of(job: Job) -> Mapping[str, float]:  # noqa: ARG001 - see below
-    """What a job needs of its worker ("GPU" → 1): nothing, as long as a job cannot say it. The one place to change then."""
-    return _NOTHING
 
 
 class ClusterExecutor:
@@ -109,9 +106,17 @@ class ClusterExecutor:
     capabilities: Capabilities
 
     def _prepare(
-        self, slots: int | None, default: int, *, hard_kill: bool = False, interruptible: bool = False
+        self,
+        slots: int | None,
+        default: int,
+        resources: Mapping[str, str],
+        *,
+        hard_kill: bool = False,
+        interruptible: bool = False,
     ) -> None:
         checked_slots(self.kind, slots)
+        _check_resources(self.kind, resources)
+        self._resources = dict(resources)
         self._given_slots = slots
         self.capabilities = Capabilities(
             accepts=frozenset({"sync"}),
@@ -119,6 +124,7 @@ class ClusterExecutor:
             hard_kill=hard_kill,
             pickles=True,
             remote_values=True,
+            far_values=True,
             interruptible=interruptible,
         )
         self.lane = uuid4().hex[:12]  # refs are unique within it
@@ -189,7 +195,7 @@ class ClusterExecutor:
             raise EngineClosed("this executor is not open")
         batch: list[tuple[Flight, outpost.Call]] = []
         for job in jobs:
-            flight = Flight(job)
+            flight = Flight(job, self._needs_of(job))
             try:
                 call = self._encoded(job, flight)
             except Exception as error:  # noqa: BLE001 - an argument that cannot travel fails its own job only
@@ -326,9 +332,17 @@ class ClusterExecutor:
         """A job cannot run at all. Any thread."""
         self.land(flight, Report(flight.ref, FAILED, NEVER, monotonic_ns(), failure=Failure.of(error)))
 
-    def bereft(self, flight: Flight, gone: Reference) -> None:
-        """A job cannot run because a result that it needs is gone from the cluster. Any thread."""
-        self.failed(flight, lost(gone, self.kind, reader=flight.task))
+    def bereft(self, flight: Flight, gone: Reference, what: str) -> None:
+        """A job is lost with a result that it needs, which is gone from the cluster. Any thread.
+
+        One that has begun had its input: its worker died (`what`). So it counts for one that must not begin twice: for that one
+        the news of its begin may have died with its worker.
+        """
+        error = lost(gone, self.kind, reader=flight.task)
+        if flight.began != NEVER or flight.once:
+            self.crashed(flight, what, begun=True)
+        else:
+            self.failed(flight, error)
 
     def stopped(self, flight: Flight, *, begun: bool) -> None:
         """A job has ended because it was told to; `begun` when it may have begun before that. Any thread."""
@@ -356,6 +370,17 @@ class ClusterExecutor:
             else:
                 self._loop.call_soon_threadsafe(function, *args)
 
+    def _needs_of(self, job: Job) -> Mapping[str, int]:
+        """What a job needs of its worker, by the names of the cluster: as far as the users' words are mapped to these."""
+        needs: dict[str, int] = {}
+        for word, name in self._resources.items():
+            amount = (
+                job.cores if word == "cores" else job.memory if word == "memory" else (job.holds or {}).get(word, 0)
+            )
+            if amount:
+                needs[name] = needs.get(name, 0) + amount
+        return needs
+
     def _one_at_a_time(self, action: Callable[[], None]) -> None:
         with self._connecting:
             action()
@@ -377,14 +402,15 @@ class ClusterExecutor:
         return outpost.Call(self.lane, job.ref, known[1], payload, job.task, job.attempt, transport.files_in(payload))
 
 
-def lost(reference: Reference, kind: str, *, reader: str | None = None) -> TransportError:
-    """What to raise about a result that is no longer on its cluster."""
+def lost(reference: Reference, kind: str, *, reader: str | None = None) -> LostResult:
+    """What to raise about a result that is no longer on its cluster; from now on it is known to be gone."""
+    reference.gone = True
     needed = f", which {reader} needs," if reader is not None else ""
-    return TransportError(
+    return LostResult(
         f"the result of {reference.maker} ({reference.nbytes:,} bytes){needed} is no longer on the {kind} cluster:"
         " the worker that held it is gone",
-        hint=f"run {reference.maker} again: `flow resume` does where a run is stored, and a worker that retires hands"
-        " its results on where one that is killed cannot",
+        hint="a worker that retires hands its results on where one that is killed cannot; `flow resume` makes again what is"
+        " missing, where the run is stored",
     )
 
 
@@ -392,6 +418,17 @@ def checked_slots(kind: str, slots: int | None) -> None:
     """Raise SettingsError unless `slots` is None or a whole number from 1."""
     if slots is not None and (type(slots) is not int or slots < 1):
         raise SettingsError(f"slots of executor '{kind}' must be a whole number from 1, not {slots!r}")
+
+
+def _check_resources(kind: str, resources: Any) -> None:
+    """Raise SettingsError unless `resources` maps words to words."""
+    words: list[Any] = [*resources.items()] if isinstance(resources, Mapping) else [(None, None)]
+    fits = all(type(word) is str and type(name) is str and word and name for word, name in words)
+    if not fits:
+        raise SettingsError(
+            f"resources of executor '{kind}' must map what tasks say to names of the cluster's, not {resources!r}",
+            hint='cores, memory, or the name of a limit: {"cores": "CPU", "gpu": "GPU"}',
+        )
 
 
 def missing(kind: str, package: str) -> SettingsError:

@@ -28,6 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import FlowError, SettingsError, TransportError, UsageError
 from flowlane.loader import refuse_while_importing
+from flowlane.runtime.ports import NEVER
 from flowlane_plugins.executors import outpost
 from flowlane_plugins.executors.cluster import ClusterExecutor, lost, missing
 from flowlane_plugins.executors.futures import usable_cores
@@ -55,8 +56,11 @@ class DaskExecutor(ClusterExecutor):
     scheduler_file     a file in which a scheduler has written its address, instead
     slots              jobs out at a time; None takes what the cluster has room for
     cluster            without an address: keywords for ``distributed.LocalCluster``, which is started on this machine
+    resources          what a worker must have for a job, in Dask's worker resources: {"cores": "CPU", "memory": "MEMORY",
+                       "gpu": "GPU"} counts a task's ``cores=``, bytes of its ``memory=``, what it holds of the limit ``gpu``
     connect_timeout    seconds to wait for the scheduler
-    no_workers_timeout seconds that a cluster may have no worker at all, before what is out is given up as CRASHED
+    no_workers_timeout seconds that a cluster may have no worker at all, or none with a job's resources, before what is out is
+                       given up as CRASHED
 
     Without an address a cluster is started on this machine, one worker process for each core that this process may use, and ended
     by `close`. Raises SettingsError for options that do not fit, and when Dask is not installed.
@@ -71,6 +75,7 @@ class DaskExecutor(ClusterExecutor):
         scheduler_file: str | None = None,
         slots: int | None = None,
         cluster: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
         connect_timeout: float = 30.0,
         no_workers_timeout: float = 60.0,
     ) -> None:
@@ -91,7 +96,7 @@ class DaskExecutor(ClusterExecutor):
                 "executor 'dask' is given a scheduler and keywords for a cluster",
                 hint="leave out `cluster`, or the scheduler: then one is started on this machine",
             )
-        self._prepare(slots, usable_cores() if self._local else _SLOTS)
+        self._prepare(slots, usable_cores() if self._local else _SLOTS, {} if resources is None else resources)
         self._address = address
         self._file = scheduler_file
         self._keywords = dict(cluster or {})
@@ -102,6 +107,7 @@ class DaskExecutor(ClusterExecutor):
         self._watch: Any = None
         self._gone = False  # the scheduler is; until the client has found it again
         self._workerless: float | None = None  # since when
+        self._workers: dict[str, dict[str, Any]] = {}  # by address, where resources are asked for
         self._by_key: dict[str, Flight] = {}
         self._booking = threading.Lock()
 
@@ -187,7 +193,7 @@ class DaskExecutor(ClusterExecutor):
         """Hand jobs to the scheduler: one message for all of a batch."""
         if self._gone or self._client.status != "running":
             raise ConnectionError(f"the connection to the Dask scheduler at {self._place} is lost")
-        alike: dict[tuple[tuple[str, float], ...], list[tuple[Flight, outpost.Call, Any]]] = {}
+        alike: dict[tuple[tuple[str, int], ...], list[tuple[Flight, outpost.Call, Any]]] = {}
         for flight, call in batch:
             if len(call.payload) < _APART_MIN:
                 alike.setdefault(tuple(flight.needs.items()), []).append((flight, call, call.payload))
@@ -246,8 +252,8 @@ class DaskExecutor(ClusterExecutor):
             return
         if what == dask_worker.REFUSED:
             asyncio.ensure_future(self._explain(flight, worker))  # noqa: RUF006 - it ends by itself, or with the client
-        elif not self._bereft(flight):
-            self.crashed(flight, f"the Dask worker at {worker} is gone", begun=True)
+        else:
+            self._lost(flight, f"the Dask worker at {worker} is gone")
 
     async def _explain(self, flight: Flight, worker: str) -> None:
         """Dask has failed a job of ours: the worker died with it, or could not call us. Client's loop."""
@@ -265,13 +271,13 @@ class DaskExecutor(ClusterExecutor):
             ),
         )
 
-    def _bereft(self, flight: Flight) -> bool:
-        """Tell of a job whose input is gone, if it is that. Client's loop."""
+    def _lost(self, flight: Flight, what: str) -> None:
+        """Tell of a job that is lost with its worker, or because its input is. Client's loop."""
         for reference in flight.references:
             if reference.vanished():
-                self.bereft(flight, reference)
-                return True
-        return False
+                self.bereft(flight, reference, what)
+                return
+        self.crashed(flight, what, begun=True)
 
     def reference(self, flight: Flight, nbytes: int) -> Reference:
         """The reference to a flight's result."""
@@ -347,8 +353,27 @@ class DaskExecutor(ClusterExecutor):
                 await asyncio.wait_for(self._count_workers(), _ASKING)
                 self._mourn()
 
+    def _mourn_misfits(self, now: int) -> None:
+        """Tell of jobs for which no worker has the resources, and has had none for so long."""
+        for flight in list(self._flights.values()):
+            waited = now - flight.submitted > self._no_workers_timeout * 1e9
+            if not flight.needs or flight.began != NEVER or not waited:
+                continue
+            if any(_has(worker.get("resources") or {}, flight.needs) for worker in self._workers.values()):
+                continue
+            wanted = ", ".join([f"{name}={amount}" for name, amount in flight.needs.items()])
+            self.crashed(
+                flight,
+                f"no worker of the Dask cluster at {self._place} has {wanted}",
+                f'`dask worker --resources "{wanted.replace(",", "")}"` starts one that has; `resources` under'
+                " [tool.flow.executors.dask] says what is asked for",
+            )
+
     async def _count_workers(self) -> None:
         threads: dict[str, int] = await self._client.nthreads()
+        if self._resources:
+            identity: dict[str, Any] = await self._client.scheduler.identity(n_workers=-1)
+            self._workers = identity["workers"]
         self._room = sum(threads.values())
         if threads:
             self._workerless = None
@@ -361,8 +386,9 @@ class DaskExecutor(ClusterExecutor):
         for flight in list(self._flights.values()):
             future = flight.handle
             dropped = future is not None and not flight.asked and future.status in ("cancelled", "lost")
-            if dropped and now - flight.submitted > 2 * _PACE * 1e9 and not self._bereft(flight):
-                self.crashed(flight, "the Dask scheduler has dropped it", begun=True)
+            if dropped and now - flight.submitted > 2 * _PACE * 1e9:
+                self._lost(flight, "the Dask scheduler has dropped it")
+        self._mourn_misfits(now)
         since = self._workerless
         if since is not None and time.monotonic() - since > self._no_workers_timeout:
             for flight in list(self._flights.values()):
@@ -383,7 +409,7 @@ class DaskReference(Reference):
         self.future = future
 
     def vanished(self) -> bool:
-        return self.future is None or self.future.status in ("cancelled", "lost")
+        return self.gone or self.future.status in ("cancelled", "lost")
 
     def bring(self) -> Kept:
         try:
@@ -400,6 +426,10 @@ class DaskReference(Reference):
         if not isinstance(kept, Kept):  # the record came, and then its worker was lost before Dask had the result
             raise lost(self, "dask")
         return kept
+
+
+def _has(resources: Mapping[str, float], needs: Mapping[str, int]) -> bool:
+    return all(resources.get(name, 0) >= amount for name, amount in needs.items())
 
 
 def _references(flight: Flight) -> Sequence[Any]:

@@ -51,6 +51,7 @@ class _Travelling(threading.local):
 
 
 _travelling = _Travelling()
+_settling = threading.Lock()  # for the moment in which a value that was fetched is kept
 
 
 class Kept:
@@ -102,31 +103,46 @@ class Reference(RemoteValue):
 
     name   the task's that made it
     maker  the task's name in its workflow, for messages
+    gone   somebody has found that the cluster has it no more
     """
 
-    __slots__ = ("_fetched", "_value", "maker", "name")
+    __slots__ = ("_fetched", "_problem", "_value", "gone", "maker", "name")
 
     def __init__(self, home: object, nbytes: int, name: str, maker: str) -> None:
         super().__init__(home, nbytes)
         self.name = name
         self.maker = maker
+        self.gone = False
         self._fetched = False
+        self._problem: Exception | None = None
         self._value: Any = None
 
     def bring(self) -> Kept:
-        """What was kept, here. Blocks while it travels. Raises TransportError, which names it, when it is gone."""
+        """What was kept, here. Blocks while it travels. Raises LostResult, which names it, when it is gone."""
         raise NotImplementedError
 
     def vanished(self) -> bool:
-        """Whether it is known to be gone. Does not block."""
-        raise NotImplementedError
+        """Whether it is known to be gone from the cluster. Does not block."""
+        return self.gone
 
     def fetch(self) -> Any:
         """The value: brought and loaded on the first call, then kept. Raises TransportError."""
+        if self._problem is not None:
+            raise self._problem
         if not self._fetched:
-            self._value = self.bring().value()
-            self._fetched = True
+            try:
+                value = self.bring().value()
+            except Exception as error:
+                self._problem = error
+                raise
+            with _settling:  # two threads may have fetched it: it is one object for all the same
+                if not self._fetched:
+                    self._value, self._fetched = value, True
         return self._value
+
+    def is_far(self) -> bool:
+        """Whether it has still to be fetched."""
+        return not self._fetched and self._problem is None
 
     def packed(self) -> Packed:
         """What was kept, brought here and not decoded. Raises TransportError."""
@@ -158,7 +174,7 @@ class Carried(Reference):
     def bring(self) -> Kept:
         return self._kept
 
-    def vanished(self) -> bool:
+    def is_far(self) -> bool:
         return False
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Callable[..., Any], tuple[Any, ...]]:

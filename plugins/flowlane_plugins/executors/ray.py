@@ -61,6 +61,8 @@ class RayExecutor(ClusterExecutor):
     address  of a cluster: "auto", "10.0.0.1:6379", or "ray://..."; None takes Ray's own setting (RAY_ADDRESS), if any
     slots    jobs out at a time; None takes what the cluster has room for
     init     more keywords for ``ray.init``: ``{"runtime_env": {"pip": ["pandas"]}}``
+    resources limits whose amounts a job asks of Ray by another name: {"gpu": "GPU"}, or {"license": "license"} for a resource of
+             the cluster's own. A task's ``cores=`` and ``memory=`` are asked for as Ray's CPU and memory
     grace    seconds that a task whose timeout has passed has to clean up before its process is killed
 
     Without an address a cluster is started on this machine, as many worker processes as there are slots, and ended by `close`.
@@ -75,6 +77,7 @@ class RayExecutor(ClusterExecutor):
         *,
         slots: int | None = None,
         init: Mapping[str, Any] | None = None,
+        resources: Mapping[str, str] | None = None,
         grace: float = 1.0,
     ) -> None:
         if find_spec("ray") is None:  # not imported here: that takes a second, and may never be needed
@@ -84,7 +87,12 @@ class RayExecutor(ClusterExecutor):
         import os
 
         address = address or os.environ.get("RAY_ADDRESS") or None
-        self._prepare(slots, usable_cores() if address is None else _SLOTS, hard_kill=True, interruptible=True)
+        known = {"cores": "CPU", "memory": "memory"}
+        wanted: Any = (
+            known if resources is None else {**known, **resources} if isinstance(resources, dict) else resources
+        )
+        default = usable_cores() if address is None else _SLOTS
+        self._prepare(slots, default, wanted, hard_kill=True, interruptible=True)
         self.own_grace = grace
         self._address = address
         self._keywords = dict(init or {})
@@ -174,7 +182,9 @@ class RayExecutor(ClusterExecutor):
             keywords["address"] = self._address
         elif self._keywords.get("address") is None:
             slots = self.capabilities.default_slots
-            keywords |= {"num_cpus": slots, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
+            # "local", or Ray would connect to any cluster that it finds on this machine
+            keywords |= {"address": "local", "num_cpus": slots, "include_dashboard": False}
+            keywords["_node_ip_address"] = "127.0.0.1"
         return {**keywords, **self._keywords}
 
     def _count(self) -> None:
@@ -205,8 +215,10 @@ class RayExecutor(ClusterExecutor):
                 self._functions.clear()
             options: dict[str, Any] = {"name": flight.name}
             needs = dict(flight.needs)
-            if needs:
-                options |= {"num_cpus": needs.pop("CPU", 1), "num_gpus": needs.pop("GPU", 0), "resources": needs}
+            if needs != {"CPU": 1}:
+                options |= {"num_cpus": needs.pop("CPU", 0), "num_gpus": needs.pop("GPU", 0)}
+                options |= {"memory": memory} if (memory := needs.pop("memory", 0)) else {}
+                options["resources"] = needs
             function = self._functions[wanted] = self._attempt.options(**options)
         return function
 
@@ -251,8 +263,7 @@ class RayExecutor(ClusterExecutor):
             if not references:
                 return False
             gone = references[0]
-        gone.gone = True
-        self.bereft(flight, gone)
+        self.bereft(flight, gone, f"its Ray worker died ({type(error).__name__}: {_first_line(error)})")
         return True
 
     def _hush(self, flight: Flight) -> None:
@@ -322,15 +333,11 @@ class RayExecutor(ClusterExecutor):
 class RayReference(Reference):
     """A result in Ray's object store, which is let go of when this is."""
 
-    __slots__ = ("gone", "ref")
+    __slots__ = ("ref",)
 
     def __init__(self, home: object, nbytes: int, name: str, maker: str, ref: Any) -> None:
         super().__init__(home, nbytes, name, maker)
         self.ref = ref
-        self.gone = False
-
-    def vanished(self) -> bool:
-        return self.gone
 
     def bring(self) -> Kept:
         ray: Any = import_module("ray")
@@ -340,7 +347,6 @@ class RayReference(Reference):
         try:
             kept: Any = ray.get(self.ref, timeout=_FETCHING)
         except (errors.ObjectLostError, errors.WorkerCrashedError) as error:
-            self.gone = True
             raise lost(self, "ray") from error
         except Exception as error:
             raise TransportError(

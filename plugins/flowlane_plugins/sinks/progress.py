@@ -48,7 +48,8 @@ _PLAIN: Final = ("=", "-", ">", "-", "|")
 
 _BEGINS: Final = tuple(rule.target is TaskState.RUNNING for rule in RULES)
 _LEAVES: Final = tuple(rule.source is TaskState.RUNNING for rule in RULES)
-_ENDS: Final = tuple(rule.target in TERMINAL for rule in RULES)
+#: 1 for an end; -1 where one is taken back, because the result was lost.
+_ENDS: Final = tuple((rule.target in TERMINAL) - (rule.source in TERMINAL) for rule in RULES)
 _FAILED: Final = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
 _FAILS: Final = tuple(rule.target in _FAILED for rule in RULES)
 _WAITS: Final = tuple(rule.target is TaskState.RETRYING for rule in RULES)
@@ -126,8 +127,8 @@ class _Figures:
                 continue
             if _LEAVES[code] and running.pop(element, None) is not None:
                 busy[executors[element]] -= 1
-            if _ENDS[code]:
-                self.done += 1
+            if ends := _ENDS[code]:
+                self.done += ends
                 self.failed += _FAILS[code]
             self.retrying += _WAITS[code] - _WAITED[code]
 

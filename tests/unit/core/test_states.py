@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flowlane.core
-from flowlane.core import RULES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
+from flowlane.core import DONE, RULES, TERMINAL, Reason, Rule, RunState, TaskState, code_of
 from flowlane.core import states as ints
 
 CORE = Path(flowlane.core.__file__).parent
@@ -26,8 +26,10 @@ ALLOWED = {
 }
 
 
-def test_no_rule_leaves_a_final_state_and_every_other_can_be_left() -> None:
-    assert {rule.source for rule in RULES} == set(TaskState) - TERMINAL
+def test_a_final_state_is_left_for_a_lost_result_only_and_every_other_can_be_left() -> None:
+    taken_back = {rule for rule in RULES if rule.source in TERMINAL}
+    assert {rule.source for rule in set(RULES) - taken_back} == set(TaskState) - TERMINAL
+    assert taken_back == {Rule(state, TaskState.PENDING, Reason.RESULT_LOST) for state in DONE}
 
 
 def test_every_state_but_the_first_can_be_reached_from_it() -> None:
@@ -35,7 +37,7 @@ def test_every_state_but_the_first_can_be_reached_from_it() -> None:
     while more := {rule.target for rule in RULES if rule.source in reached} - reached:
         reached |= more
     assert reached == set(TaskState)
-    assert TaskState.PENDING not in {rule.target for rule in RULES}
+    assert {rule.reason for rule in RULES if rule.target is TaskState.PENDING} == {Reason.RESULT_LOST}
 
 
 def test_every_reason_is_used_and_no_rule_stands_twice() -> None:
