@@ -75,6 +75,36 @@ ONCE_WRONG = {
 }
 
 
+#: The same, where values were lost.
+ONCE_LOST = {
+    #   t ─?─▶ a ─▶ e   a is made again: its condition is no upstream that its rule counts
+    "a rule counts no conditions": (
+        Call("t", (Lit(3),)),
+        When("t", (Call("a", rule="one_failed"),), (Call("j"),)),
+        Either("e", ("a", "j")),
+        Call("z", (Ref("e"),)),
+    ),
+    #   x ─▶ m[i] ─▶ n[i] ─▶ o[i]   what m has read is there for as long as one of its elements may have to run again
+    "what a map that has ended has read": (
+        Call("x"),
+        Map("m", Lit((1, 2, 3)), fixed=(Ref("x"),)),
+        Map("n", Ref("m")),
+        Map("o", Ref("n"), fixed=(Ref("x"),)),
+    ),
+    "what is merged of a map that has ended": (
+        Call("x"),
+        Map("m", Lit((1, 2, 3, 4)), fixed=(Ref("x"),)),
+        Reduce("r", Ref("m"), 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ONCE_LOST)
+def test_what_once_went_wrong_where_values_were_lost(name: str) -> None:
+    for seed in range(60):
+        compare(Model(Body("main", ONCE_LOST[name], ()), seed=seed, slots=2, fates=FATES), seed, lossy=0.4)
+
+
 @pytest.mark.parametrize("name", ONCE_WRONG)
 def test_what_once_went_wrong(name: str) -> None:
     for seed in range(60):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from flowlane.core.elements import GRAPH
 from flowlane.core.outcomes import BAD, ENDED, FAILURES, HAS_VALUE, OK, OUTCOME, SKIP
 from flowlane.core.ready import ELEMENT_MASK
-from flowlane.core.remaking import Remaking
+from flowlane.core.remaking import NOTHING, Remaking
 from flowlane.core.rules import ALL_SUCCESS, Trigger
 from flowlane.core.states import (
     CANCELLED,
@@ -22,7 +22,6 @@ from flowlane.core.states import (
     RETRYING,
     RUNNING,
     SKIPPED,
-    SUCCEEDED,
     UNKNOWN,
     UPSTREAM_FAILED,
 )
@@ -34,7 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Invariants"]
 
-_NOTHING = -1
 #: Of what has begun, and was not stopped from outside.
 _WENT: tuple[int, ...] = (READY, RUNNING, RETRYING, EXPANDED, *HAS_VALUE, *FAILURES - {UNKNOWN})
 
@@ -127,7 +125,7 @@ class Invariants(Remaking):
             cut = self._cut(plan, node)
             if state[v] not in ENDED or v not in self._special:
                 told = [self._told(plan, node, up, start) for up in plan.upstreams[node] if up not in cut]
-                assert self._left[v] == told.count(_NOTHING), self._story(v)
+                assert self._left[v] == told.count(NOTHING), self._story(v)
             assert self._uses[v] == readers[node] + (node in plan.pinned and not parted), self._story(v)
             if v in self._restored or not self._begun:
                 continue
@@ -143,27 +141,6 @@ class Invariants(Remaking):
             return self._state[v] not in ENDED
         chain = self._stages[v][0] if v in self._stages else self._trees[v].chain
         return any(self._state[each] not in ENDED or each in self._running_out for each in chain.containers)
-
-    def _first(self, v: int) -> int:
-        """Its state, or that in which it was when it first ended: for what is decided once."""
-        return SUCCEEDED if v in self._remade else self._state[v]
-
-    @staticmethod
-    def _cut(plan: Plan, node: int) -> set[int]:
-        """Upstreams whose end is told in another way: conditions."""
-        return {guard.node for guard in plan.guards.get(node, ())} - set(plan.inputs[node])
-
-    def _told(self, plan: Plan, node: int, up: int, start: int, *, first: bool = False) -> int:
-        """What a node has heard of one that it waits for: how it ended, or of a map that it goes on with, that it has begun.
-
-        `first`: before any of it was taken back.
-        """
-        code = self._first(start + up) if first else self._state[start + up]
-        if node in plan.maps and up in plan.maps[node].over and self._stages[start + up][1].gate:
-            return OK
-        if node in plan.teardowns and self._lingers(start + up):
-            return _NOTHING
-        return OUTCOME[code] if code in ENDED else _NOTHING
 
     def _check_decision(self, plan: Plan, node: int, v: int) -> None:
         """What became of a node is what its conditions and its rule say."""
@@ -199,12 +176,12 @@ class Invariants(Remaking):
             if up not in cut and up not in plan.teardowns.get(node, ())
         )
         if (block := plan.teardowns.get(node)) is not None:
-            left = counts[_NOTHING] + [self._told(plan, node, up, start) for up in block].count(_NOTHING)
+            left = counts[NOTHING] + [self._told(plan, node, up, start) for up in block].count(NOTHING)
             if counts[BAD]:
                 return Trigger.FAIL
             return Trigger.WAIT if left else Trigger.SKIP if counts[SKIP] else Trigger.RUN
         rule = plan.rules.get(node, ALL_SUCCESS)
-        return rule.decide(counts[OK], counts[BAD], counts[SKIP], counts[_NOTHING])
+        return rule.decide(counts[OK], counts[BAD], counts[SKIP], counts[NOTHING])
 
     # ── chains and trees ──────────────────────────────────────────────────────────────────────────────────────────
 

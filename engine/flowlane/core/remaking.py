@@ -17,7 +17,7 @@ know the element by its number. What has become others (a map, a workflow) is no
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from flowlane.core import messages as m
 from flowlane.core.elements import CHAIN, GRAPH, TREE
@@ -25,15 +25,19 @@ from flowlane.core.graphs import Graphs
 from flowlane.core.messages import NEVER
 from flowlane.core.outcomes import ASKED, ATTEMPTS_MAX, BECAME_READY, CODE, ENDED, HAS_VALUE, OK, OUTCOME
 from flowlane.core.standing import InvalidTransition
-from flowlane.core.states import CANCELLED, EXPANDED, PENDING, READY, Reason
+from flowlane.core.states import CANCELLED, EXPANDED, PENDING, READY, SUCCEEDED, Reason
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
     from flowlane.core.chains import Scope
     from flowlane.core.elements import Block
+    from flowlane.core.plan import Plan
 
-__all__ = ["Obstacle", "Remaking"]
+__all__ = ["NOTHING", "Obstacle", "Remaking"]
+
+#: In place of how an upstream ended: it has not, as far as was told.
+NOTHING: Final = -1
 
 
 class Obstacle(StrEnum):
@@ -247,9 +251,35 @@ class Remaking(Graphs):
         if tally is None:
             return
         tally[:3] = [0, 0, 0]
-        for up in self.upstreams(element):
-            if self._state[up] in ENDED and up not in self._tidies.get(element, ()):
-                tally[OUTCOME[self._state[up]]] += 1
+        block = self._elements.block(element)
+        plan, start = block.plan, block.start
+        assert plan is not None  # only nodes of graphs have rules
+        node = element - start
+        apart = {*self._cut(plan, node), *plan.teardowns.get(node, ())}
+        for up in plan.upstreams[node]:
+            if up not in apart and (told := self._told(plan, node, up, start)) != NOTHING:
+                tally[told] += 1
+
+    def _first(self, v: int) -> int:
+        """Its state, or that in which it was when it first ended: for what is decided once."""
+        return SUCCEEDED if v in self._remade else self._state[v]
+
+    @staticmethod
+    def _cut(plan: Plan, node: int) -> set[int]:
+        """Upstreams whose end is told in another way: conditions."""
+        return {guard.node for guard in plan.guards.get(node, ())} - set(plan.inputs[node])
+
+    def _told(self, plan: Plan, node: int, up: int, start: int, *, first: bool = False) -> int:
+        """What a node has heard of one that it waits for: how it ended, or of a map that it goes on with, that it has begun.
+
+        `first`: before any of it was taken back.
+        """
+        code = self._first(start + up) if first else self._state[start + up]
+        if node in plan.maps and up in plan.maps[node].over and self._stages[start + up][1].gate:
+            return OK
+        if node in plan.teardowns and self._lingers(start + up):
+            return NOTHING
+        return OUTCOME[code] if code in ENDED else NOTHING
 
     # ── who waits ─────────────────────────────────────────────────────────────────────────────────────────────────
 
