@@ -196,6 +196,9 @@ def unseal(data: Bytes, key: bytes, bound: bytes) -> Payload:
     return _parts(view, codec, flags, count)
 
 
+#: By number: half a microsecond less than asking the enum, for each of what may be a million results.
+_CODECS: Final = {int(codec): codec for codec in Codec}
+
 _RUN_AGAIN: Final = "the disk or another program changed it; run the task again"
 
 
@@ -219,7 +222,10 @@ def _parts(view: memoryview, codec: int, flags: int, count: int) -> Payload:
         files: Files = ()
         if flags & _HAS_FILES:
             files = tuple([(str(module), str(path)) for module, path in json.loads(bytes(parts.pop(0)))])
-        return Payload(Codec(codec), (parts[0],), parts[1:], files)
+        known = _CODECS.get(codec)
+        if known is None:
+            raise ValueError(f"codec {codec}")
+        return Payload(known, (parts[0],), parts[1:], files)
     except (ValueError, TypeError, RecursionError) as error:
         raise ResultDamaged(
             f"it is whole, but flowlane did not write it so: {error}",
