@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flowlane.core import CancelRequested, DrainRequested
 
 from .dynamic import models
-from .model import Body, Call, Combined, Lit, Map, Model, Reduce, Ref, When, settled
+from .model import Body, Call, Combined, Either, Lit, Map, Model, Reduce, Ref, When, settled
 from .played import Play
 from .reference import evaluate
 from .test_dynamic import TERMINAL, compare_states, deep, known, last, quick, reductions, setup_of, without
