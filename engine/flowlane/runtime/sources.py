@@ -56,6 +56,9 @@ class Ingredients(NamedTuple):
         return all(type(value) in _PLAIN for value in self.values)
 
 
+#: Sequences of which a slice can be had. Others need not have any: a deque has none.
+_SLICED: Final = (list, tuple, range)
+
 #: Types whose items are there, and come without a line of anybody's code.
 _PLAIN: Final[frozenset[type]] = frozenset([list, tuple, dict, range, set, frozenset])
 
@@ -131,7 +134,7 @@ def _check_key(key: Any) -> None:
 def _batched(source: Source, size: int) -> Source:
     """The items in batches, as they come. The keys stay those of the items."""
     if source.items is not None:
-        items = source.items
+        items = source.items if isinstance(source.items, _SLICED) else list(source.items)
         return Source([items[low : low + size] for low in range(0, len(items), size)], None, source.keys)
     return Source(None, _batches(source.iterator or iter(()), size), None)
 
