@@ -564,6 +564,7 @@ class Engine:
             if record.late:
                 notes.append(f"{record.late} late reports were ignored")
             run.outcome = told
+            self._running.discard(run)  # before anybody hears of the end
             try:
                 value = runner.value() if record.state is RunState.SUCCEEDED else None
             except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
@@ -572,7 +573,6 @@ class Engine:
                 run.future.set_result(RunResult(record, value, [*_notes(record), *notes]))
             runner.forget()
             run.runner = None
-            self._running.discard(run)
             run.wake_readers()
 
         if delivered.done():

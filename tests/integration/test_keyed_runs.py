@@ -26,6 +26,7 @@ from flowlane import (
     RunLocked,
     RunState,
     StoreError,
+    UnknownName,
     UnknownRun,
     UsageError,
     arun,
@@ -362,3 +363,22 @@ async def test_a_key_keeps_nothing_of_its_run() -> None:
         while gone() is not None:
             gc.collect()
             await asyncio.sleep(0)
+
+
+async def test_a_run_that_has_ended_is_not_among_the_runs() -> None:
+    listed: list[bool] = []
+    async with Engine() as engine:
+        handle = engine.start(doubled, 1)
+        handle._run.future.add_done_callback(lambda _: listed.append(handle.id in engine.runs))
+        await handle
+    assert listed == [False]
+
+
+def test_tasks_of_a_run_that_was_started_just_now_can_be_cancelled() -> None:
+    with Engine() as engine:
+        for _ in range(20):
+            handle = engine.start(endless)
+            with pytest.raises(UnknownName):
+                handle.cancel_tasks("endless")
+            handle.cancel_tasks("forever")
+            assert handle._run.future.result(20).state == "succeeded"
