@@ -149,8 +149,9 @@ async def test_a_source_that_comes_when_its_map_was_stopped_is_not_looked_at() -
     assert (wrong, slow.began) == ([], False)
 
 
-def test_what_a_map_went_over_is_let_go_when_it_has_ended() -> None:
-    """numbers ─▶ one.map ─▶ look"""
+@pytest.mark.parametrize("way", ["all of it", "one is enough", "one of those that go on is enough"])
+def test_what_a_map_went_over_is_let_go_when_it_has_ended(way: str) -> None:
+    """things ─▶ use.map ─▶ (go_on.map ─▶) look   the others of a map that had enough are told to stop, and do"""
 
     class Thing:
         pass
@@ -170,18 +171,31 @@ def test_what_a_map_went_over_is_let_go_when_it_has_ended() -> None:
     async def beside() -> Thing:
         return thing()
 
+    first = iter([True])
+
     @task.io
     async def use(item: Thing, other: Thing) -> int:
+        if way != "all of it" and not next(first, False):
+            await asyncio.Event().wait()
         return 1
 
     @task.io
+    async def go_on(one: int) -> int:
+        return one
+
+    @task.io
     async def look(ones: list[int]) -> list[bool]:
+        for _ in range(10):  # turns of the loop, for those that were told to stop
+            await asyncio.sleep(0)
         gc.collect()
         return [ref() is not None for ref in seen]
 
     @workflow
     def w() -> Any:
-        return look(use.map(things(), beside()))
+        if way == "one is enough":
+            return look(use.options(enough=1).map(things(), beside()))
+        used = use.map(things(), beside())
+        return look(used if way == "all of it" else go_on.options(enough=1).map(used))
 
     assert run(w).value == [False, False, False]
 

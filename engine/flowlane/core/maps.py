@@ -232,6 +232,7 @@ class Maps(Trees):
             if not tree.concluded and not tree.open and self._state[tree.container] == EXPANDED:
                 tree.concluded = True
                 self._settle(tree.container, CANCELLED, self._stopping or stage.reason or Reason.CANCEL_REQUESTED)
+                self._part_with(tree.container)
 
     def _number_block(self, chain: Chain) -> None:
         """Give the next indices their elements."""
@@ -387,6 +388,7 @@ class Maps(Trees):
         if container in self._trees:
             if chain.failed:
                 self._end_container(container, FAILED, Reason.RAISED)
+                self._part_with(container)
             return  # its tree has the last word
         if enough:
             if stage.runs_out:
@@ -426,4 +428,5 @@ class Maps(Trees):
             if each is not stage and not each.concluded:
                 each.concluded = True
                 self._settle(each.container, CANCELLED, Reason.NOT_NEEDED)
+                self._part_with(each.container)
         self._dirty[chain] = None

@@ -135,7 +135,6 @@ class Trees(Stopping):
         elif outcome == OK:
             tree.root = element
             self._succeed_container(container, Reason.ELEMENTS_DONE)
-            self._part_with(container)
         elif tree.failed:
             self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
         elif outcome == SKIP:
@@ -144,3 +143,4 @@ class Trees(Stopping):
             self._settle(container, CANCELLED, self._stopping or tree.reason or Reason.CANCEL_REQUESTED)
         else:
             self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        self._part_with(container)
