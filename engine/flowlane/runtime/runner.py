@@ -163,12 +163,17 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._places = Places(program, dispatcher, remote=bool(beginning.values) or self._memory is not None)
         self.token = dispatcher.enlist(self)
+        try:
+            limits = [dispatcher.limit(spec, self.token) for spec in program.limits]
+        except BaseException:  # two runs do not agree on one: this one will never be
+            dispatcher.dismiss(self.token)
+            raise
         self.scheduler = Scheduler(
             program.plan,
             [dispatcher.lane(lane) for lane in program.lanes],
             token=self.token,
             jitter=random.Random().random,
-            limits=[dispatcher.limit(spec, self.token) for spec in program.limits],
+            limits=limits,
             recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
