@@ -321,7 +321,7 @@ def test_a_fingerprint_sees_through_a_batch() -> None:
 
 
 @dataclass(frozen=True)
-class Frozen(Exception):  # noqa: N818
+class Frozen(Exception):
     x: int
 
 
