@@ -29,6 +29,7 @@ __all__ = ["Changes", "Code", "Description", "compare"]
 
 _FORMAT: Final = 1
 _PLAIN: Final = frozenset({str, int, bool, type(None), float})
+_WORKFLOW: Final = "workflow "  # how the shape of one begins
 _SHOWN: Final = 5  # names that a line of differences tells
 
 
@@ -62,6 +63,10 @@ class Description:
     codes: Mapping[str, Code]
     shapes: Mapping[int, str] = field(default_factory=dict[int, str])
     part: Mapping[str, Sequence[str]] = field(default_factory=dict[str, "Sequence[str]"])
+
+    def is_workflow(self, node: int) -> bool:
+        """Whether it becomes a workflow, or is mapped over one: then it runs on no executor, whatever stands in its column."""
+        return any(each.startswith(_WORKFLOW) for each in self.shapes.get(node, "").split("; "))
 
     @classmethod
     def of(cls, program: Program, code_of: Callable[[Any], Fingerprint]) -> Description:
@@ -150,7 +155,7 @@ def _shapes(program: Program) -> dict[int, str]:
         marks += [f"fan_in {spec.fan_in}" if spec.fan_in else "", f"enough {spec.enough}" if spec.enough else ""]
         words.setdefault(node, []).append(f"map {' '.join(filter(None, marks))}")
     for node, definition in program.definitions.items():
-        words.setdefault(node, []).append(f"workflow {definition.name}")
+        words.setdefault(node, []).append(f"{_WORKFLOW}{definition.name}")
     for node, guards in plan.guards.items():
         for guard in guards:
             test = program.choices[guard.node][guard.bit]

@@ -15,6 +15,7 @@ import contextlib
 import contextvars
 import os
 import threading
+import time
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
 
 from flowlane.core.states import RunState
@@ -245,6 +246,22 @@ class Engine:
         deadline = loop.time() + self._dispatcher.grace
         while journal.writing and loop.time() < deadline:  # noqa: ASYNC110 - a thread that cannot tell the loop
             await asyncio.sleep(_AT_ONCE)
+
+    def wait_for_sinks(self, patience: float) -> bool:
+        """Once the engine is closed: wait until its sinks have got everything, however long that takes while they get on.
+
+        False when they have not, and got nothing for `patience` seconds. Blocks; not on a running loop.
+        """
+        journal, recorder = self._journal, self._recorder
+        seen, since = -1, time.monotonic()
+        while journal.writing or (recorder is not None and recorder.writing):
+            delivered = journal.delivered + (recorder.delivered if recorder is not None else 0)
+            if delivered != seen:
+                seen, since = delivered, time.monotonic()
+            elif time.monotonic() - since > patience:
+                return False
+            time.sleep(_AT_ONCE)
+        return True
 
     async def _all_ended(self) -> None:
         while running := list(self._running):  # a list, in one go: other threads may start runs meanwhile

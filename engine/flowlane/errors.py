@@ -27,6 +27,7 @@ __all__ = [
     "Failure",
     "FlowError",
     "HandleError",
+    "ItemsError",
     "LoadError",
     "MemoryExceeded",
     "NameTaken",
@@ -203,6 +204,14 @@ class MemoryExceeded(WorkerCrashed):
         super().__init__(message, hint=hint)
         self.limit = limit
         self.peak = peak
+
+
+class ItemsError(FlowError, TypeError):
+    """What a map goes over, or one of its items, is not what it can go over; that showed when it ran. Raised as the failure of
+    the map, or of an element. `where` is the call in the workflow's body.
+    """
+
+    exit_code = 1
 
 
 class RepeatLimit(FlowError):

@@ -320,12 +320,13 @@ def is_user_code(filename: str, module: str) -> bool:
     """Whether a frame of `filename` in module `module` is the user's own code (see :func:`user_frame`)."""
     if filename.startswith("<") or module.partition(".")[0] in ("flowlane", "flowlane_plugins"):
         return False
-    if "site-packages" in filename or "dist-packages" in filename:
+    if "site-packages" in filename or "dist-packages" in filename or filename.startswith(_OURS):
         return False
     return not filename.startswith(_STDLIB)
 
 
 _STDLIB: Final = os.path.dirname(os.__file__) + os.sep
+_OURS: Final = os.path.dirname(os.path.abspath(__file__)) + os.sep  # from a checkout it lies anywhere
 
 
 # ── addresses ─────────────────────────────────────────────────────────────────────────────────────────────────────

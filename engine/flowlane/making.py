@@ -10,17 +10,19 @@ from typing import TYPE_CHECKING, Any
 from flowlane.declare.nodes import Workflow
 from flowlane.declare.task import Call
 from flowlane.declare.workflow import Bound
+from flowlane.returned import SUSPECTS, is_mistake, mistake
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
+    from flowlane.errors import DefinitionError
     from flowlane.program import Program
 
 __all__ = ["Making"]
 
 
 class Making:
-    """The ``runtime.runner.Maker`` of an engine."""
+    """The ``runtime.grafts.Maker`` of an engine."""
 
     def __init__(self, compile: Callable[[Bound[Any], Program], Program]) -> None:
         """`compile` is ``Engine.compile_added``."""
@@ -30,6 +32,19 @@ class Making:
     def work(self) -> tuple[type, ...]:
         """What is work, and no value."""
         return (Call, Bound)
+
+    @property
+    def suspects(self) -> frozenset[int]:
+        """The ids of the types of results that `is_mistake` has to look at."""
+        return SUSPECTS
+
+    def is_mistake(self, value: Any) -> bool:
+        """Whether such a result is neither a value nor work."""
+        return is_mistake(value)
+
+    def mistake(self, task: str, function: Any, value: Any) -> DefinitionError:
+        """What to say of one that is."""
+        return mistake(task, function, value)
 
     def of_work(self, work: Any, program: Program) -> Program:
         """The program of a Call or a bound workflow that a task of `program` returned. Raises DefinitionError."""

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.core.elements import TREE
 from flowlane.core.states import DONE, REASONS, STATES, Reason, RunState, TaskState
+from flowlane.core.tally import FAULTY, tally
 from flowlane.errors import Failure, UnknownName
 
 if TYPE_CHECKING:
@@ -43,8 +44,6 @@ BAD: Final = frozenset(
         TaskState.UNKNOWN,
     }
 )
-#: States of a task that ended badly by itself.
-FAULTY: Final = frozenset({TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN})
 
 
 def owner_of(store: Store, run: StoredRun) -> Owner | None:
@@ -198,13 +197,15 @@ class Past:
         graph, node = self.census.declared(element)
         return graph.tasks[node]
 
-    def kind(self, element: int) -> str:
+    def kind(self, element: int) -> str | None:
+        """ "io" or "cpu"; None of what is a workflow."""
         graph, node = self.census.declared(element)
-        return graph.kinds[node]
+        return None if graph.is_workflow(node) else graph.kinds[node]
 
-    def executor(self, element: int) -> str:
+    def executor(self, element: int) -> str | None:
+        """Where it is routed to; None of what is a workflow, and runs nowhere."""
         graph, node = self.census.declared(element)
-        return graph.executors[node]
+        return None if graph.is_workflow(node) else graph.executors[node]
 
     def upstreams(self, element: int) -> Sequence[int]:
         """What a task waits for."""
@@ -269,18 +270,11 @@ class Past:
         return rows is not None and STATES[rows[-1].state] in DONE and 0 < rows[-1].ended < self.session.started
 
     def counts(self) -> dict[str, int]:
-        """State → tasks, in the order of the states; a task without a row counts as what `state_of` says. Those that have become
-        others are told by these.
-        """
-        return _in_order([self.state_of(element) for element in self._told()])
-
-    @property
-    def count(self) -> int:
-        """How many tasks `counts` tells of."""
-        return len(self._told())
-
-    def _told(self) -> list[int]:
-        return [element for element in range(self.size) if not self.census.is_container(element)]
+        """State → tasks, as ``core.tally`` has it; a task without a row counts as what `state_of` says."""
+        number = {state: code for code, state in enumerate(STATES)}
+        states = bytes([number[self.state_of(element)] for element in range(self.size)])
+        containers = [element for element in range(self.size) if self.census.is_container(element)]
+        return {str(state): count for state, count in tally(states, containers, set(self.failures())).items()}
 
     def failures(self) -> list[int]:
         """Tasks that ended badly by themselves, the first to do so first."""
@@ -411,7 +405,7 @@ def attempt_of(row: StoredAttempt, census: Census, session: int) -> Attempt:
     graph, node = census.declared(row.element)
     return Attempt(
         task=census.name(row.element),
-        executor=graph.executors[node],
+        executor="-" if graph.is_workflow(node) else graph.executors[node],
         element=row.element,
         session=session,
         number=row.attempt,

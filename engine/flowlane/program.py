@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, Generic, Literal, NamedTuple, Protocol, TypeAlias, TypeVar
 
@@ -137,6 +138,9 @@ class MapCall(NamedTuple):
     combine  see Combine
     star     an item is a tuple of positional arguments
     filters  the value of an element is its item, where its task returns something true; else it is skipped
+    called   how it was written, for errors: ``parse.map(...)``
+    where    ``file:line`` of that
+    parts    with `star`: how many parts an item may have, least and most, so that the task can be called with them
     batch    an element is so many items, and its value the list of theirs; 0: one item, and its value
     """
 
@@ -144,6 +148,9 @@ class MapCall(NamedTuple):
     combine: Combine = "each"
     star: bool = False
     filters: bool = False
+    called: str = "a map"
+    where: str | None = None
+    parts: tuple[int, int] = (0, sys.maxsize)
     batch: int = 0
 
 

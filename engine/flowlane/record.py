@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 from flowlane.core.states import STATES, RunState, TaskState
+from flowlane.core.tally import tally
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -34,13 +35,17 @@ class Record:
     stretched  executors that were given more jobs than they have slots
     pickling   executors whose workers are other processes
     notes      what executors told about attempts while they were out, the first of `noted`
+    counted    state → tasks, as they are told to people; see ``core.tally``
+    became     elements that have become others
     error      a fault of ours, of an executor's or of the result's that ended the run
     """
 
     __slots__ = (
         "abandoned",
         "attempts",
+        "became",
         "causes",
+        "counted",
         "ended",
         "ended_ns",
         "error",
@@ -96,6 +101,8 @@ class Record:
         self.stretched = runner.stretched
         self.pickling = runner.pickling
         self.states = scheduler.states()
+        self.became = frozenset(scheduler.containers())
+        self.counted = tally(self.states, self.became, runner.failures)
         self.attempts = scheduler.attempts()
         self.ready_ns = scheduler.ready_ns
         self.launched_ns = scheduler.launched_ns
@@ -124,7 +131,7 @@ class Record:
     @property
     def overdue(self) -> float | None:
         """Seconds of the run's deadline, where that is all that it failed by: then no task has failed."""
-        if self.state is not RunState.FAILED or self.error is not None or not _FAILED.isdisjoint(self.counts()):
+        if self.state is not RunState.FAILED or self.error is not None or not _FAILED.isdisjoint(self.counted):
             return None
         return self.plan.deadline / 1e9
 
@@ -138,7 +145,3 @@ class Record:
     def spans(self) -> Iterator[tuple[int, int]]:
         """By element (start, end) of its latest attempt."""
         return zip(self.started_ns, self.ended_ns, strict=True)
-
-    def counts(self) -> dict[TaskState, int]:
-        """How many elements ended in each state; states with none are left out."""
-        return {state: count for code, state in enumerate(STATES) if (count := self.states.count(code))}

@@ -185,8 +185,8 @@ class RunResult(Generic[R]):
 
     @property
     def counts(self) -> Counts:
-        """State → number of tasks, for states that occur."""
-        return Counts(self._record.counts())
+        """State → number of tasks, for states that occur. A task that has become others counts as these."""
+        return Counts(self._record.counted)
 
     @property
     def duration(self) -> float:
@@ -202,12 +202,13 @@ class RunResult(Generic[R]):
     def restored(self) -> int:
         """Tasks that an earlier session of the run had finished, so that this one did not run them."""
         record = self._record
-        return sum(
+        kept = sum(
             [
                 not attempt and STATES[state] in DONE
                 for attempt, state in zip(record.attempts, record.states, strict=True)
             ]
         )
+        return kept - sum([not record.attempts[each] and record.state_of(each) in DONE for each in record.became])
 
     @property
     def critical_path(self) -> list[tuple[str, float]]:

@@ -828,6 +828,30 @@ def test_the_members_of_a_group_and_the_cause_of_an_error_are_told() -> None:
     assert failures["crawl"].notes[-1] == "with more: see the traceback"
 
 
+def test_who_wants_the_whole_log_waits_for_sinks_while_they_get_on() -> None:
+    release, heard = threading.Event(), list[Any]()
+
+    class Slow:
+        def open(self, run: Any) -> None: ...
+
+        def write(self, chunk: Any) -> None:
+            release.wait(30)
+            heard.extend(chunk.transitions)
+
+        def close(self, run: Any, outcome: Any) -> None: ...
+
+    engine = Engine(sinks=[Slow()], grace=0.05)
+    try:
+        with engine:
+            assert engine.start(mixed.bind(n=1), routes={"cpu": "threads"}).result().value == [1]
+        assert not engine.wait_for_sinks(0.05), "it gets nowhere"
+    finally:
+        release.set()
+    assert engine.wait_for_sinks(30)
+    assert len(heard) == 9  # three tasks, three transitions each
+    assert engine.wait_for_sinks(0.0), "there is nobody left to wait for"
+
+
 def test_a_sink_that_blocks_holds_up_neither_the_result_nor_the_end() -> None:
     release = threading.Event()
 

@@ -6,6 +6,7 @@ import time
 
 import click
 
+from flowlane.cli import options
 from flowlane.cli.terminal import Messages, inert
 from flowlane.errors import UsageError
 from flowlane.settings import load_settings
@@ -17,10 +18,11 @@ _STEP = 0.1
 
 
 @click.command("cancel", short_help="stop a run that another process is at")
-@click.argument("run", metavar="RUN")
+@options.run
 @click.option("--no-wait", is_flag=True, help="Ask, and do not wait for the end.")
 def command(run: str, no_wait: bool) -> int:
-    """Stop RUN (a name, an id or its beginning) in the process that it is in: what runs is interrupted, nothing begins.
+    """Stop RUN (a name, an id or its beginning; "last" unless given) in the process that it is in: what runs is
+    interrupted, nothing begins.
 
     The run can be resumed. Waits until it has ended, 10 seconds at most; exits with 1 when it has not by then.
     """

@@ -66,8 +66,9 @@ def compile_bound(
 
 def describe(program: Program) -> str:
     """``42 tasks (io 30, cpu 12) · 57 edges · asyncio 30, processes 12``."""
-    kinds = Counter(program.kinds)
-    lanes = Counter(program.lanes[lane] for lane in program.plan.lane)
+    ran = [node for node in range(len(program.names)) if node not in program.definitions]  # workflows run nowhere
+    kinds = Counter(program.kinds[node] for node in ran)
+    lanes = Counter(program.lanes[program.plan.lane[node]] for node in ran)
     edges = sum(len(upstreams) for upstreams in program.plan.upstreams)
     count = len(program.names)
     parts = [
@@ -76,6 +77,9 @@ def describe(program: Program) -> str:
         f"{edges} edge{'' if edges == 1 else 's'}",
     ]
     maps = len(program.plan.maps)
+    workflows = len(program.definitions)
+    if workflows:
+        parts.insert(1, f"{workflows} workflow{'' if workflows == 1 else 's'}")
     if maps:
         parts.insert(1, f"{maps} map{'' if maps == 1 else 's'}")
     if lanes:

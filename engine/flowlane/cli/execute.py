@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from contextlib import contextmanager
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Mapping
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from flowlane.storage.port import Store
 
 __all__ = ["blank_main", "execute"]
+
+_PATIENCE: Final = 5.0  # seconds that a log which gets nowhere is waited for
 
 
 def execute(
@@ -46,19 +48,23 @@ def execute(
     """
     from flowlane.api import Engine
     from flowlane.cli.record import EventLog
+    from flowlane.cli.terminal import Messages
     from flowlane.errors import StoreError
 
     log = EventLog(settings.state_dir.value)
     lanes = {name: registry.capabilities(name).default_slots for name in program.lanes} | settings.slot_values()
+    told = Messages()  # of its own: the log can be ended, and the summary still be written
     engine = Engine(
         routes=settings.route_values(),
         slots=settings.engine_slots(),
         options=settings.executor_options(),
-        sinks=_sinks(messages, log, settings.log_format.value, quiet, lanes),
+        sinks=_sinks(told, log, settings.log_format.value, quiet, lanes),
         store=store,
     )
     log.enabled = recorded
     result, signum = _carry_out(engine, start, messages)
+    if not engine.wait_for_sinks(_PATIENCE):  # somebody reads no more; whatever comes of the log, the summary is last
+        told.mute()
 
     state = str(result.state)
     if result.error is not None and (isinstance(result.error, StoreError) or not result.failures):

@@ -79,8 +79,9 @@ def _is_read(kind: str) -> bool:
     return kind in ("value", "element")
 
 
-def _executor(program: Program, node: int) -> str:
-    return program.lanes[program.plan.lane[node]]
+def _executor(program: Program, node: int) -> str | None:
+    """Where it runs; None of a workflow, whose tasks do."""
+    return None if node in program.definitions else program.lanes[program.plan.lane[node]]
 
 
 def _text(program: Program) -> str:
@@ -107,8 +108,9 @@ def _text(program: Program) -> str:
             waits = ", ".join(names[upstream] for upstream in upstreams[:_UPSTREAMS])
             if len(upstreams) > _UPSTREAMS:
                 waits += f", … ({len(upstreams)})"
-            executor = inert(_executor(program, node))
-            line = f"  {names[node]:{width}}  {program.kinds[node]:3}  {executor:{lane_width}}"
+            executor = inert(_executor(program, node) or "-")
+            kind = "-" if node in program.definitions else program.kinds[node]
+            line = f"  {names[node]:{width}}  {kind:3}  {executor:{lane_width}}"
             line = f"{line}  ← {waits}" if waits else line.rstrip()
             more = [inert(trait) for trait in traits(program, node)]
             lines.append(f"{line}  ({'; '.join(more)})" if more else line)
@@ -143,7 +145,8 @@ def _dot(program: Program) -> str:
     for node in range(len(program.names)):
         kind = program.kinds[node]
         more = traits(program, node)
-        tip = _quote("; ".join([f"{kind} on {_executor(program, node)}", *more]))
+        executor = _executor(program, node)
+        tip = _quote("; ".join([*([] if executor is None else [f"{kind} on {executor}"]), *more]))
         doubled = ", peripheries=2" if is_mapped(program, node) else ""
         name = _quote(shown_name(program, node))
         lines.append(f'  n{node} [label={name}, fillcolor="{fill.get(kind, "#ffffff")}", tooltip={tip}{doubled}];')
@@ -169,7 +172,11 @@ def _json(program: Program) -> str:
         "version": GRAPH_VERSION,
         "workflow": program.workflow,
         "tasks": [
-            {"name": name, "kind": program.kinds[node], "executor": _executor(program, node)}
+            {
+                "name": name,
+                "kind": None if node in program.definitions else program.kinds[node],
+                "executor": _executor(program, node),
+            }
             | traits_as_json(program, node)
             for node, name in enumerate(names)
         ],

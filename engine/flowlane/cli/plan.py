@@ -155,11 +155,12 @@ def _document(program: Program, foreseen: Sequence[Foreseen], runs: _Runs) -> st
 
     def fields(each: Foreseen) -> Mapping[str, Any]:
         entry = each.entry
+        whole = each.element in program.definitions  # a workflow: its tasks run somewhere, it does not
         return {
             "name": program.names[each.element],
             "task": program.targets[each.element].name,
-            "kind": program.kinds[each.element],
-            "executor": program.lanes[program.plan.lane[each.element]],
+            "kind": None if whole else program.kinds[each.element],
+            "executor": None if whole else program.lanes[program.plan.lane[each.element]],
             "runs": each.runs,
             **traits_as_json(program, each.element),
             "grounds": str(each.grounds),

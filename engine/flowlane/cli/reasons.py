@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.cli.words import ago, counted, date, duration, path_of
 from flowlane.core.states import DONE, Reason, TaskState
-from flowlane.past import FAULTY
+from flowlane.core.tally import FAULTY
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,9 +19,10 @@ if TYPE_CHECKING:
     from flowlane.past import Attempt, Past
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["Explanation", "explain", "explain_cache"]
+__all__ = ["Explanation", "explain", "explain_cache", "explain_run"]
 
 _NAMES: Final = 8
+_NOTES: Final = 3
 _ERROR_MAX: Final = 200
 _ORDINALS: Final = ("first", "second", "third", "fourth", "fifth")
 
@@ -33,6 +34,23 @@ class Explanation:
     state: str
     sentences: list[str] = field(default_factory=list[str])
     facts: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def explain_run(past: Past) -> Explanation:
+    """Why a run is where it is, as far as no task has to be named; its failed tasks say the rest."""
+    run, counts, failures = past.run, past.counts(), past.failures()
+    made = Explanation(past.state, facts={"counts": counts, "failed": [past.names[each] for each in failures]})
+    told = ", ".join([f"{count:,} {state}" for state, count in counts.items()]) or "no tasks"
+    made.sentences.append(f"run {run.name} {'is' if past.owner is not None else 'ended'} {past.state}: {told}")
+    if past.state == "stopped":
+        made.sentences[0] = f"run {run.name} did not end, because {_gone(past)}: {told}"
+    elif run.error and not failures:
+        made.sentences.append(_short(run.error))
+    if len(failures) > 1:
+        made.sentences.append(f"{_listed([past.names[each] for each in failures])} failed of themselves")
+    if not failures:
+        made.sentences.append(f"`flow why {run.name} TASK` tells of a task")
+    return made
 
 
 def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt], now: int) -> Explanation:
@@ -212,7 +230,9 @@ def _failed(
         TaskState.CRASHED: "crashed: its worker died",
     }.get(last.state, "failed")
     made.sentences.append(f"{name} {what} {date(last.ended)}, {ago(last.ended, now)}{_at_attempt(last)}{_error(last)}")
-    if last.started:
+    if last.failure is not None:  # hints are among them
+        made.sentences += [_short(note) for note in last.failure.notes[:_NOTES]]
+    if last.worker:  # else it is a map that could not be begun, or arguments that nobody could be given
         made.sentences.append(f"it ran for {_took(last)} on {_place(last)}{_after_waiting(last)}")
     made.facts["attempts"] = [
         {

@@ -92,6 +92,12 @@ def _done(run: StoredRun) -> int:
     return sum([run.counts.get(state, 0) for state in _DONE])
 
 
+def _tasks(run: StoredRun) -> int:
+    """How many tasks there are: those that it began with, until it tells what came of them."""
+    told = sum(run.counts.values())
+    return told if run.ended and told else max(told, run.tasks)
+
+
 def _took(run: StoredRun, state: str, now: int) -> int:
     """ns that the latest session took, or has taken so far; 0 where nobody knows."""
     end = run.ended or (now if state == "running" else 0)
@@ -118,7 +124,7 @@ def run_fields(run: StoredRun, owner: Owner | None, state: str) -> dict[str, Any
         "ended": timestamp(run.ended),
         "duration_s": seconds(run.started, run.ended),
         "session": run.session,
-        "tasks": run.tasks,
+        "tasks": _tasks(run),
         "done": _done(run),
         "counts": run.counts,
         "error": run.error,
@@ -142,7 +148,7 @@ def _show(page: Page, rows: Sequence[tuple[StoredRun, Owner | None, str]], now: 
                 inert(run.id[:6]),
                 inert(run.workflow),
                 state,
-                f"{_done(run):,}/{run.tasks:,}",
+                f"{_done(run):,}/{_tasks(run):,}",
                 duration(took / 1e9) if took else "-",
                 f"{date(run.started)}, {ago(run.started, now)}",
             )

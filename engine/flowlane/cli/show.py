@@ -310,10 +310,11 @@ def _show_head(page: Page, store: Store, past: Past) -> None:
         place = f"process {session.owner.pid} on {inert(session.owner.host)}"
         page.line(f"  session {session.number}  {date(session.started)}  {took}, {place}, {inert(session.versions)}")
     restored = sum([past.restored(element) for element in range(past.size) if not past.is_container(element)])
-    counts = [f"{count:,} {state}" for state, count in past.counts().items()]
+    told = past.counts()
+    counts = [f"{count:,} {state}" for state, count in told.items()]
     if restored:
         counts.append(f"{restored:,} of them restored")
-    page.line(f"  {counted(past.count, 'task')}: {' · '.join(counts)}" if counts else "  no tasks")
+    page.line(f"  {counted(sum(told.values()), 'task')}: {' · '.join(counts)}" if counts else "  no tasks")
 
 
 def _show_params(page: Page, params: Mapping[str, Any] | str) -> None:
@@ -367,7 +368,7 @@ def _row(past: Past, element: int) -> tuple[str, ...]:
         state = "restored"
     cells = [inert(past.names[element]), state]
     if last is None:
-        cells += ["-", "-", "-", inert(past.executor(element)), ""]
+        cells += ["-", "-", "-", inert(past.executor(element) or "-"), ""]
     else:
         tries = "-" if state == "cached" or not last.number else str(last.number)
         cells += [tries, _time(last.waited), _time(last.duration)]
@@ -441,7 +442,9 @@ def _show_task(page: Page, store: Store, past: Past, element: int, log: EventLog
     page.line(
         f"{page.paint(inert(name), '1')}  {state}{restored}   of {inert(past.run.workflow)}  {inert(past.run.name)}"
     )
-    page.line(f"  task      {inert(past.task(element))}, {past.kind(element)} on {inert(past.executor(element))}")
+    executor = past.executor(element)
+    where = "a workflow" if executor is None else f"{past.kind(element)} on {inert(executor)}"
+    page.line(f"  task      {inert(past.task(element))}, {where}")
     owner = past.census.place(element).owner
     if owner >= 0:
         page.line(f"  part of   {inert(past.names[owner])}")

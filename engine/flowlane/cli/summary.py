@@ -10,7 +10,7 @@ import re
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.cli.terminal import inert
-from flowlane.cli.words import cut, duration, listed, path_of, size
+from flowlane.cli.words import cut, duration, listed, name_of, path_of, size
 from flowlane.core.states import TaskState
 from flowlane.loader import is_user_code, shown_path
 
@@ -57,7 +57,7 @@ def show_summary(
     messages.write(
         f"{messages.paint(mark, '1;' + colour)} {inert(result.workflow)}  {result.name}  {ended}   {counts}\n"
     )
-    if state == "succeeded" and result.restored < len(result.tasks):
+    if state == "succeeded" and result.restored < sum(result.counts.values()):
         path = result.critical_path
         if path:
             total = duration(sum(seconds for _, seconds in path))
@@ -92,12 +92,12 @@ def _task_of(note: str) -> str:
 
 
 def _counts(result: RunResult[Any]) -> str:
-    parts = [f"{count} {state}" for state, count in result.counts.items() if count]
+    parts = [f"{count:,} {state}" for state, count in result.counts.items() if count]
     if kept := result.restored:
-        parts.append(f"{kept} kept from before")
+        parts.append(f"{kept:,} kept from before")
     retries = result.retries
     if retries:
-        parts.append(f"{retries} {'retry' if retries == 1 else 'retries'}")
+        parts.append(f"{retries:,} {'retry' if retries == 1 else 'retries'}")
     return " · ".join(parts) or "no tasks"
 
 
@@ -177,7 +177,7 @@ def show_failure(messages: Messages, task: Tried, failure: Failure, frames: int)
     first, *rest = [cut(line) for line in inert(failure.message, newlines=True).splitlines()] or [""]
     attempts = f"   attempt {task.attempts}" if task.attempts > 1 else ""
     kind = f"{inert(failure.type)}: " if first else inert(failure.type)
-    messages.write(f"{messages.paint(inert(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
+    messages.write(f"{messages.paint(name_of(task.name), '1')}  {messages.paint(kind + first, '31')}{attempts}\n")
     for line in rest[:_MESSAGE_LINES]:
         messages.write(f"    {line}\n")
     if len(rest) > _MESSAGE_LINES:
@@ -188,8 +188,10 @@ def show_failure(messages: Messages, task: Tried, failure: Failure, frames: int)
         messages.write(f"  {inert(place):{width}}   {inert(source)}".rstrip() + "\n")
     for note in failure.notes[:_MESSAGE_LINES]:
         messages.write(f"  note     {cut(inert(note))}\n")
+    if not task.worker:  # a map that could not be begun, arguments that nobody could be given: nothing ran
+        return
     ran = [inert(task.executor)]
-    if task.worker and task.worker != task.executor:
+    if task.worker != task.executor:
         ran.append(inert(task.worker))
     if task.duration:
         ran.append(duration(task.duration))

@@ -134,6 +134,10 @@ class Messages(io.TextIOBase):
         self.write(text + "\n")
         self.flush()
 
+    def mute(self) -> None:
+        """Write nothing more."""
+        self._stream = None
+
     def paint(self, text: str, code: str) -> str:
         """`text` in the SGR style `code` ("31", "1;32") on a colour terminal, unchanged elsewhere."""
         return text if self.plain else f"\x1b[{code}m{text}\x1b[0m"

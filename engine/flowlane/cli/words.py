@@ -10,10 +10,11 @@ from flowlane.cli.terminal import inert
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ago", "counted", "cut", "date", "duration", "listed", "path_of", "size", "table"]
+__all__ = ["ago", "counted", "cut", "date", "duration", "listed", "name_of", "path_of", "size", "table"]
 
 _LINE_MAX: Final = 500  # characters: a message may hold a whole document
 _NAMES: Final = 8  # names in a path or a list
+_NAME_MAX: Final = 100  # characters of a task's name
 _UNITS: Final = ("B", "kB", "MB", "GB")
 _SECOND: Final = 1_000_000_000
 _COLUMN: Final = 40  # characters that a column is as wide as at most; what is longer moves the rest of its line
@@ -33,9 +34,14 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def name_of(name: str) -> str:
+    """A task's name, inert; of one that is very long, as of work nested a hundred deep, the beginning and the end."""
+    return inert(name if len(name) <= _NAME_MAX else f"{name[: _NAME_MAX // 2]}…{name[-_NAME_MAX // 2 :]}")
+
+
 def path_of(names: Sequence[str]) -> str:
     """``a → b → c``, at most eight names: the first and last few of a longer path."""
-    shown = [inert(name) for name in names]
+    shown = [name_of(name) for name in names]
     if len(shown) > _NAMES:
         shown = [*shown[: _NAMES // 2], f"… {len(shown) - _NAMES} more …", *shown[-_NAMES // 2 :]]
     return " → ".join(shown)
@@ -57,7 +63,7 @@ def cut(line: str, most: int = _LINE_MAX) -> str:
 
 def listed(names: Sequence[str]) -> str:
     """``a, b, c``, at most eight, then how many there are."""
-    text = ", ".join(inert(name) for name in names[:_NAMES])
+    text = ", ".join(name_of(name) for name in names[:_NAMES])
     return f"{text}, … ({len(names)})" if len(names) > _NAMES else text
 
 

@@ -198,7 +198,8 @@ class Tree(Scope):
         self.queue = self.policy = self.rank = 0
 
     def size_known(self, count: int) -> None:
-        """There are `count` items at the base."""
+        """There are `count` items at the base; fewer than was said before, where enough of a map had succeeded."""
+        self.size.clear()
         level = self.base
         self.size[level] = count
         while count > 1 or level == 0:  # items of a map are merged at least once, and be it none

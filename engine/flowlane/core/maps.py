@@ -147,8 +147,11 @@ class Maps(Trees):
         chain.more = False
         for stage in chain.stages:
             for tree in stage.trees:
-                tree.size_known(chain.known)
+                lacking = chain.failed and not tree.base
+                tree.size_known(chain.known + lacking)
                 self._tree_sized(tree)
+                if lacking:  # what never came counts as an item that failed: nobody may take the rest for all there was
+                    self._feed(tree, 0, chain.known, stage.container, BAD)
 
     def _admit_all(self) -> None:
         while self._dirty:
@@ -172,7 +175,7 @@ class Maps(Trees):
         enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
         over = all(stage.concluded and not stage.runs_out for stage in chain.stages)
         if self._stopping is not None or enough or over or first.dead:
-            self._cut_short(chain)
+            self._cut_short(chain, whole=enough and self._stopping is None)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
         recalled = 0
@@ -217,13 +220,14 @@ class Maps(Trees):
             chain.pulling = True
             self._step.commands.append(m.Pull(chain.stages[0].container, chain.window - chain.under_way))
 
-    def _cut_short(self, chain: Chain) -> None:
-        """No further index begins."""
-        if chain.more or chain.known > chain.numbered:
+    def _cut_short(self, chain: Chain, *, whole: bool) -> None:
+        """No further index begins. `whole`: those that did are enough, and trees merge what there is of them."""
+        shorter = chain.known > chain.numbered
+        if chain.more or shorter:
             chain.cut = True
             self._sized(chain, -(chain.known - chain.numbered) * len(chain.stages))
         chain.known = chain.numbered
-        if chain.more:
+        if chain.more or (shorter and whole):
             self._source_ended(chain)
 
     def _fell(self, stage: Stage) -> None:
@@ -385,11 +389,12 @@ class Maps(Trees):
         if not enough and (stage.open or not chain.complete):
             return
         stage.concluded = True
-        if container in self._trees:
-            if chain.failed:
+        if container in self._trees:  # its tree has the last word
+            if chain.failed:  # but there is nothing that it could merge
+                self._trees[container].concluded = True
                 self._end_container(container, FAILED, Reason.RAISED)
                 self._part_with(container)
-            return  # its tree has the last word
+            return
         if enough:
             if stage.runs_out:
                 self._running_out.add(container)

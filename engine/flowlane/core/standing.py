@@ -329,6 +329,15 @@ class Standing:
         """How many elements stand in each state; states with none are left out."""
         return {state: count for code, state in enumerate(STATES) if (count := self._state.count(code))}
 
+    def containers(self) -> Iterator[int]:
+        """The elements that have become others."""
+        for kept in (self._stages, self._trees, self._scopes):
+            for element in kept:
+                if next(iter(self.elements_of(element)), None) is not None:
+                    if kept is self._trees and element in self._stages:
+                        continue  # it was told as the map that it reads
+                    yield element
+
     def awaits(self, element: int, attempt: int) -> bool:
         """Whether this attempt is out, so that its final event will count."""
         return self._attempt[element] == attempt and self._held[element] != 0

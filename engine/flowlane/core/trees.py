@@ -142,5 +142,7 @@ class Trees(Stopping):
         elif element >= 0 and self._state[element] == CANCELLED:
             self._settle(container, CANCELLED, self._stopping or tree.reason or Reason.CANCEL_REQUESTED)
         else:
+            if element >= 0:
+                self._cause.setdefault(container, element)
             self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
         self._part_with(container)

@@ -35,12 +35,12 @@ def place(filename: str, line: int) -> str:
 
 
 def user_frame() -> FrameType | None:
-    """The innermost frame that is not ours."""
+    """The innermost frame that is not ours; None where the event loop called us, so that nobody stands there."""
     frame: FrameType | None = frame_at(1)
     while frame is not None:
         module: object = frame.f_globals.get("__name__")
         if not (isinstance(module, str) and (module == "flowlane" or module.startswith("flowlane."))):
-            return frame
+            return None if isinstance(module, str) and module.startswith("asyncio.") else frame
         frame = frame.f_back
     return None
 
@@ -78,11 +78,12 @@ class Sites:
     `_places` keeps them alive, so an id cannot come to mean another.
     """
 
-    __slots__ = ("_code", "_last", "_numbers", "_offset", "_places")
+    __slots__ = ("_code", "_last", "_numbers", "_offset", "_places", "_texts")
 
     def __init__(self) -> None:
         self._numbers: dict[tuple[int, int], int] = {}
         self._places: list[Spot] = []
+        self._texts: dict[int, str] = {}
         self._code: CodeType | None = None  # the last one asked for: in a loop it is also the next
         self._offset = 0
         self._last = 0
@@ -102,7 +103,10 @@ class Sites:
 
     def text(self, number: int) -> str:
         """``file:line`` of that place."""
-        return words(self._places[number]) or ""
+        text = self._texts.get(number)
+        if text is None:
+            text = self._texts[number] = words(self._places[number]) or ""
+        return text
 
 
 def did_you_mean(word: str, choices: Iterable[str]) -> str | None:

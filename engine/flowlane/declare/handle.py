@@ -17,6 +17,7 @@ from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from flowlane.declare.callsite import caller
+from flowlane.declare.hidden import LOOKED_INTO, hidden_in
 from flowlane.errors import HandleError
 from flowlane.program import Ref
 
@@ -35,6 +36,9 @@ class HandleHome(Protocol):
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def is_open(self) -> bool: ...
 
     def name_of(self, node: int) -> str: ...
 
@@ -133,6 +137,14 @@ def refuse(handle: Handle, misuse: str, hint: str) -> HandleError:
     """The error for `misuse` of `handle`."""
     home = home_of(handle)
     name = home.name_of(ref_of(handle).node)
+    if not home.is_open:
+        return HandleError(
+            f"the result of task {name!r} was {misuse} after the body of workflow {home.name!r} had ended: it is a handle still, "
+            "not the value",
+            where=caller(),
+            hint="a task gets the value where the handle is an argument of its own, or inside list, tuple, NamedTuple and dict "
+            "values; inside any other object, or taken from around a function, it stays a handle",
+        )
     return HandleError(
         f"the result of task {name!r} was {misuse} in workflow {home.name!r}, before the task has run",
         where=caller(),
@@ -205,6 +217,10 @@ class Combined:
         )
 
 
+def _with_article(name: str) -> str:
+    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+
+
 _SEARCHED: Final = (Handle, *_CONTAINERS, *_LAZY, *_COROUTINES, Combined)
 
 
@@ -237,7 +253,23 @@ class Template:
         if issubclass(kind, _CONTAINERS):
             return self._container(value)
         self._refuse_if_lazy(kind, value)
+        self._refuse_if_hidden(value)
         return value
+
+    def _refuse_if_hidden(self, value: Any) -> None:
+        """Refuse an object that holds a handle where nobody would put the value in its place. One level is looked at."""
+        found = hidden_in(value, Handle)
+        if found is None:
+            return
+        where, handle = found
+        home = home_of(handle)
+        raise HandleError(
+            f"{self.subject} is given {_with_article(kind_of(value).__name__)} that holds the result of task "
+            f"{home.name_of(ref_of(handle).node)!r} ({where})",
+            where=caller(),
+            hint="it would stay a handle there: pass it as an argument of its own, or inside list, tuple, NamedTuple and "
+            "dict values, and make the object in a task",
+        )
 
     def _refuse_if_lazy(self, kind: type[Any], value: Any) -> None:
         if kind is Combined:
@@ -276,7 +308,12 @@ class Template:
             """Open a frame; False when the container's element types tell that it holds no handle."""
             values: Iterable[Any] = container.values() if issubclass(kind_of(container), dict) else container
             kinds: set[type[Any]] = set(map(type, values))
-            if not any(issubclass(kind, _SEARCHED) for kind in kinds - PLAIN):
+            others = kinds - PLAIN
+            if others and len(container) <= LOOKED_INTO:
+                for value in values:
+                    if type(value) not in PLAIN and not isinstance(value, _SEARCHED):
+                        self._refuse_if_hidden(value)
+            if not any(issubclass(kind, _SEARCHED) for kind in others):
                 done[id(container)] = (container, container)
                 return False
             open_ids.add(id(container))

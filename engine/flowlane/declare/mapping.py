@@ -7,7 +7,8 @@ becomes a template, as arguments do.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sized
+import sys
+from collections.abc import ItemsView, Iterable, KeysView, Mapping, Sized
 from collections.abc import Set as AbstractSet
 from itertools import product as combinations
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
@@ -34,6 +35,7 @@ C = TypeVar("C")
 D = TypeVar("D")
 
 _EVALUATED: Final = 100_000  # combinations of literals that are made at once
+_PARTS_MAX: Final = 256  # parts of a tuple that is looked at as arguments
 
 
 # ── several sources ───────────────────────────────────────────────────────────────────────────────────────────────
@@ -173,7 +175,8 @@ def record_map(
         whole = (*arguments.args[:first], ITEM)
         arguments = Arguments(whole, arguments.kwargs, (), arguments.nested or bool(arguments.direct))
     flow.take_items(node, arguments, template.found)
-    flow.sparse.maps[node] = MapCall(sources, combine, star, filters)
+    parts = _parts(task, args, kwargs) if star else (1, 1)
+    flow.sparse.maps[node] = MapCall(sources, combine, star, filters, called, flow.site_of(node), parts)
     return handle
 
 
@@ -207,7 +210,7 @@ def record_reduce(task: Task[Any, Any, Any], items: Any, fan_in: int | None, fra
     handle = flow.record(task, (ITEM,), {}, task.label, task.after, frame)
     node = ref_of(handle).node
     flow.take_items(node, flow.arguments[node], template.found)
-    flow.sparse.maps[node] = MapCall((source,))
+    flow.sparse.maps[node] = MapCall((source,), called=called, where=flow.site_of(node))
     flow.sparse.trees[node] = fan_in
     return handle
 
@@ -253,7 +256,7 @@ def _check_items(called: str, source: Any) -> None:
         raise DefinitionError(
             f"{called} is given {source.called} as a source", where=caller(), hint="name all sources in one"
         )
-    if isinstance(source, AbstractSet) and not isinstance(source, Mapping):
+    if isinstance(source, AbstractSet) and not isinstance(source, (Mapping, KeysView, ItemsView)):
         raise DefinitionError(
             f"{called} goes over a set, whose items come in another order each time",
             where=caller(),
@@ -299,10 +302,19 @@ def _lifted(task: Task[Any, Any, Any], over: Any, called: str, kwargs: dict[str,
                 )
         if lengths:
             return next(iter(lengths))
-    for count in range(1, 256):
+    for count in range(1, _PARTS_MAX):
         if shape.fits((None,) * (hidden + count), kwargs):
             return count
     return 1
+
+
+def _parts(task: Task[Any, Any, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, int]:
+    """Of how many parts the tuples may be that `task` is called with: the least and the most."""
+    shape, others = task.settings.measure(), len(task.prefix) + len(args)
+    fitting = [count for count in range(_PARTS_MAX) if shape.fits((None,) * (others + count), kwargs)]
+    if not fitting:
+        return 0, sys.maxsize
+    return fitting[0], sys.maxsize if fitting[-1] == _PARTS_MAX - 1 else fitting[-1]
 
 
 def _by_keyword(task: Task[Any, Any, Any], verb: str, kwargs: dict[str, Any]) -> ArgumentError:

@@ -338,7 +338,12 @@ class Workflow:
             else:
                 if issubclass(kind, (Work, Task)):
                     raise self._no_value(task, value)
-                filled.append(template.of(value))
+                if position < len(task.prefix) and not issubclass(kind, (list, tuple, dict)):
+                    filled.append(
+                        value
+                    )  # the instance of a method: whatever it keeps, handles too, it may keep for the body
+                else:
+                    filled.append(template.of(value))
         named = kwargs
         for key, value in kwargs.items():
             if type(value) not in PLAIN:

@@ -93,15 +93,32 @@ def _found(workflow: Workflow, option: str, patterns: Sequence[str]) -> set[int]
     found: set[int] = set()
     for pattern in patterns:
         node = numbers.get(pattern)
-        matching = [node] if node is not None else [n for name, n in numbers.items() if fnmatchcase(name, pattern)]
+        fits = pattern.replace("[", "[[]")  # brackets are what they are in names
+        matching = [node] if node is not None else [n for name, n in numbers.items() if fnmatchcase(name, fits)]
         if not matching:
-            close = did_you_mean(pattern, numbers)
+            if (whole := _whole_of(workflow, numbers, pattern)) is not None:
+                raise UnknownName(
+                    f"{_FLAGS[option]} {pattern} names what {whole!r} becomes when it runs ({option}=[{pattern!r}])",
+                    hint=f"{_FLAGS[option]} {whole} has all of it; of a run that has been, flow resume RUN --from "
+                    f"{whole + pattern[len(whole) :].partition('/')[0]!r} runs that part of it again",
+                )
+            close = did_you_mean(pattern, numbers) or did_you_mean(pattern.partition("[")[0], numbers)
             raise UnknownName(
                 f"workflow {workflow.name!r} has no task that {_FLAGS[option]} {pattern} fits ({option}=[{pattern!r}])",
                 hint=f"did you mean {close!r}?" if close else "flow graph lists its tasks",
             )
         found.update(matching)
     return found
+
+
+def _whole_of(workflow: Workflow, numbers: Mapping[str, int], pattern: str) -> str | None:
+    """The map, or the workflow in one node, that becomes what `pattern` names: ``each[2]``, ``sub[0]/parse``; None for none."""
+    sparse = workflow.found_sparse
+    for cut, mark in enumerate(pattern):
+        if mark in "[/" and (node := numbers.get(pattern[:cut])) is not None:
+            mapped = sparse is not None and (node in sparse.maps or node in sparse.definitions)
+            return pattern[:cut] if mapped or mark == "/" else None
+    return None
 
 
 def _check_complete(workflow: Workflow, inside: set[int], options: Mapping[str, Sequence[str]]) -> None:

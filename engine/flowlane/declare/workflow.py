@@ -285,6 +285,32 @@ class WorkflowDefinition(Generic[P, R]):
 
         return cast("list[R]", record_map_of(self, tuples, (), fixed, frame_at(1), star=True))
 
+    if not TYPE_CHECKING:  # checkers say that there are none
+
+        def filter(self, *_args: Any, **_kwargs: Any) -> Any:
+            """Workflows only have `map` and `starmap`."""
+            raise self._only_for_tasks(
+                "filter", "filter with a task that returns a bool: is_good.filter(items); then map this over the result"
+            )
+
+        def reduce(self, *_args: Any, **_kwargs: Any) -> Any:
+            """Likewise."""
+            raise self._only_for_tasks(
+                "reduce",
+                f"merge with a task: merge.reduce(items, fan_in=8); or call it with all of them, {self.name}(items)",
+            )
+
+        def repeat_until(self, *_args: Any, **_kwargs: Any) -> Any:
+            """Likewise."""
+            raise self._only_for_tasks(
+                "repeat_until", f"let a task return {self.name}.bind(...) to go on, and its value to stop"
+            )
+
+    def _only_for_tasks(self, verb: str, hint: str) -> DefinitionError:
+        return DefinitionError(
+            f"{self.name}.{verb}(...): {self.name!r} is a workflow, and {verb} is for tasks", where=caller(), hint=hint
+        )
+
     def __repr__(self) -> str:
         return f"<workflow {self.__module__}.{self.__qualname__}>"
 

@@ -81,7 +81,10 @@ class Shape:
         began = source is TaskState.RUNNING or target is TaskState.RUNNING
         ended_early = source is TaskState.READY and reason in (Reason.REJECTED, Reason.WORKER_DIED)
         self.first = source is TaskState.PENDING  # the first row of its task: no time in an earlier state
-        self.reported = began or ended_early  # the executor's report tells who ran it
+        whole = source is TaskState.EXPANDED and reason is Reason.RAISED  # a map's source, a workflow's body
+        self.reported = (
+            began or ended_early or whole
+        )  # there is a report, an executor's as a rule, which tells who ran it
         self.cpu = source is TaskState.RUNNING
         self.blamed = self.reported and target is not TaskState.RUNNING and reason in _BLAMED
         self.stopped = target in _BAD
@@ -102,7 +105,8 @@ _TARGETS: Final = tuple(str(rule.target) for rule in RULES)
 _REASONS: Final = tuple(str(rule.reason) for rule in RULES)
 #: By code: whether an attempt that was out ends with it, so that its report is a final one.
 ATTEMPT_ENDS: Final = tuple(
-    shape.reported and rule.target is not TaskState.RUNNING for shape, rule in zip(SHAPES, RULES, strict=True)
+    shape.reported and rule.target is not TaskState.RUNNING and rule.source is not TaskState.EXPANDED
+    for shape, rule in zip(SHAPES, RULES, strict=True)
 )
 _STOPS: Final = tuple(shape.stopped for shape in SHAPES)
 

@@ -10,14 +10,18 @@ from typing import TYPE_CHECKING
 
 from flowlane.core.states import Reason
 from flowlane.errors import DefinitionError, Failure, FlowError, TransportError, UsageError
+from flowlane.loader import shown_path
 
 if TYPE_CHECKING:
     from flowlane.core.plan import Policy
+    from flowlane.runtime.ports import Target
 
 __all__ = [
     "lost_result",
     "overdue",
     "past_deadline",
+    "place_of",
+    "placed",
     "taken_back",
     "too_deep",
     "undecidable",
@@ -71,10 +75,24 @@ def worker_died() -> Failure:
     )
 
 
-def too_deep(task: str, limit: int) -> FlowError:
+def placed(error: Exception, where: str | None) -> Exception:
+    """An error of ours that names no line, because the loop called what raised it, with the line that it is about."""
+    if isinstance(error, FlowError) and error.where is None:
+        error.where = where
+    return error
+
+
+def place_of(target: Target) -> str | None:
+    """``file:line`` of a task's function; None for one without Python code."""
+    code = getattr(target.fn, "__code__", None)
+    return None if code is None else f"{shown_path(code.co_filename)}:{code.co_firstlineno}"
+
+
+def too_deep(target: Target, limit: int) -> FlowError:
     """A task's work has returned more work so often that it looks endless."""
     return DefinitionError(
-        f"task {task!r} has gone on with more work {limit} times, one inside the other: that is its bound",
+        f"task {target.name!r} has gone on with more work {limit} times, one inside the other: that is its bound",
+        where=place_of(target),
         hint="raise it where that is meant: .options(max_depth=...); or loop with repeat_until, or map over a list",
     )
 

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
 from flowlane.errors import Failure
-from flowlane.runtime.failures import too_deep
+from flowlane.runtime.failures import place_of, placed, too_deep
 from flowlane.runtime.ports import NEVER, Report
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
     from flowlane.core.scheduler import Scheduler
+    from flowlane.errors import FlowError
     from flowlane.program import Program
     from flowlane.runtime.beginning import Memory, Work
     from flowlane.runtime.dispatcher import Dispatcher
@@ -45,6 +46,19 @@ class Maker(Protocol):
         """The types of results that are not values, but more work."""
         ...
 
+    @property
+    def suspects(self) -> frozenset[int]:
+        """The ids of the types of results that may be neither values nor work; `work` is not among them."""
+        ...
+
+    def is_mistake(self, value: Any) -> bool:
+        """Whether a result whose type is suspect is neither. Must be quick."""
+        ...
+
+    def mistake(self, task: str, function: Any, value: Any) -> FlowError:
+        """What to say of one that is."""
+        ...
+
     def of_work(self, work: Any, program: Program) -> Program:
         """The program of work that a task of `program` returned. Raises DefinitionError."""
         ...
@@ -62,7 +76,8 @@ class Run(Protocol):
     scheduler: Scheduler
     growth: Growth
     roster: Roster
-    failures: dict[int, Failure]
+
+    def blame(self, element: int, failure: Failure) -> None: ...
 
     def step(self, events: Sequence[m.Event], reports: Reports) -> None: ...
 
@@ -98,10 +113,19 @@ class Grafts:
 
     def compiled(self, element: int, work: Any) -> Program:
         """The program of work that an element returned. Raises what the engine and user code raise."""
-        program, _ = self._run.growth.declared(element)
-        made = self._maker.of_work(work, program)
+        program, node = self._run.growth.declared(element)
+        try:
+            made = self._maker.of_work(work, program)
+        except Exception as error:
+            placed(error, place_of(program.targets[node]))
+            raise
         self._check_depth(element)
         return made
+
+    def mistake(self, element: int, value: Any) -> Failure:
+        """What an attempt fails with that returned neither a value nor work."""
+        target = self._run.growth.target(element)
+        return Failure.of(self._maker.mistake(target.name, target.fn, value))
 
     def returned(self, element: int, attempt: int, made: Program, work: Any, report: Report) -> None:
         """An attempt has returned `work`, which was compiled to `made`."""
@@ -119,7 +143,10 @@ class Grafts:
             self._check_depth(element)
             made = self._maker.of_definition(program.definitions[node], args, kwargs, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            failure = run.failures[element] = Failure.of(error)
+            program, node = run.growth.declared(element)
+            call = program.maps.get(node)
+            failure = Failure.of(placed(error, call.where if call is not None else place_of(program.targets[node])))
+            run.blame(element, failure)
             event = m.Failed(element, attempt, NEVER, monotonic_ns(), run.retryable(element, failure))
             self._loop.call_soon(run.if_running, run.step, [event], untold)
             return
@@ -144,7 +171,7 @@ class Grafts:
             program, _ = self._run.growth.declared(element)
             made = self._maker.of_work(found.work, program)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
-            self._run.failures[element] = Failure.of(error)
+            self._run.blame(element, Failure.of(error))
             self._run.step([m.Failed(element, 1, NEVER, monotonic_ns())], {})
             return
         self._graft(element, 1, made, NEVER, NEVER, {}, found.payload)
@@ -154,7 +181,7 @@ class Grafts:
         program, node = growth.declared(element)
         limit = program.max_depth.get(node, MAX_DEPTH)
         if growth.depth(element) >= limit:
-            raise too_deep(self._run.roster.tasks[element], limit)
+            raise too_deep(program.targets[node], limit)
 
     def _graft(
         self,

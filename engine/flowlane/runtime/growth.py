@@ -10,21 +10,24 @@ an iterator, among those that were pulled and have not been used up. Belongs to 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, TREE
 from flowlane.core.outcomes import HAS_VALUE
 from flowlane.core.states import DONE, SUCCEEDED
+from flowlane.errors import FlowError
 from flowlane.program import MISSING, Item, Ref
-from flowlane.runtime.sources import Ingredients
+from flowlane.runtime.sources import Ingredients, check_parts, read_before
 from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from flowlane.core.elements import Block
     from flowlane.core.scheduler import Scheduler
-    from flowlane.program import Program, Test
+    from flowlane.program import MapCall, Program, Test
     from flowlane.runtime.ports import Target
     from flowlane.runtime.roster import Roster
     from flowlane.runtime.sources import Source
@@ -131,6 +134,7 @@ class Cast:
             fixed = self._fix(home)
         before, after, kwargs = fixed
         if self._star:
+            check_parts(item, index, self._call, self.target.name)
             return (*before, *item, *after), kwargs
         return ((*before, item, *after) if before or after else (item,)), kwargs
 
@@ -171,6 +175,9 @@ class Growth:
         self._sources: dict[int, Source] = {}
         self._keys: dict[int, Sequence[Any]] = {}  # of items of maps whose elements are batches of them
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
+        self._iterators: dict[
+            int, tuple[Any, MapCall]
+        ] = {}  # by id: those that maps have read, kept so that ids stay theirs
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
@@ -286,13 +293,17 @@ class Growth:
     # ── sources ───────────────────────────────────────────────────────────────────────────────────────────────────
 
     def ingredients(self, container: int) -> Ingredients:
-        """What a map's items are to be made of, see ``sources.combined``. Raises what fetching a value raises."""
+        """What a map's items are to be made of. Raises ItemsError, and what fetching a value raises."""
         program, node = self.declared(container)
         call = program.maps[node]
         start = container - node
         values: Any = self._values if not start else _From(self._values, start)
         sources = [self._source(source, values, start) for source in call.sources]
-        return Ingredients(call.combine, sources, program.plan.maps[node].fan_in, call.batch)
+        origins = [program.names[each.node] if type(each) is Ref else "" for each in call.sources]
+        self._take_iterators(call, sources, origins)
+        if call.combine != "each":
+            sources = [self._unkeyed(program, *pair) for pair in zip(call.sources, sources, strict=True)]
+        return Ingredients(call, sources, origins, program.plan.maps[node].fan_in)
 
     def open_source(self, container: int, source: Source) -> int:
         """A map goes over this: how many items there are, -1 where an iterator does not tell."""
@@ -315,6 +326,33 @@ class Growth:
             parts = values[source.node] if self._scheduler.is_map(start + source.node) else None
             return () if parts is None else local(parts, None)
         return local(fill(source, values), None)
+
+    @staticmethod
+    def _unkeyed(program: Program, source: Any, value: Any) -> Any:
+        """Side by side with others, of the dict that a map gave its values: what its elements are."""
+        if type(source) is Ref and source.node in program.maps and isinstance(value, Mapping):
+            mapping: Mapping[Any, Any] = value  # pyright: ignore[reportUnknownVariableType] - truly any
+            return list(mapping.values())
+        return value
+
+    def _take_iterators(self, call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> None:
+        """Refuse an iterator that another map has read: there is nothing left in it. Raises ItemsError."""
+        for value, origin in zip(values, origins, strict=True):
+            if hasattr(value, "__next__"):
+                known, other = self._iterators.setdefault(id(value), (value, call))
+                if other is not call and known is value:
+                    raise read_before(call, origin, other)
+
+    def told(self, container: int, error: BaseException) -> BaseException:
+        """`error`, which came from the source of a map, with a word of which map that was."""
+        if isinstance(error, FlowError):  # it says so itself, and where our own code raised it is no news
+            error = error.with_traceback(None)
+        else:
+            program, node = self.declared(container)
+            call = program.maps[node]
+            with suppress(Exception):  # a class of the user's may have its own idea of notes
+                error.add_note(f"raised while {call.called}{f' at {call.where}' if call.where else ''} read its items")
+        return error
 
     def opened(self, container: int) -> bool:
         return container in self._sources

@@ -211,6 +211,11 @@ class Journal:
         self._box.close(timeout)
 
     @property
+    def delivered(self) -> int:
+        """Rows that were handed on so far: it grows while there is progress. Any thread."""
+        return self._box.consumed
+
+    @property
     def writing(self) -> bool:
         """Whether the writer thread is there. Any thread."""
         return self._box.alive

@@ -36,7 +36,8 @@ class Run(Protocol):
 
     scheduler: Scheduler
     growth: Growth
-    failures: dict[int, Failure]
+
+    def blame(self, element: int, failure: Failure) -> None: ...
 
     def follow_up(self, events: Sequence[m.Event]) -> None: ...
 
@@ -92,13 +93,13 @@ class Puller:
         try:
             source = combined(ingredients)
         except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
-            self._run.later(self._pulled, element, [], False, _told(raised))
+            self._run.later(self._pulled, element, [], False, raised)
         else:
             self._run.later(self._opened, element, source, count)
 
     def _pull_in_thread(self, element: int, iterator: Iterator[Any], count: int) -> None:
         items: list[Any] = []
-        error: Exception | None = None
+        error: BaseException | None = None
         more = True
         try:
             for _ in range(count):
@@ -106,10 +107,10 @@ class Puller:
         except StopIteration:
             more = False
         except BaseException as raised:  # noqa: BLE001 - user code; whatever it is, the run hears of it
-            error = _told(raised)
+            error = raised
         self._run.later(self._pulled, element, items, more, error)
 
-    def _pulled(self, element: int, items: list[Any], more: bool, error: Exception | None) -> None:
+    def _pulled(self, element: int, items: list[Any], more: bool, error: BaseException | None) -> None:
         if not self._run.scheduler.is_pulling(element):  # likewise
             return
         events: list[m.Event] = []
@@ -117,12 +118,8 @@ class Puller:
             self._run.growth.add_items(element, items)
             events.append(m.Expanded(element, len(items), more and error is None))
         if error is not None:
-            self._run.failures[element] = Failure.of(error)
+            self._run.blame(element, Failure.of(self._run.growth.told(element, error)))
             if events:
                 events = [m.Expanded(element, len(items), True)]
             events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
         self._run.follow_up(events)
-
-
-def _told(raised: BaseException) -> Exception:
-    return raised if isinstance(raised, Exception) else RuntimeError(f"{type(raised).__name__}: {raised}")

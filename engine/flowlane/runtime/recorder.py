@@ -156,6 +156,11 @@ class Recorder:
             self._journal.close(timeout)
 
     @property
+    def delivered(self) -> int:
+        """Rows that were handed on so far: it grows while there is progress. Any thread."""
+        return self._box.consumed
+
+    @property
     def writing(self) -> bool:
         """Whether one of the threads is there. Any thread."""
         return self.storing or self._journal.writing

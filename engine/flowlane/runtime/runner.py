@@ -22,7 +22,8 @@ from flowlane.core import messages as m
 from flowlane.core.elements import GRAPH, NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
-from flowlane.core.states import Reason, RunState, TaskState
+from flowlane.core.states import RULES, Reason, RunState, TaskState
+from flowlane.core.tally import tally
 from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN, TASK
@@ -93,6 +94,7 @@ _RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
 _FAILED: Final = (TaskState.FAILED, TaskState.TIMED_OUT, TaskState.CRASHED, TaskState.UNKNOWN)
+_ENDS_BADLY: Final = tuple(rule.target in _FAILED or rule.target is TaskState.RETRYING for rule in RULES)  # by code
 _NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], Report]
@@ -133,6 +135,8 @@ class Runner:
     ) -> None:
         self.program = program
         self._work = maker.work
+        self._suspects, self._is_mistake = maker.suspects, maker.is_mistake
+        self._unreported: Reports = {}  # failures of maps and workflows, until the transitions that they belong to
         self._followups: list[m.Event] = []  # answers to commands of the step under way
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
         self.abandoned = 0  # attempts that were given up and may still be running
@@ -309,13 +313,16 @@ class Runner:
         scheduler, values = self.scheduler, self._values
         recorded: Reports = {}
         keep, measured, gate = self._heard, self.measured, self._gate
-        size, work, curious = self._size, self._work, self._curious
+        size, work, curious, suspects = self._size, self._work, self._curious, self._suspects
         low = high = first = 0  # the elements of one block, which are of maps
         casts: tuple[Cast, ...] = ()
         for report in reports:
             element = (report.ref >> ATTEMPT_BITS) & _ELEMENT_MASK
             attempt = report.ref & _ATTEMPT_MASK
-            if report.kind is SUCCEEDED:
+            kind = id(type(report.value))  # pyright: ignore[reportUnknownArgumentType] - truly any
+            if report.kind is SUCCEEDED and kind in suspects and self._is_mistake(report.value):
+                events.append(self._mistaken(element, attempt, report))
+            elif report.kind is SUCCEEDED:
                 cast: Cast | None = None
                 if element >= size:
                     if not low <= element < high:
@@ -602,6 +609,15 @@ class Runner:
             passed.append(bool(test.passes(value, passed)))
         return sum([1 << bit for bit, holds in enumerate(passed) if holds])
 
+    def _mistaken(self, element: int, attempt: int, report: Report) -> m.Event:
+        """A task has returned neither a value nor work: it fails, and would do so again."""
+        value, report.kind, report.value = report.value, FAILED, None
+        report.failure = self._grafts.mistake(element, value)
+        event = self._event(report, element, attempt)
+        if isinstance(event, m.Failed):
+            event.retryable = False
+        return event
+
     def _returned_work(self, element: int, attempt: int, report: Report) -> None:
         work, report.value = report.value, None
         self._take(element, attempt, report)
@@ -626,7 +642,7 @@ class Runner:
         try:
             self.follow_up([m.Gathered(element, self._chosen(element, value))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
-            self.failures[element] = Failure.of(undecidable(self.roster.names[element], error))
+            self.blame(element, Failure.of(undecidable(self.roster.names[element], error)))
             self.follow_up([m.Gathered(element, failed=True)])
 
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
@@ -651,6 +667,8 @@ class Runner:
             if self._memory is not None:
                 self._remember(self._memory)
             if step.transitions and self._heard:
+                if self._unreported:
+                    reports = self._with_unreported(step.transitions, reports)
                 self._record(step.transitions, reports)
             if step.commands:
                 self._carry_out(step.commands)
@@ -671,6 +689,16 @@ class Runner:
             self._followups += events
         elif self.scheduler.finished is None:
             self.step(events, {})
+
+    def blame(self, element: int, failure: Failure) -> None:
+        """An element that is a map or a workflow fails, once what it has become has ended, of what no executor reports."""
+        self.failures[element] = failure
+        report = Report(0, FAILED, NEVER, monotonic_ns(), failure=failure)
+        self._unreported[element, self.scheduler.attempt(element)] = report
+
+    def _with_unreported(self, transitions: Sequence[Transition], reports: Reports) -> Reports:
+        told = {row[:2] for row in transitions if row[:2] in self._unreported and _ENDS_BADLY[row[2]]}
+        return {**reports, **{key: self._unreported.pop(key) for key in told}} if told else reports
 
     def _grow(self) -> None:
         """There are more elements."""
@@ -978,7 +1006,8 @@ class Runner:
                 if self.scheduler.state(element) in _FAILED:
                     error = f"{self.roster.names[element]}: {failure.type}: {failure.message}"
                     break
-        counts = {str(state): count for state, count in self.scheduler.counts().items()}
+        told = tally(self.scheduler.states(), self.scheduler.containers(), self.failures)
+        counts = {str(state): count for state, count in told.items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
 
 

@@ -42,6 +42,7 @@ from flowlane.runtime.ports import (
 )
 from flowlane_plugins.executors import kept, outpost, transport
 from flowlane_plugins.executors.clocks import Clocks
+from flowlane_plugins.executors.pickling import may_be_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -273,9 +274,12 @@ class ClusterExecutor:
                 report.value = self.reference(flight, nbytes)
             else:
                 stream, files = small
-                report.value = kept.Carried(
+                report.value = carried = kept.Carried(
                     self, flight.task, kept.Kept(flight.name, stream, (), tuple([(name, path) for name, path in files]))
                 )
+                if may_be_work(stream):
+                    with contextlib.suppress(Exception):  # user code runs while it loads; whoever fetches it is told
+                        report.value = carried.fetch()
         else:
             report.failure = transport.decode_failure(payload)
             if flight.asked and report.failure.type == "KeyboardInterrupt":  # how a task hears that it is to stop

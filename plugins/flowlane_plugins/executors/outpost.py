@@ -25,6 +25,7 @@ from flowlane.loader import load_for, marked
 from flowlane.runtime.context import bind
 from flowlane_plugins.executors import kept, transport
 from flowlane_plugins.executors.clocks import machine
+from flowlane_plugins.executors.pickling import may_be_work
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -129,7 +130,10 @@ def perform(
             failure = _failure(error.with_traceback(None))
             return _record(ref, RAISED, started, worker, ended, used, failure=failure), None
         pickling = started - began + monotonic_ns() - ended
-        if result.nbytes > kept.CARRIED_MAX or result.buffers:
+        carried = result.nbytes <= kept.CARRIED_MAX or may_be_work(
+            result.stream
+        )  # the engine has to see what work it is
+        if result.buffers or not carried:
             return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling), result
         small = (bytes(result.stream), result.files)
         return _record(ref, RETURNED, started, worker, ended, used, result.nbytes, pickling, small=small), None

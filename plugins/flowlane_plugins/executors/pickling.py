@@ -30,6 +30,7 @@ __all__ = [
     "by_value",
     "explosion",
     "frames",
+    "may_be_work",
     "pickled",
     "pickled_apart",
     "refusal",
@@ -38,6 +39,8 @@ __all__ = [
     "written",
 ]
 
+_WORK: Final = b"flowlane.declare."  # where calls, tasks and workflows are defined
+_HEAD: Final = 4096  # bytes in which a pickle of one names that
 INLINE_MAX: Final = 1 << 16  # bytes of a message that travels as it is
 _MAIN: Final = b"__main__"
 _CACHED: Final[Any] = type(functools.lru_cache(lambda: None))
@@ -128,6 +131,15 @@ def frames(pieces: Sequence[Bytes]) -> Sequence[Bytes]:
     if len(pieces) == 1:
         return pieces
     return [piece for piece in pieces if len(piece) <= _FRAME_MAX]
+
+
+def may_be_work(stream: Bytes) -> bool:
+    """Whether a pickled result may be more work, which the engine has to look into: every kind of work names its module early.
+
+    True as well for the few values that happen to hold that name.
+    """
+    head = stream if isinstance(stream, bytes) else bytes(memoryview(stream)[:_HEAD])
+    return head.find(_WORK, 0, _HEAD) >= 0
 
 
 def unpickled(payload: Bytes, subject: Callable[[list[str]], str], buffers: Sequence[memoryview] = ()) -> Any:

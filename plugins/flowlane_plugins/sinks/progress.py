@@ -98,7 +98,7 @@ class _Terminal:
 class _Figures:
     """What the view knows of one run."""
 
-    __slots__ = ("busy", "done", "failed", "retrying", "run", "running")
+    __slots__ = ("busy", "done", "failed", "kinds", "retrying", "run", "running")
 
     def __init__(self, run: RunInfo) -> None:
         self.run = run
@@ -107,6 +107,15 @@ class _Figures:
         self.retrying = 0
         self.running: dict[int, tuple[int, int]] = {}  # task → (start, attempt), oldest first
         self.busy: Counter[str] = Counter(dict.fromkeys(run.executors, 0))
+        self.kinds: Counter[str] = (
+            Counter()
+        )  # of the tasks that there are so far; each is counted once, not in each frame
+
+    def count(self) -> Counter[str]:
+        """Kind → tasks, those that have come into being since included."""
+        known, kinds = self.kinds.total(), self.run.kinds
+        self.kinds.update([kinds[element] for element in range(known, len(kinds))])
+        return self.kinds
 
     def follow(self, chunk: Chunk) -> None:
         executors, running, busy = self.run.executors, self.running, self.busy
@@ -261,10 +270,11 @@ class ProgressSink:
 
     def _draw_run(self, view: Text, figures: _Figures, now: int) -> None:
         run = figures.run
-        total, done = len(run.names), figures.done
+        kinds = figures.count()
+        total, done = kinds.total(), figures.done
         spent = max(0, now - run.mono_ns) / 1e9
         done_glyph, left_glyph, mark, dot, _ = self._glyphs
-        view.append(heading(run, dot), "bold")
+        view.append(heading(run, dot, kinds), "bold")
         filled = _BAR_WIDTH * done // total if total else _BAR_WIDTH
         view.append(f"\n  {done}/{total} ")
         view.append(done_glyph * filled, "red" if figures.failed else "green")

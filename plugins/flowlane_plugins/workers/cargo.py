@@ -174,7 +174,10 @@ def _same(ref: ChunkRef) -> ChunkRef:
 
 
 def take(payload: Payload, chunks: tuple[Chunk, ...], name: str, home: object) -> Any:
-    """In the engine: the result of the task `name` where it is tiny and plain, otherwise a `Parcel`. `chunks` are its leases."""
+    """In the engine: the result of the task `name` where it is tiny and plain, or may be more work, otherwise a `Parcel`.
+
+    `chunks` are its leases.
+    """
     if payload == _NONE:
         return None
     if isinstance(payload, bytes) and len(payload) <= _TINY and _BY_CLASS not in payload:
@@ -182,4 +185,17 @@ def take(payload: Payload, chunks: tuple[Chunk, ...], name: str, home: object) -
             return loads(payload)  # noqa: S301 - made by us, and plain
         except Exception:  # noqa: BLE001, S110 - not by anything that pickles today; whoever fetches it is told
             pass
-    return Parcel(home, name, payload, chunks)
+    parcel = Parcel(home, name, payload, chunks)
+    try:
+        return parcel.fetch() if _may_be_work(payload, chunks) else parcel
+    except Exception:  # noqa: BLE001 - user code runs while it loads; whoever fetches it is told
+        return parcel
+
+
+def _may_be_work(payload: Payload, chunks: tuple[Chunk, ...]) -> bool:
+    if isinstance(payload, bytes):
+        return pickling.may_be_work(payload)
+    if isinstance(payload[0], bytes):
+        return pickling.may_be_work(payload[0])
+    stream, _ = opened(payload, "a result", chunks[0] if chunks else None, load=False)
+    return pickling.may_be_work(stream)

@@ -76,7 +76,7 @@ def test_text_folds_maps_and_tells_what_decides() -> None:
     assert line_of("tell") == "tell io threads (if merge is true; may fail)"
     assert line_of("tell#2") == "tell#2 io threads (if merge is false; may fail)"
     assert line_of("xy") == "xy io threads (if tell is 'x' or 'y'; may fail)"
-    assert line_of("sub") == "sub io threads ← merge[*] (a workflow)"
+    assert line_of("sub") == "sub - - ← merge[*] (a workflow)"
     assert line_of("stop") == "stop io threads ← merge[*], sub (tears down 1 task; may fail)"
     assert line_of("last") == "last io threads ← tell, tell#2 (joins 1; cancels the rest; may fail)"
     assert "3 maps" in describe(compiled())

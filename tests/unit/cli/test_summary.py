@@ -28,6 +28,7 @@ def task(name: str, state: TaskState, **more: Any) -> TaskResult:
         "attempts": 1,
         "waited": 0.0,
         "duration": 1.9,
+        "worker": "pid 1",
         "failure": None,
         **more,
     }
@@ -144,7 +145,7 @@ def test_a_failure_is_last_with_its_lines_its_worker_and_what_it_stopped() -> No
     assert "in inner" in lines[3]
     assert lines[3].rstrip().endswith("raise ValueError(message)")
     assert lines[4:] == [
-        "  ran on   processes, 1.9 s",
+        "  ran on   processes, pid 1, 1.9 s",
         "  stopped  total, report",
         "  events   .flow/runs/7f/events.jsonl",
     ]
@@ -224,7 +225,7 @@ def test_an_error_of_ours_is_a_sentence_with_its_place_and_its_hint() -> None:
         "a  TransportError: module 'shop' does not load",
         "  shop.py:3",
         "  note     hint: put the call elsewhere",
-        "  ran on   processes, 1.9 s",
+        "  ran on   processes, pid 1, 1.9 s",
     ]
 
 

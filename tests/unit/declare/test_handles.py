@@ -277,7 +277,11 @@ def test_nothing_else_is_searched_but_near_misses_are_told() -> None:
     for wrong in (collections.defaultdict(int, x=a), collections.OrderedDict(x=a), MyList([a]), [MyList([a])]):
         with pytest.raises(HandleError, match="that holds the result of a task"):
             wf.add(anything.bind(wrong))
-    wf.add(anything.bind(Box(a)))
+    with pytest.raises(
+        HandleError, match=r"is given a Box that holds the result of task 'fetch' \(its attribute 'value'\)"
+    ):
+        wf.add(anything.bind(Box(a)))
+    wf.add(anything.bind(Box(Box(a))))  # one level is looked at
     assert wf.inputs[-1] == ()
 
 

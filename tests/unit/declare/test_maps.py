@@ -74,7 +74,8 @@ def test_a_map_over_a_list() -> None:
     assert program.names == ("fetch",)
     assert type(program.arguments[0].args[0]) is Item
     assert program.arguments[0].kwargs == {"timeout": 3}
-    assert program.maps == {0: MapCall((urls,))}
+    assert program.maps == {0: MapCall((urls,), "each", False, False, "fetch.map(...)", program.maps[0].where, (1, 1))}
+    assert program.maps[0].where is not None and HERE in program.maps[0].where
     assert program.maps[0].sources[0] is urls
     assert program.plan.maps == {0: MapSpec()}
     assert shown(program.result) == "@0"

@@ -113,6 +113,16 @@ def test_no_control_character_and_one_line_an_event(kit: Any, data: st.DataObjec
     assert sink.take_faults() == []
 
 
+@CALM
+@given(data=st.data(), color=st.booleans())
+def test_lines_made_without_events_are_those_of_the_events(kit: Any, data: st.DataObject, color: bool) -> None:
+    story = data.draw(kit.stories())
+    sink = ConsoleSink(io.StringIO(), color=color)
+    for chunk in story.chunks():
+        if chunk.transitions:
+            assert sink._quickly(chunk) == [sink._line(event, story.run.mono_ns) for event in chunk.events()]
+
+
 def test_color_is_asked_for(kit: Any) -> None:
     stream = io.StringIO()
     play(ConsoleSink(stream, color=True), failing(kit))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -173,6 +174,27 @@ def test_a_thousand_running_tasks_cost_a_few_lines(kit: Any) -> None:
     assert len(stream.screen.text) == 6
     assert stream.screen.text[-1].endswith("+996 more running")
     assert max(map(len, stream.screen.text)) <= 120
+    sink.close(run, DONE)
+
+
+def test_frames_do_not_count_all_tasks_again(kit: Any) -> None:
+    class Asked(list[str]):
+        count = 0
+
+        def __getitem__(self, index: Any) -> Any:
+            Asked.count += 1
+            return super().__getitem__(index)
+
+    run = kit.info([f"t{n}" for n in range(1000)])
+    kinds = Asked(run.kinds)
+    sink = ProgressSink(Tty(), clock=lambda: kit.MONO)
+    sink.open(dataclasses.replace(run, kinds=kinds))
+    for _ in range(5):
+        draw(sink)
+    assert Asked.count == 1000
+    kinds.append("cpu")  # one more has come into being
+    draw(sink)
+    assert Asked.count == 1001
     sink.close(run, DONE)
 
 
