@@ -372,8 +372,13 @@ class Ends(Failing, ABC):
             scope.upstream_failed += 1
         elif element not in self._may_fail:
             scope.failed += 1
-        if self._lingering and not scope.open:
-            self._last_has_ended(scope.container)
+        if not scope.open:
+            if (
+                scope.parted and scope.container not in self._running_out
+            ):  # it had ended before the last that it had become
+                self._parted.append(scope.container)
+            if self._lingering:
+                self._last_has_ended(scope.container)
 
     def _part_with(self, container: int) -> None:
         """The value of a container is made, or never will be: its elements' own are not needed for it any more."""

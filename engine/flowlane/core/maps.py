@@ -236,6 +236,7 @@ class Maps(Trees):
             if not tree.concluded and not tree.open and self._state[tree.container] == EXPANDED:
                 tree.concluded = True
                 self._settle(tree.container, CANCELLED, self._stopping or stage.reason or Reason.CANCEL_REQUESTED)
+                self._part_with(tree.container)
 
     def _number_block(self, chain: Chain) -> None:
         """Give the next indices their elements."""
@@ -392,6 +393,7 @@ class Maps(Trees):
             if chain.failed:  # but there is nothing that it could merge
                 self._trees[container].concluded = True
                 self._end_container(container, FAILED, Reason.RAISED)
+                self._part_with(container)
             return
         if enough:
             if stage.runs_out:
@@ -431,4 +433,5 @@ class Maps(Trees):
             if each is not stage and not each.concluded:
                 each.concluded = True
                 self._settle(each.container, CANCELLED, Reason.NOT_NEEDED)
+                self._part_with(each.container)
         self._dirty[chain] = None
