@@ -6,6 +6,7 @@ to a worker) is far more than its work. A batch pays that once. The price is tha
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
@@ -53,7 +54,8 @@ class Batch:
                 hint="return a value that says so, or leave batch= out",
             ) from error
         except BaseException as error:
-            error.add_note(f"raised for item {len(found)} of a batch of {len(items)}")
+            with suppress(Exception):  # a frozen dataclass, say, takes no notes; then it goes without one
+                error.add_note(f"raised for item {len(found)} of a batch of {len(items)}")
             raise
         return found
 

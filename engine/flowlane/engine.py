@@ -11,6 +11,7 @@ a signal handler, configures logging or prints. A host hears of runs through sin
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
 import os
 import threading
@@ -104,8 +105,7 @@ class Engine:
     slots      executor name → how many jobs at a time; an Adaptive for one that waits, and measures no appetite of its own
     sinks      who hears every transition (docs/events.md)
     options    executor name → keywords for its constructor
-    grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes``
-    has that
+    grace      seconds that a task told to stop has before it is given up; one whose timeout has passed on ``processes`` has that
                executor's own: options={"processes": {"grace": 2.0}}
     limits     Limits that tasks may name, see `Limit`; they win over those that tasks bring along
     store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
@@ -489,7 +489,8 @@ class Engine:
         context = contextvars.copy_context()
         self._running.add(run)
         try:
-            if not self.call(self._launch, run, program, context, beginning):
+            launch = self._launch if self.on_loop() else self._launch_for_another
+            if not self.call(launch, run, program, context, beginning):
                 raise _closed()
         except BaseException:
             self._running.discard(run)
@@ -522,6 +523,7 @@ class Engine:
             )
         except BaseException as error:
             self._running.discard(run)
+            self._keys.pop(run.id, None)
             if self._archive is not None:
                 self._archive.give_up(run)
             run.future.set_exception(error)
@@ -541,6 +543,13 @@ class Engine:
             opening = self._loop.create_task(self._open(runner, lanes))
             self._openings.add(opening)
             opening.add_done_callback(self._openings.discard)
+
+    def _launch_for_another(
+        self, run: LiveRun, program: Program, context: contextvars.Context, beginning: Beginning
+    ) -> None:
+        """`_launch` for another thread, to which the run's future tells what was wrong; the loop need not hear of it as well."""
+        with contextlib.suppress(Exception):
+            self._launch(run, program, context, beginning)
 
     async def _open(self, runner: Runner, lanes: Sequence[str]) -> None:
         try:
@@ -581,6 +590,7 @@ class Engine:
             if record.late:
                 notes.append(f"{record.late} late reports were ignored")
             run.outcome = told
+            self._running.discard(run)  # before anybody hears of the end
             try:
                 value = runner.value() if record.state is RunState.SUCCEEDED else None
             except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
@@ -589,7 +599,6 @@ class Engine:
                 run.future.set_result(RunResult(record, value, [*_notes(record), *notes]))
             runner.forget()
             run.runner = None
-            self._running.discard(run)
             run.wake_readers()
 
         if delivered.done():

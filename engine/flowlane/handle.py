@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import threading
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -158,8 +159,13 @@ class RunHandle(Generic[R]):
 
         Each of `names` is a task's ("fetch", "fetch[7]"; a map's is all its elements), or a pattern in which ``*`` stands for
         any text and ``?`` for a character ("sub/*"). What depends on them ends as after a failure; the run goes on, and does
-        not fail by it. Returns at once; no effect on what has ended. Raises UnknownName for a name that nothing has.
+        not fail by it. Returns at once, but for a run that has only just been started, which another thread waits for to get to
+        the engine's loop; no effect on what has ended. Raises UnknownName for a name that nothing has.
         """
+        if self._run.runner is None and not self._future.done() and not self._on_loop():
+            begun = threading.Event()
+            while self._call(begun.set) and not begun.wait(1.0):  # False when the loop is closed
+                pass
         runner = self._run.runner
         if runner is None:
             return

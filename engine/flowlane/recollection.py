@@ -148,9 +148,17 @@ class Earlier:
 
     def then(self, sites: Sequence[Site], maybe: bool) -> Then:
         """What `flowlane.kept` wants to know of a task; `maybe` tells whether it is a map or a workflow now."""
-        row = sites[0].row
-        container = maybe or became_others(row) or sites[0].session.census.is_container(sites[0].element)
-        return Then(row, container, self.work_at(sites) is not None)
+        return Then(sites[0].row, maybe or self.became_others(sites), self.work_at(sites) is not None)
+
+    @staticmethod
+    def became_others(sites: Sequence[Site]) -> bool:
+        """Whether a task had become others: in the latest session that came to it."""
+        for site in sites:
+            if became_others(site.row) or site.session.census.is_container(site.element):
+                return True
+            if site.row.started or STATES[site.row.state] in DONE:
+                return False
+        return False
 
     def work_at(self, sites: Iterable[Site]) -> tuple[Session, int] | None:
         """Where the work is stored that a task had returned: a session, and the first task of what it has become."""
@@ -274,7 +282,7 @@ class Recollection:
             return (
                 self._unknown(element, "it has succeeded, and would run a second time") if once and state in DONE else 0
             )
-        container = became_others(row) or site.session.census.is_container(site.element)
+        container = self._earlier.became_others(found)
         if said_skip(row):
             self._adopt(element, site)
             return SKIPPED

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,3 +318,22 @@ def test_a_fingerprint_sees_through_a_batch() -> None:
     assert taken[0] != taken[1]
     assert taken[0] == fingerprint(Batch(one, 0)).digest
     assert taken[0] != fingerprint(one).digest
+
+
+@dataclass(frozen=True)
+class Frozen(Exception):
+    x: int
+
+
+@task.io
+def freezes(x: int) -> int:
+    raise Frozen(x)
+
+
+def test_an_error_that_takes_no_notes_is_told_as_it_is() -> None:
+    @workflow
+    def w() -> Any:
+        return freezes.options(batch=2).map([1, 2, 3])
+
+    failures = run(w.bind(), check=False).failures
+    assert [failure.type.rpartition(".")[2] for failure in failures.values()] == ["Frozen", "Frozen"]

@@ -12,7 +12,19 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import Call, Engine, Skip, UnknownName, WorkflowChanged, current_task, task, teardown, when, workflow
+from flowlane import (
+    Call,
+    Engine,
+    Skip,
+    UnknownName,
+    WorkflowChanged,
+    current_task,
+    product,
+    task,
+    teardown,
+    when,
+    workflow,
+)
 from flowlane.census import Census
 from flowlane.core.states import STATES
 from flowlane.description import Description
@@ -336,6 +348,55 @@ async def test_what_returned_more_work_need_not_say_it_again(store: Store, here:
         spoil(here)
         assert (await go(engine, growing)).value == [11, 11]
         assert began(here) == {"last": 1}
+
+
+@pytest.mark.parametrize("begun", [False, True], ids=["before it has begun", "when it has just begun"])
+async def test_a_run_that_is_drained_as_it_goes_on_forgets_no_work(store: Store, here: Path, begun: bool) -> None:
+    """more ─▶ more/more ─▶ more/more/more ─▶ inner: fetch ─▶ parse ✗ ─▶ add"""
+    async with Engine(store=store) as engine:
+        spoil(here, "parse-4")
+        await engine.start(growing).wait()
+        began(here)
+        spoil(here)
+        if begun:  # its executors are open; what its tasks had returned becomes tasks in the next turns of the loop
+            handle = engine.resume("last", growing)
+            handle.drain()
+            assert (await handle.wait()).state == "interrupted"
+    async with Engine(store=store) as engine:
+        if not begun:
+            handle = engine.resume("last", growing)
+            handle.drain()
+            assert (await handle.wait()).state == "interrupted"
+        assert began(here) == {}
+        assert (await go(engine, growing)).value == [11, 11]
+        assert began(here) == {"parse-4": 2, "add-5+6": 2, "last": 1}
+
+
+@task.io
+async def these(n: int) -> list[int]:
+    return list(range(n))
+
+
+@task.io
+async def either(x: int, _: int) -> int:
+    note(f"either-{x}")
+    return x
+
+
+@workflow
+def one_by_one(n: int) -> Any:
+    return either.options(in_flight=1).starmap(product(these(n), [0]))
+
+
+async def test_as_many_elements_as_there_are_may_be_recalled_one_by_one(here: Path) -> None:
+    """More than Python's stack is deep: each of them asks for the next item."""
+    async with Engine(store=MemoryStore()) as engine:
+        spoil(here, "either-999")
+        await engine.start(one_by_one, 1000).wait()
+        began(here)
+        spoil(here)
+        assert (await go(engine, one_by_one)).value == list(range(1000))
+        assert began(here) == {"either-999": 1}
 
 
 @task.io

@@ -20,12 +20,15 @@ from flowlane import (
     ArgumentError,
     Engine,
     EngineClosed,
+    Limit,
     ParameterError,
     RunExists,
     RunFailed,
     RunLocked,
     RunState,
+    SettingsError,
     StoreError,
+    UnknownName,
     UnknownRun,
     UsageError,
     arun,
@@ -362,3 +365,53 @@ async def test_a_key_keeps_nothing_of_its_run() -> None:
         while gone() is not None:
             gc.collect()
             await asyncio.sleep(0)
+
+
+async def test_a_run_that_has_ended_is_not_among_the_runs() -> None:
+    listed: list[bool] = []
+    async with Engine() as engine:
+        handle = engine.start(doubled, 1)
+        handle._run.future.add_done_callback(lambda _: listed.append(handle.id in engine.runs))
+        await handle
+    assert listed == [False]
+
+
+def test_tasks_of_a_run_that_was_started_just_now_can_be_cancelled() -> None:
+    with Engine() as engine:
+        for _ in range(20):
+            handle = engine.start(endless)
+            with pytest.raises(UnknownName):
+                handle.cancel_tasks("endless")
+            handle.cancel_tasks("forever")
+            assert handle._run.future.result(20).state == "succeeded"
+
+
+@task.io(limits=[Limit("door", 1)])
+def by_one() -> int:
+    return 1
+
+
+@task.io(limits=[Limit("door", 2)])
+def by_two() -> int:
+    return 2
+
+
+@workflow
+def ones() -> int:
+    return by_one()
+
+
+@workflow
+def twos() -> int:
+    return by_two()
+
+
+def test_a_run_that_could_not_begin_leaves_its_key_and_nothing_else() -> None:
+    told: list[dict[str, Any]] = []
+    with Engine() as engine:
+        engine.call(lambda: asyncio.get_running_loop().set_exception_handler(lambda _, context: told.append(context)))
+        assert engine.start(ones).result(20).value == 1
+        for _ in range(2):  # not RunExists: there is no run of that key
+            with pytest.raises(SettingsError, match="limit 'door' is 1 at a time"):
+                engine.start(twos.bind(), key="k").result(20)
+        assert (engine.runs, engine._dispatcher._runs, told) == ({}, {}, [])

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import os
+import random
+import sys
 import threading
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -262,3 +264,43 @@ async def test_cancelling_the_outer_run_ends_the_inner_one_and_its_workers(outer
             await asyncio.sleep(0.01)
         handle.cancel()
         assert (await handle.wait()).state is RunState.CANCELLED
+
+
+def test_names_may_be_asked_for_by_several_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """inner.map: more workflows than names of such are kept at a time."""
+    monkeypatch.setattr("flowlane.runtime.roster._OWNERS_KEPT", 4)
+
+    @workflow
+    def inner(n: int) -> Any:
+        return number(number(n))
+
+    @workflow
+    def outer() -> Any:
+        return inner.map(range(50))
+
+    names = run(outer)._record.names
+    expected = {names[element]: element for element in range(len(names))}
+    assert len(expected) == len(names) == 1 + 3 * 50
+    wrong: list[object] = []
+
+    def ask(seed: int) -> None:
+        draw = random.Random(seed)
+        try:
+            for _ in range(2_000):
+                element = draw.randrange(len(names))
+                if expected[names[element]] != element:
+                    wrong.append(element)
+        except KeyError as error:
+            wrong.append(error)
+
+    switch = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=ask, args=(seed,)) for seed in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(switch)
+    assert wrong == []

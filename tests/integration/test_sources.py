@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
+import gc
 import threading
+import weakref
+from collections import deque
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import product, run, task, workflow, zipped
+from flowlane import Engine, product, run, task, workflow, zipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,3 +91,128 @@ def test_what_such_code_raises_fails_the_map(way: str) -> None:
     assert (str(result.state), str(end.state)) == ("failed", "failed")
     assert end.failure is not None
     assert end.failure.message == "no more"
+
+
+class Slow:
+    """An iterable that takes its time to begin."""
+
+    def __init__(self) -> None:
+        self.asked, self.may_begin = threading.Event(), threading.Event()
+        self.began = False
+
+    def __iter__(self) -> Iterator[int]:
+        self.asked.set()
+        assert self.may_begin.wait(30)
+        return self._items()
+
+    def _items(self) -> Iterator[int]:
+        self.began = True
+        yield 1
+
+
+async def test_a_source_that_comes_when_its_map_was_stopped_is_not_looked_at() -> None:
+    """inner: one.map(slow)   stopped while a thread asks `slow` for an iterator
+    other                     goes on meanwhile"""
+    slow, end = Slow(), asyncio.Event()
+
+    @workflow(retry_budget=0)  # so that it is a task of its own
+    def inner() -> Any:
+        return one.map(slow)
+
+    @task.io
+    async def other() -> None:
+        await end.wait()
+
+    @workflow
+    def w() -> Any:
+        return [inner(), other()]
+
+    wrong: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: wrong.append(context))
+    async with Engine() as engine:
+        handle = engine.start(w)
+        await asyncio.to_thread(slow.asked.wait, 30)
+        handle.cancel_tasks("inner")
+        slow.may_begin.set()
+        for thread in threading.enumerate():
+            if thread.name == "flowlane-source":
+                await asyncio.to_thread(thread.join, 30)
+        await asyncio.sleep(0)
+        end.set()
+        result = await handle.wait()
+    assert {name: str(each.state) for name, each in result.tasks.items()} == {
+        "inner": "cancelled",
+        "other": "succeeded",
+        "inner/one": "cancelled",
+    }
+    assert (wrong, slow.began) == ([], False)
+
+
+@pytest.mark.parametrize("way", ["all of it", "one is enough", "one of those that go on is enough"])
+def test_what_a_map_went_over_is_let_go_when_it_has_ended(way: str) -> None:
+    """things ─▶ use.map ─▶ (go_on.map ─▶) look   the others of a map that had enough are told to stop, and do"""
+
+    class Thing:
+        pass
+
+    seen: list[weakref.ref[Thing]] = []
+
+    def thing() -> Thing:
+        made = Thing()
+        seen.append(weakref.ref(made))
+        return made
+
+    @task.io
+    async def things() -> list[Thing]:
+        return [thing(), thing()]
+
+    @task.io
+    async def beside() -> Thing:
+        return thing()
+
+    first = iter([True])
+
+    @task.io
+    async def use(item: Thing, other: Thing) -> int:
+        if way != "all of it" and not next(first, False):
+            await asyncio.Event().wait()
+        return 1
+
+    @task.io
+    async def go_on(one: int) -> int:
+        return one
+
+    @task.io
+    async def look(ones: list[int]) -> list[bool]:
+        for _ in range(10):  # turns of the loop, for those that were told to stop
+            await asyncio.sleep(0)
+        gc.collect()
+        return [ref() is not None for ref in seen]
+
+    @workflow
+    def w() -> Any:
+        if way == "one is enough":
+            return look(use.options(enough=1).map(things(), beside()))
+        used = use.map(things(), beside())
+        return look(used if way == "all of it" else go_on.options(enough=1).map(used))
+
+    assert run(w).value == [False, False, False]
+
+
+@task.io
+async def queue() -> deque[int]:
+    return deque([1, 2, 3])
+
+
+@task.io
+def sync_one(a: int) -> int:
+    return a
+
+
+def test_batches_are_had_of_sequences_that_have_no_slices() -> None:
+    @workflow
+    def w() -> Any:
+        return sync_one.options(batch=2).map(queue())
+
+    assert run(w).value == [1, 2, 3]

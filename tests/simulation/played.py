@@ -15,6 +15,7 @@ from flowlane.core.elements import CHAIN, GRAPH
 from flowlane.core.lanes import Lane
 from flowlane.core.limits import Limit
 from flowlane.core.messages import NEVER
+from flowlane.core.outcomes import ENDED
 from flowlane.core.plan import Guard, MapSpec, Plan, Policy, Requirement
 from flowlane.core.rules import AT_LEAST, TriggerRule
 from flowlane.core.scheduler import Scheduler
@@ -261,6 +262,7 @@ class Play:
         self.urgent: list[Event] = []  # before a map that is made of what is gone may end
         self.made: set[int] = set()
         self.bereft: dict[int, int] = {}  # attempts that could not begin
+        self.let_go: set[int] = set()  # containers that nothing more is to be looked up for
         self.at = 0
         self.step([m.RunStarted()])
         steps = 0
@@ -276,6 +278,11 @@ class Play:
             self.step(batch)
             assert steps < 100_000
         assert not self.out
+        for element, name in enumerate(self.names):
+            became = self.scheduler.graphs_of(element) or (
+                self.scheduler.is_map(element) and self.scheduler.attempt(element)
+            )
+            assert not became or element in self.let_go, f"what {name} was made of is kept"
         return self
 
     def step(self, events: list[Event]) -> None:
@@ -303,9 +310,14 @@ class Play:
                     self.values[element] = self.gather(element)
                     if asked:
                         self.news.append(m.Gathered(element, self.chosen(element)))
-                case m.Release(elements):
+                case m.Release(elements, containers):
                     for element in elements:
                         self.values.pop(element, None)
+                    for container in containers:
+                        states = self.scheduler.states()
+                        left = [self.names[e] for e in self.scheduler.elements_of(container) if states[e] not in ENDED]
+                        assert not left, f"what {self.names[container]} was made of is gone, and it still has {left}"
+                    self.let_go.update(containers)
                 case m.SetTimer(at):
                     self.news.append(m.TimerFired())
                     self.at = max(self.at, at)

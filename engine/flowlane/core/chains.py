@@ -126,6 +126,7 @@ class Chain:
     more       whether there may be others: the source is not exhausted
     pulling    an answer to a Pull is awaited
     begun      the first stage has begun
+    ended      all of its maps have ended, and the reductions that merge their elements
     fleeting   an item is there for one success only: it comes from an iterator
     failed     the source raised
     sized      some of its items are known, or none will come: kept where somebody must know
@@ -136,6 +137,7 @@ class Chain:
         "begun",
         "block",
         "cut",
+        "ended",
         "failed",
         "fleeting",
         "known",
@@ -153,7 +155,7 @@ class Chain:
         self.window = spec.window or WINDOW
         self.under_way = self.known = self.numbered = self.admitted = self.block = 0
         self.more = True
-        self.pulling = self.begun = self.failed = self.cut = self.sized = self.fleeting = False
+        self.pulling = self.begun = self.failed = self.cut = self.sized = self.fleeting = self.ended = False
 
     def add(self, container: int, spec: MapSpec, over: tuple[int, ...]) -> Stage:
         """A further stage, which takes from those at the positions `over`."""

@@ -88,7 +88,7 @@ class Ends(Failing, ABC):
 
     @abstractmethod
     def _leave(self, container: int) -> None:
-        """A map or a reduction has ended, or the rest of one that had."""
+        """A map or a reduction has ended, or what was left of one that had."""
 
     @abstractmethod
     def _become(self, element: int) -> None:
@@ -381,8 +381,11 @@ class Ends(Failing, ABC):
             scope.upstream_failed += 1
         elif element not in self._may_fail:
             scope.failed += 1
-        if self._lingering and not scope.open:
-            self._last_has_ended(scope.container)
+        if not scope.open:
+            if self._state[scope.container] in ENDED:  # before the last that it had become
+                self._leave(scope.container)
+            if self._lingering:
+                self._last_has_ended(scope.container)
 
     def _part_with(self, container: int) -> None:
         """The value of a container is made, or never will be: its elements' own are not needed for it any more."""

@@ -236,6 +236,11 @@ class Graphs(Maps):
         self.launched_ns[element] = self._at
         self._step.commands.append(m.Graft(element))
 
+    def may_become(self, element: int, attempt: int) -> bool:
+        """Whether a Grafted would be followed: the attempt is out, and neither it nor the run was told to stop."""
+        stopping = self._stopping is not None and not self._is_spared(element)
+        return self.awaits(element, attempt) and self.asked(element) is None and not stopping
+
     def _grafted(self, event: m.Grafted) -> None:
         element = event.element
         if not self._current(event):

@@ -237,6 +237,7 @@ class Maps(Trees):
             if not tree.concluded and not tree.open and self._state[tree.container] == EXPANDED:
                 tree.concluded = True
                 self._settle(tree.container, CANCELLED, self._stopping or stage.reason or Reason.CANCEL_REQUESTED)
+                self._part_with(tree.container)
 
     def _number_block(self, chain: Chain) -> None:
         """Give the next indices their elements."""
@@ -315,7 +316,7 @@ class Maps(Trees):
             self._leave(stage.container)
 
     def _leave(self, container: int) -> None:
-        """A map or a reduction has ended, or the rest of one that had.
+        """A map or a reduction has ended, or what was left of one that had.
 
         Until all of its chain have, they keep what their elements are made of: one that has ended may have to run again for
         another that goes on with it.
@@ -323,13 +324,14 @@ class Maps(Trees):
         found = self._stages.get(container)
         chain = found[0] if found is not None else self._trees[container].chain
         containers = chain.containers
-        if any(self._state[each] not in ENDED or each in self._running_out for each in containers):
-            return
-        for each in containers:
-            self._read(each)
-            scope = self._scope(each)
-            if scope is not None and not scope.open:
-                self._parted.append(each)
+        if not chain.ended:
+            if any(self._state[each] not in ENDED or each in self._running_out for each in containers):
+                return
+            chain.ended = True
+            for each in containers:
+                self._read(each)
+        if not any(stage.open or any(tree.open for tree in stage.trees) for stage in chain.stages):
+            self._parted += containers
 
     def _land(self, event: Succeeded) -> bool:
         """The success of a linked attempt that is out: of an element of a map, as a rule.
@@ -410,6 +412,7 @@ class Maps(Trees):
             if chain.failed:  # but there is nothing that it could merge
                 self._trees[container].concluded = True
                 self._end_container(container, FAILED, Reason.RAISED)
+                self._part_with(container)
             return
         if enough:
             if stage.runs_out:
@@ -449,4 +452,5 @@ class Maps(Trees):
             if each is not stage and not each.concluded:
                 each.concluded = True
                 self._settle(each.container, CANCELLED, Reason.NOT_NEEDED)
+                self._part_with(each.container)
         self._dirty[chain] = None

@@ -6,6 +6,7 @@ follows from an end), `Stopping`, `Trees`, `Maps`, `Graphs`. Each knows those be
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from typing import TYPE_CHECKING
 
 from flowlane.core.elements import CHAIN, GRAPH, NOBODY, Block, Elements, Place
@@ -188,11 +189,14 @@ class Standing:
     def element_at(self, container: int, index: int) -> int:
         """Element `index` of a map. Raises LookupError where there is none."""
         chain, stage = self._stages[container]
-        for number in stage.blocks:
-            block = self._elements.blocks[number]
-            if block.first <= index < block.first + len(block.left):
-                return block.start + (index - block.first) * len(chain.stages) + stage.position
-        raise LookupError(index)
+        blocks = self._elements.blocks
+        before = bisect_right(stage.blocks, index, key=lambda number: blocks[number].first)
+        if index < 0 or not before:
+            raise LookupError(index)
+        block = blocks[stage.blocks[before - 1]]
+        if index >= block.first + len(block.left):
+            raise LookupError(index)
+        return block.start + (index - block.first) * len(chain.stages) + stage.position
 
     def merge_at(self, container: int, level: int, number: int) -> int:
         """A merge of a reduction by tree. Raises LookupError where there is none."""
@@ -247,6 +251,11 @@ class Standing:
     def inputs(self, element: int) -> Sequence[int]:
         """The elements whose values it reads; of an element of a map only those that it merges."""
         return self._inputs[element]
+
+    def is_pulling(self, container: int) -> bool:
+        """Whether a Pull of a map awaits its answer still: nothing has cut the map short meanwhile."""
+        found = self._stages.get(container)
+        return found is not None and found[0].pulling and found[0].more
 
     def is_graft(self, element: int) -> bool:
         """Whether it becomes a graph when its turn comes, without running before."""

@@ -135,7 +135,6 @@ class Trees(Stopping):
         elif outcome == OK:
             tree.root = element
             self._succeed_container(container, Reason.ELEMENTS_DONE)
-            self._part_with(container)
         elif tree.failed:
             self._settle(container, FAILED, Reason.ELEMENTS_FAILED)
         elif outcome == SKIP:
@@ -146,3 +145,4 @@ class Trees(Stopping):
             if element >= 0:
                 self._cause.setdefault(container, element)
             self._settle(container, UPSTREAM_FAILED, Reason.UPSTREAM_FAILED)
+        self._part_with(container)

@@ -67,17 +67,27 @@ def reduce_workflow(definition: WorkflowDefinition[..., Any]) -> tuple[Any, ...]
         payload: bytes = cloudpickle.dumps(fn)
     finally:
         _DUMPING.reset(token)
-    home = _home_of(definition.fn)
+    home = _home_of(definition)
     return _workflow_of, (payload, definition.name, definition.on_failure, definition.bounds, options, home)
 
 
-def _home_of(fn: Any) -> _Home | None:
-    """Where a function stands in the script that this process runs; None for what is not at the top of it, or in no file."""
+def _home_of(made: Task[Any, Any, Any] | WorkflowDefinition[..., Any]) -> _Home | None:
+    """Where a task or a workflow stands in the script that this process runs; None for what is not at the top of it, or in no
+    file, and for what another of the same name has taken the place of: one that was made in a loop, say.
+    """
     script: Any = getattr(sys.modules.get("__main__"), "__file__", None)
-    module, qualname = getattr(fn, "__module__", None), getattr(fn, "__qualname__", "<")
+    module, qualname = getattr(made.fn, "__module__", None), getattr(made.fn, "__qualname__", "<")
     if module != "__main__" or not isinstance(script, str) or "<" in qualname:
         return None
-    return os.path.abspath(script), qualname
+    home = os.path.abspath(script), qualname
+    found = _at_home(home, type(made))
+    if isinstance(made, Task) or found is None:
+        return home if found is made else None
+    same = found.fn is made.fn and (found.name, found.bounds) == (
+        made.name,
+        made.bounds,
+    )  # `made` may have options besides
+    return home if same else None
 
 
 def _at_home(home: _Home | None, kind: type) -> Any:
@@ -173,7 +183,7 @@ def _by_value(origin: Task[Any, Any, Any], derived: dict[str, Any] | None, prefi
         payload: bytes = cloudpickle.dumps(origin.fn)
     finally:
         _DUMPING.reset(token)
-    return _revived, (payload, origin.kind, options, derived, prefix, _home_of(origin.fn))
+    return _revived, (payload, origin.kind, options, derived, prefix, _home_of(origin))
 
 
 def _revived(

@@ -112,6 +112,7 @@ class Grafts:
         self._memory = memory
         self._token = token
         self._loop = asyncio.get_running_loop()
+        self._openings: set[asyncio.Task[None]] = set()  # a loop keeps its tasks by weak references only
 
     def compiled(self, element: int, work: Any) -> Program:
         """The program of work that an element returned. Raises what the engine and user code raise."""
@@ -199,10 +200,18 @@ class Grafts:
     ) -> None:
         """Let an element become a program's graph, once the executors that it needs are open. `work` is for the store."""
         run = self._run
+        if not run.scheduler.may_become(
+            element, attempt
+        ):  # it was stopped: nobody must count on tasks that will never be
+            if run.scheduler.awaits(element, attempt):
+                run.step([m.Grafted(element, attempt, made.plan, started, ended)], reports)
+            return
         if not self._dispatcher.is_open(made.lanes):
             opening = self._loop.create_task(self._dispatcher.open(made.lanes))
+            self._openings.add(opening)
 
             def opened(task: asyncio.Task[None]) -> None:
+                self._openings.discard(task)
                 if task.cancelled() or task.exception() is not None:
                     error = task.exception() if not task.cancelled() else asyncio.CancelledError()
                     run.fail(error or asyncio.CancelledError())

@@ -451,12 +451,14 @@ class Growth:
 
     def ended(self, container: int) -> None:
         """A map has ended, with all its elements, or a graph: what they were made of is not needed any more."""
-        if self._scheduler.is_map(container):
+        scheduler = self._scheduler
+        if scheduler.is_map(container):
             self._sources.pop(container, None)
             self._keys.pop(container, None)
-            self._casts.pop(container, None)
+            first = container if scheduler.is_tree(container) else scheduler.stages(container)[0]
+            self._casts.pop(first, None)  # it has items and arguments; for maps that go on it is made anew
             return
-        _, start = self._scheduler.plan_of(container)
+        _, start = scheduler.plan_of(container)
         program = self._programs.pop(start)
         for node in program.maps:
             self._casts.pop(start + node, None)

@@ -72,6 +72,8 @@ class Puller:
             self._in_thread(self._open_in_thread, element, ingredients, count)
 
     def _opened(self, element: int, source: Source, count: int) -> None:
+        if not self._run.scheduler.is_pulling(element):  # it has ended while a thread was at it
+            return
         size = self._run.growth.open_source(element, source)
         if size >= 0:
             self._run.follow_up([m.Expanded(element, size)])
@@ -112,6 +114,8 @@ class Puller:
         self._run.later(self._pulled, element, items, more, error)
 
     def _pulled(self, element: int, items: list[Any], more: bool, error: BaseException | None) -> None:
+        if not self._run.scheduler.is_pulling(element):  # likewise
+            return
         growth = self._run.growth
         events: list[m.Event] = []
         if items or error is None:

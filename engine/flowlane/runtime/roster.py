@@ -85,7 +85,10 @@ class Roster:
         self._same: dict[Part, Part] = {}
         self._keys: dict[int, Sequence[Any]] = {}  # of maps whose elements have keys
         self._numbers: dict[int, dict[str, int]] = {}  # names of graphs, made when somebody looks for one
-        self._owners: dict[int, str] = {}  # names of elements that others came of, while those are asked for
+        self._owners: dict[
+            int, str
+        ] = {}  # names of elements that others came of; never emptied, other threads may be reading
+        self._indices: dict[int, dict[str, int]] = {}  # of keys, by map, made when somebody looks for one
         size = lambda: scheduler.size  # noqa: E731
         self.names: Sequence[str] = Growing(self._own.names, self.name, size)
         self.kinds: Sequence[str] = Growing(self._own.kinds, lambda e: self._of(e, "kinds"), size)
@@ -169,7 +172,7 @@ class Roster:
         keys = self._keys.get(container)
         try:
             if keys is not None:
-                index = [str(each) for each in keys].index(key)
+                index = self._index_of_key(container, keys, key)
             elif "." in key:
                 level, _, group = key.partition(".")
                 return self._scheduler.merge_at(container, int(level), int(group))
@@ -178,6 +181,12 @@ class Roster:
             return self._scheduler.element_at(container, index)
         except (ValueError, LookupError):
             return None
+
+    def _index_of_key(self, container: int, keys: Sequence[Any], key: str) -> int:
+        indices = self._indices.get(container)
+        if indices is None:
+            indices = self._indices[container] = {str(each): index for index, each in enumerate(keys)}
+        return indices[key]
 
     def _inside(self, name: str, seen: dict[str, list[int]]) -> list[int]:
         """Nodes of graphs that others have become."""
@@ -245,31 +254,46 @@ class Roster:
 
     def name(self, element: int) -> str:
         """The element's name: ``fetch[7]``, ``sub[3]/parse``."""
+        owner = self._owner_of(element)
+        return (
+            self._own.names[element]
+            if owner == NOBODY
+            else self._named(element, self._owners.get(owner) or self._owner(owner))
+        )
+
+    def _owner_of(self, element: int) -> int:
+        """The element that this one came of, whose name its own begins with."""
+        block = self._scheduler.block(element)
+        if block.chain is not None:
+            stages = block.chain.stages
+            return stages[(element - block.start) % len(stages)].container
+        return block.owner
+
+    def _named(self, element: int, owner: str) -> str:
+        """`name`, of what came of the element that is called `owner`."""
         block = self._scheduler.block(element)
         if block.chain is not None:
             stages = block.chain.stages
             index, position = divmod(element - block.start, len(stages))
-            owner = stages[position].container
-            return f"{self._owners.get(owner) or self._owner(owner)}[{self._key(owner, block.first + index)}]"
+            return f"{owner}[{self._key(stages[position].container, block.first + index)}]"
         if block.kind == TREE:
             level, group = block.where
-            return f"{self._owner(block.owner)}[{level}.{group}]"
-        if block.owner == NOBODY:
-            return self._own.names[element]
-        part = self._parts[block.start]
-        return f"{self._owners.get(block.owner) or self._owner(block.owner)}/{part.names[element - block.start]}"
+            return f"{owner}[{level}.{group}]"
+        return f"{owner}/{self._parts[block.start].names[element - block.start]}"
 
     def _owner(self, element: int) -> str:
         """`name`, kept for those that come of it. Without recursion: work may be nested deeper than Python's stack."""
         if len(self._owners) >= _OWNERS_KEPT:
-            self._owners.clear()
+            self._owners = {}
+        kept = self._owners
         above: list[int] = []
-        while element != NOBODY and element not in self._owners:
+        name = ""
+        while element != NOBODY and not (name := kept.get(element, "")):
             above.append(element)
-            element = self._scheduler.place(element).owner
+            element = self._owner_of(element)
         for each in reversed(above):
-            self._owners[each] = self.name(each)
-        return self._owners[above[0] if above else element]
+            name = kept[each] = self._named(each, name) if name else self._own.names[each]
+        return name
 
     def _key(self, container: int, index: int) -> str:
         keys = self._keys.get(container)

@@ -175,12 +175,17 @@ class Runner:
         self._loop = asyncio.get_running_loop()
         self._places = Places(program, dispatcher, remote=bool(beginning.values) or self._memory is not None)
         self.token = dispatcher.enlist(self)
+        try:
+            limits = [dispatcher.limit(spec, self.token) for spec in program.limits]
+        except BaseException:  # two runs do not agree on one: this one will never be
+            dispatcher.dismiss(self.token)
+            raise
         self.scheduler = Scheduler(
             program.plan,
             [dispatcher.lane(lane) for lane in program.lanes],
             token=self.token,
             jitter=random.Random().random,
-            limits=[dispatcher.limit(spec, self.token) for spec in program.limits],
+            limits=limits,
             recall=self._memory.recall if self._memory is not None else None,
         )
         self.roster = Roster(program, self.scheduler)
@@ -677,7 +682,16 @@ class Runner:
     # ── one turn ──────────────────────────────────────────────────────────────────────────────────────────────────
 
     def step(self, events: Sequence[m.Event], reports: Reports) -> None:
-        """One turn. The loop's thread, and never from within a turn: see `follow_up`."""
+        """One turn, and those that its own answers ask for. The loop's thread, and never from within a turn: see `follow_up`."""
+        self._turn(events, reports)
+        while (
+            self._followups
+        ):  # one after the other: a map may be answered some items at a time, without anything to wait for
+            events, self._followups = self._followups, []
+            if self.scheduler.finished is None:
+                self._turn(events, {})
+
+    def _turn(self, events: Sequence[m.Event], reports: Reports) -> None:
         at = monotonic_ns()
         self._stepping = True
         try:
@@ -697,15 +711,11 @@ class Runner:
             self._carry_out(error.step.commands)
             self._fail_soon(error)
             if error.unhandled:
-                self.step(error.unhandled, reports)
+                self._turn(error.unhandled, reports)
         except Exception as error:  # noqa: BLE001 - a bug of ours, or a plug-in that raises where it must not: no silent hang
             self._fail_soon(error)
         finally:
             self._stepping = False
-        if self._followups:
-            events, self._followups = self._followups, []
-            if self.scheduler.finished is None:
-                self.step(events, {})
 
     def follow_up(self, events: Sequence[m.Event]) -> None:
         """Take answers to commands: after the turn under way, or in one of their own."""

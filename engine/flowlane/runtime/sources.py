@@ -26,6 +26,8 @@ _LIKE: Final = "return a list, a mapping, or any other iterable from it"
 _END: Final = object()
 #: Types whose items are there, and come without a line of anybody's code.
 _PLAIN: Final[frozenset[type]] = frozenset([list, tuple, dict, range, set, frozenset])
+#: Sequences of which a slice can be had. Others need not have any: a deque has none.
+_SLICED: Final = (list, tuple, range)
 #: Sets by their interface, and in a fixed order all the same.
 _ORDERED: Final = (Mapping, KeysView, ItemsView)
 
@@ -226,7 +228,7 @@ def _unequal(call: MapCall, what: str) -> ItemsError:
 def _batched(source: Source, size: int) -> Source:
     """The items in batches, as they come. The keys stay those of the items."""
     if source.items is not None:
-        items = source.items
+        items = source.items if isinstance(source.items, _SLICED) else list(source.items)
         return Source([items[low : low + size] for low in range(0, len(items), size)], None, source.keys)
     return Source(None, _batches(source.iterator or iter(()), size), None)
 

@@ -16,6 +16,7 @@ ALLOWED = {
     "__future__",
     "abc",
     "array",
+    "bisect",
     "collections",
     "collections.abc",
     "dataclasses",
