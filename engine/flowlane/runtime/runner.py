@@ -27,8 +27,8 @@ from flowlane.core.states import RULES, Reason, RunState, TaskState
 from flowlane.core.tally import tally
 from flowlane.errors import Failure
 from flowlane.runtime.beginning import NOTHING_DONE
-from flowlane.runtime.context import ATTEMPT, RUN, TASK
-from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
+from flowlane.runtime.context import ATTEMPT, RUN
+from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, make_ref
 from flowlane.runtime.failures import (
     lost_result,
     overdue,
@@ -41,7 +41,8 @@ from flowlane.runtime.failures import (
 )
 from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
-from flowlane.runtime.growth import Growth, cores_of, holds_of
+from flowlane.runtime.growth import Growth
+from flowlane.runtime.jobs import Jobs
 from flowlane.runtime.losses import Losses, is_loss
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.places import Places
@@ -54,18 +55,17 @@ from flowlane.runtime.ports import (
     NOTED,
     STARTED,
     SUCCEEDED,
-    Job,
     Report,
     RunInfo,
     RunOutcome,
 )
 from flowlane.runtime.puller import Puller
 from flowlane.runtime.roster import Roster
-from flowlane.runtime.values import fill, fill_arguments, fill_arguments_at, local
+from flowlane.runtime.values import fill, fill_arguments_at, local
 
 if TYPE_CHECKING:
     import contextvars
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
     from flowlane.core.plan import Policy
@@ -162,7 +162,6 @@ class Runner:
         self._on_finish = on_finish
         self._keeper = keeper
         self._gate: Gate | None = None
-        self._unwatched_told = False
         self._told: set[tuple[str, str]] = set()  # what was noted of a task, once for all its attempts
         self._beginning = beginning
         self._memory = beginning.memory
@@ -194,7 +193,6 @@ class Runner:
         if self._memory is not None:
             self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
-        self._needs = _needs_of(program)
         self._curious = frozenset(
             {*program.choices, *program.raw_missing}
         )  # nodes with more to them than arguments and a value
@@ -219,6 +217,7 @@ class Runner:
             self._gate = Gate(self, id, recorder, keeper, lookups)
         self.losses = Losses(self, self._values)
         self._fetching = Fetching(self, self._places, self._values)
+        self._jobs = Jobs(self, self._values, self._places, context, self._curious, self.token)
         self._puller = Puller(self, context)
         self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
         if recorder is not None and keeper is not None:
@@ -385,7 +384,7 @@ class Runner:
                     self.step(events, recorded)
                     events, recorded = [], {}
                 if scheduler.awaits(element, attempt):
-                    self._note(element, attempt, report)
+                    self.note(element, attempt, report)
                 continue
             else:
                 events.append(self._event(report, element, attempt))
@@ -431,7 +430,7 @@ class Runner:
         about = (self.roster.tasks[element], text)
         if about not in self._told:
             self._told.add(about)
-            self._note(element, attempt, Report(0, NOTED, note=text))
+            self.note(element, attempt, Report(0, NOTED, note=text))
 
     # ── what the gate and the fetching call ───────────────────────────────────────────────────────────────────────
 
@@ -497,7 +496,7 @@ class Runner:
             return report
         return replace(report, output=None)
 
-    def _note(self, element: int, attempt: int, report: Report) -> None:
+    def note(self, element: int, attempt: int, report: Report) -> None:
         report.note = report.note[:_NOTE_MAX]
         self.noted += 1
         if len(self.notes) < NOTES_KEPT:
@@ -825,148 +824,9 @@ class Runner:
 
     def submit(self, lane: int, elements: Sequence[int]) -> None:
         """Hand launched elements of a lane to its executor."""
-        program, values = self.program, self._values
-        names, targets, arguments = program.names, program.targets, program.arguments
-        size, curious = self._size, self._curious
-        attempts, run, base = self.scheduler.attempt, self.info.id, self.token << TOKEN_SHIFT
-        base_context = self._context if self._places.in_process[lane] else None
-        homes = self._places.homes
-        context: contextvars.Context | None = None
-        jobs: list[Job] = []
-        low = high = first = 0  # the elements of one block, which are of maps
-        casts: tuple[Cast, ...] = ()
-        for element in elements:
-            attempt = attempts(element)
-            if element >= size:
-                if not low <= element < high:
-                    block = self.scheduler.block(element)
-                    if block.chain is None:
-                        if (job := self._job(lane, element, attempt)) is not None:
-                            jobs.append(job)
-                        continue
-                    low, high, first = block.start, block.start + block.count, block.first
-                    casts = self.growth.casts(block)
-                index, position = divmod(element - low, len(casts))
-                if (job := self._item_job(lane, element, attempt, first + index, casts[position])) is not None:
-                    jobs.append(job)
-                continue
-            if element in curious:
-                if (job := self._job(lane, element, attempt)) is not None:
-                    jobs.append(job)
-                continue
-            if homes is None:
-                args, kwargs = fill_arguments(arguments[element], values)
-            else:
-                try:
-                    args, kwargs = fill_arguments_at(homes[lane], arguments[element], values)
-                except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
-                    self.refuse(element, attempt, error)
-                    continue
-            if base_context is not None:
-                context = base_context.copy()
-                context.run(TASK.set, names[element])
-                if attempt > 1:
-                    context.run(ATTEMPT.set, attempt)
-            jobs.append(
-                Job(
-                    base | (element << ATTEMPT_BITS) | attempt,  # make_ref, without the call
-                    targets[element],
-                    args,
-                    kwargs,
-                    run,
-                    names[element],
-                    attempt,
-                    None,
-                    context,
-                )
-            )
-        if program.once:
-            for job in jobs:
-                job.once = job.once or (job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK in program.once
-        if self._needs:
-            for job in jobs:
-                if needs := self._needs.get((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK):
-                    job.cores, job.memory, job.holds = needs
-                    if job.memory:
-                        self._tell_unwatched(lane, job)
-        if self._places.enforces[lane]:
-            policy_of = self.scheduler.policy
-            for job in jobs:
-                job.timeout = policy_of((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK).timeout / 1e9 or None
+        jobs = self._jobs.of(lane, elements)
         if jobs:
             self._dispatcher.submit(self._places.names[lane], jobs)
-
-    def _tell_unwatched(self, lane: int, job: Job) -> None:
-        """Say once in a run that memory= holds nobody back there once it has begun, where that is so."""
-        if not self._unwatched_told and not self._places.kills[lane]:
-            self._unwatched_told = True
-            where = self._places.names[lane]
-            text = f"may take more than its memory=: {where} can stop nobody, and only starts no more than fit"
-            self._note((job.ref >> ATTEMPT_BITS) & _ELEMENT_MASK, job.attempt, Report(job.ref, NOTED, note=text))
-
-    def _item_job(self, lane: int, element: int, attempt: int, index: int, cast: Cast) -> Job | None:
-        """The job of element `index` of a map; None when it has no arguments, which is told."""
-        homes = self._places.homes
-        try:
-            args, kwargs = cast.arguments(element, index, homes[lane] if homes is not None else None)
-        except Exception as error:  # noqa: BLE001 - a value that is lost, or does not load here
-            self.refuse(element, attempt, error)
-            return None
-        name = cast.named(index)
-        job = Job(
-            (self.token << TOKEN_SHIFT) | (element << ATTEMPT_BITS) | attempt,  # make_ref, without the call
-            cast.target,
-            args,
-            kwargs,
-            self.info.id,
-            name,
-            attempt,
-            None,
-            self._context_for(name, attempt) if self._places.in_process[lane] else None,
-            cast.once,
-            cast.cores,
-            cast.memory,
-            cast.holds,
-        )
-        if cast.memory:
-            self._tell_unwatched(lane, job)
-        return job
-
-    def _job(self, lane: int, element: int, attempt: int) -> Job | None:
-        """The job of an element of a graph or a tree that is no plain node of the program, likewise."""
-        growth, homes = self.growth, self._places.homes
-        try:
-            program, node = growth.declared(element)
-            args, kwargs = growth.arguments(element, homes[lane] if homes is not None else None)
-        except Exception as error:  # noqa: BLE001 - likewise
-            self.refuse(element, attempt, error)
-            return None
-        name = self.roster.names[element]
-        job = Job(
-            make_ref(self.token, element, attempt),
-            program.targets[node],
-            args,
-            kwargs,
-            self.info.id,
-            name,
-            attempt,
-            None,
-            self._context_for(name, attempt) if self._places.in_process[lane] else None,
-            node in program.once,
-            cores_of(program, node),
-            program.memory.get(node, 0),
-            holds_of(program, node),
-        )
-        if job.memory:
-            self._tell_unwatched(lane, job)
-        return job
-
-    def _context_for(self, name: str, attempt: int) -> contextvars.Context:
-        context = self._context.copy()
-        context.run(TASK.set, name)
-        if attempt > 1:
-            context.run(ATTEMPT.set, attempt)
-        return context
 
     def refuse(self, element: int, attempt: int, error: Exception) -> None:
         """An attempt has no arguments: it fails before it begins, like one whose arguments cannot travel."""
@@ -1079,10 +939,3 @@ class Runner:
 def _of_ref(ref: int) -> tuple[int, int]:
     """The element and the attempt of a job."""
     return (ref >> ATTEMPT_BITS) & _ELEMENT_MASK, ref & _ATTEMPT_MASK
-
-
-def _needs_of(program: Program) -> dict[int, tuple[int, int, Mapping[str, int] | None]]:
-    """node → (cores, memory, limits that it holds) of those that need others than (1, 0, none)."""
-    nodes = {*program.plan.requirement, *program.memory}
-    found = {node: (cores_of(program, node), program.memory.get(node, 0), holds_of(program, node)) for node in nodes}
-    return {node: needs for node, needs in found.items() if needs != (1, 0, None)}
