@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 import weakref
 from collections import deque
 from typing import TYPE_CHECKING, Any
@@ -216,3 +217,29 @@ def test_batches_are_had_of_sequences_that_have_no_slices() -> None:
         return sync_one.options(batch=2).map(queue())
 
     assert run(w).value == [1, 2, 3]
+
+
+@pytest.mark.parametrize("enough", [None, 5])
+def test_one_thread_reads_a_generator_and_closes_it(enough: int | None) -> None:
+    """Also where not all of its items are wanted: what it does at its end is the user's code, too."""
+    threads: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        try:
+            for number in range(50):
+                threads.append(threading.get_ident())
+                yield number
+        finally:
+            threads.append(threading.get_ident())
+
+    @workflow
+    def reading() -> Any:
+        return one.options(in_flight=2, **({"enough": enough} if enough else {})).map(numbers())
+
+    assert run(reading).state == "succeeded"
+    deadline = time.monotonic() + 20
+    while any(each.name == "flowlane-source" for each in threading.enumerate()) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    assert len(threads) == 51 if enough is None else 6 <= len(threads) < 51
+    assert len(set(threads)) == 1
+    assert threads[0] != threading.get_ident()

@@ -1,15 +1,17 @@
 """Gets the items of maps when the scheduler asks: at once where a list tells how many there are, else some at a time.
 
-Wherever an iterator may run user code it is pulled from in a thread of its own: a generator that waits for a page must not stop
-the loop. One thread at a time pulls from an iterator, because the scheduler asks again only when it was answered. Belongs to
-the loop's thread.
+Wherever an iterator may run user code a thread of its own pulls from it, always the same one, from its first item to its end: a
+generator that waits for a page must not stop the loop, nor must what it does when it is closed. Belongs to the loop's thread.
 """
 
 from __future__ import annotations
 
 import itertools
 import threading
+from contextlib import suppress
+from queue import SimpleQueue
 from time import monotonic_ns
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
@@ -53,6 +55,7 @@ class Puller:
     def __init__(self, run: Run, context: contextvars.Context) -> None:
         self._run = run
         self._context = context
+        self._readers: dict[int, _Reader] = {}  # by map
 
     def pull(self, element: int, count: int) -> None:
         """Get items of a map's source: at once, or from a thread where user code makes them."""
@@ -69,13 +72,14 @@ class Puller:
         if source is not None:
             self._opened(element, source, count)
         else:
-            self._in_thread(self._open_in_thread, element, ingredients, count)
+            self._reader(element).put(self._open_in_thread, element, ingredients, count)
 
     def _opened(self, element: int, source: Source, count: int) -> None:
         if not self._run.scheduler.is_pulling(element):  # it has ended while a thread was at it
             return
         size = self._run.growth.open_source(element, source)
         if size >= 0:
+            self.ended(element)
             self._run.follow_up([m.Expanded(element, size)])
         else:
             self._pull(element, count)
@@ -86,11 +90,26 @@ class Puller:
             items = list(itertools.islice(iterator, count))
             self._pulled(element, items, len(items) == count, None)
         else:
-            self._in_thread(self._pull_in_thread, element, iterator, count)
+            reader = self._reader(element)
+            reader.iterator = iterator
+            reader.put(self._pull_in_thread, element, iterator, count)
 
-    def _in_thread(self, work: Callable[..., None], *args: Any) -> None:
-        run = self._context.copy().run
-        threading.Thread(target=run, args=(work, *args), name="flowlane-source", daemon=True).start()
+    def _reader(self, element: int) -> _Reader:
+        reader = self._readers.get(element)
+        if reader is None:
+            reader = self._readers[element] = _Reader(self._context.copy())
+        return reader
+
+    def ended(self, element: int) -> None:
+        """A map has ended: nobody will pull from its source any more."""
+        reader = self._readers.pop(element, None)
+        if reader is not None:
+            reader.put(None)
+
+    def close(self) -> None:
+        """The run has ended."""
+        for element in list(self._readers):
+            self.ended(element)
 
     def _open_in_thread(self, element: int, ingredients: Ingredients, count: int) -> None:
         try:
@@ -132,3 +151,26 @@ class Puller:
                 self._run.blame(element, failure)
                 events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
         self._run.follow_up(events)
+
+
+class _Reader:
+    """A thread that reads one source. Given None it ends, and closes a generator. Daemon: user code may hang."""
+
+    iterator: Iterator[Any] | None = None
+
+    def __init__(self, context: contextvars.Context) -> None:
+        self._todo: SimpleQueue[tuple[Callable[..., None] | None, tuple[Any, ...]]] = SimpleQueue()
+        threading.Thread(target=context.run, args=(self._work,), name="flowlane-source", daemon=True).start()
+
+    def put(self, work: Callable[..., None] | None, *args: Any) -> None:
+        self._todo.put((work, args))
+
+    def _work(self) -> None:
+        while True:
+            work, args = self._todo.get()
+            if work is None:
+                break
+            work(*args)
+        if isinstance(self.iterator, GeneratorType):
+            with suppress(BaseException):  # user code, and nobody waits for it
+                self.iterator.close()

@@ -776,6 +776,7 @@ class Runner:
                 for element in command.elements:
                     self._values[element] = None
                 for container in command.containers:
+                    self._puller.ended(container)
                     self.growth.ended(container)
             elif isinstance(command, m.SetTimer):
                 self._set_timer(command.at)
@@ -859,6 +860,7 @@ class Runner:
         if self._places.remote and self.state is RunState.SUCCEEDED:
             self._fetch_result()
         self._fetching.close()
+        self._puller.close()
         self.ended_ns = monotonic_ns()
         self._dispatcher.dismiss(self.token)
         for element, failure in self._out_of_time():
