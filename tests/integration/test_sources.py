@@ -243,3 +243,29 @@ def test_one_thread_reads_a_generator_and_closes_it(enough: int | None) -> None:
     assert len(threads) == 51 if enough is None else 6 <= len(threads) < 51
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
+
+
+@task.io
+async def fails_once(values: list[int], tries: list[int]) -> int:
+    tries.append(1)
+    if len(tries) == 1:
+        raise ValueError("not yet")
+    return sum(values)
+
+
+@workflow
+def summing(items: Any, tries: list[int]) -> int:
+    return fails_once(one.map(items), tries)
+
+
+def test_a_second_try_over_an_iterator_that_the_first_has_read_says_so() -> None:
+    items, tries = iter([1, 2, 3]), list[int]()
+
+    @workflow
+    def outer() -> int:
+        return summing.options(retries=1)(items, tries)
+
+    failures = run(outer.bind(), check=False).failures
+    assert "goes over an iterator that another use or an earlier try of its workflow has read" in {
+        name: failure.message for name, failure in failures.items()
+    }.get("summing/one", "")

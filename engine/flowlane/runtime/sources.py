@@ -115,8 +115,12 @@ def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
 def read_before(call: MapCall, origin: str, other: MapCall) -> ItemsError:
     """What a map fails with over an iterator that `other` has read."""
     subject = f"the result of {origin!r}, an iterator" if origin else "an iterator"
+    if (other.called, other.where) == (call.called, call.where):  # its workflow is tried again, or used twice
+        who = "another use or an earlier try of its workflow has read"
+    else:
+        who = f"{other.called}{f' at {other.where}' if other.where else ''} goes over as well"
     return ItemsError(
-        f"{call.called} goes over {subject} that {other.called}{f' at {other.where}' if other.where else ''} goes over as well",
+        f"{call.called} goes over {subject} that {who}",
         where=call.where,
         hint="an iterator gives its items only once: return a list of them",
     )
