@@ -74,11 +74,11 @@ def by_value(value: Any) -> bytes:
     # Imported here because that takes 90 ms, and most processes never need it.
     import io
 
-    import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+    from flowlane.byvalue import pickler_class
 
-    pickler: Any = cloudpickle.Pickler  # pyright: ignore[reportUnknownMemberType]
+    pickler = pickler_class()
 
-    class ByValue(pickler):  # type: ignore[misc]
+    class ByValue(pickler):  # type: ignore[misc,valid-type]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, _CACHED) and getattr(obj, "__module__", None) == "__main__":
                 # It says "find me by my name", which in another process's __main__ nobody can.
@@ -118,11 +118,10 @@ def pickled_apart(value: Any) -> tuple[list[Bytes], list[memoryview]]:
 
 
 def _apart_by_value(value: Any) -> tuple[list[Bytes], list[memoryview]]:
-    import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
+    from flowlane.byvalue import pickler_class
 
     sink = Sink()
-    pickler: Any = cloudpickle.Pickler
-    pickler(sink, protocol=PROTOCOL, buffer_callback=sink.stays).dump(value)
+    pickler_class()(sink, protocol=PROTOCOL, buffer_callback=sink.stays).dump(value)
     return sink.pieces, sink.buffers
 
 
