@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import TransportError
@@ -168,6 +169,13 @@ def bad_argument(
 
 def bad_result(value: Any, name: str, error: BaseException) -> TransportError:
     """What to raise when pickling the result of the task `name` raised `error`."""
+    if type(value) is CoroutineType:
+        value.close()  # else Python warns that it was never awaited
+        return refusal(
+            f"task '{name}' is a plain function that returned a coroutine, which cannot travel back from its worker process",
+            error,
+            hint="return asyncio.run(...) of it; or declare the task `async def`, @task.io, so that it runs on asyncio",
+        )
     path, reason = search(value, error)
     return refusal(
         f"the result of {name}{path} cannot travel back from its worker process: {reason}",
