@@ -24,6 +24,7 @@ from flowlane.declare.compile import compile_workflow
 from flowlane.declare.part import part_of, part_options
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, RunExists, SettingsError, UsageError
+from flowlane.given import check_executors, check_grace, check_options, check_routes, check_sinks, check_slots
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
 from flowlane.making import Making
@@ -111,8 +112,9 @@ class Engine:
     store      where runs are kept, so that they can be resumed: a path (of an SQLite file, made if need be) or a Store; None
                keeps nothing. One that was given as a Store is not closed with the engine
 
-    Leaving the block waits for its runs; leaving it by an exception cancels them first. Wrong names and numbers are told
-    by `start`, before anything begins: RouteError, SettingsError.
+    Leaving the block waits for its runs; leaving it by an exception cancels them first. What is not of the kind that is asked
+    for is told at once: SettingsError. Wrong names and numbers are told by `start`, before anything begins: RouteError,
+    SettingsError.
     """
 
     def __init__(
@@ -127,8 +129,15 @@ class Engine:
         limits: Sequence[Limit] = (),
         store: Store | str | os.PathLike[str] | None = None,
     ) -> None:
+        check_routes(routes)
+        check_executors(executors)
+        check_slots(slots)
+        check_sinks(sinks)
+        check_options(options)
+        check_grace(grace)
         given = dict(executors or {})
         keywords = {name: dict(own) for name, own in (options or {}).items()}
+        self._options = tuple(keywords)  # whose names are still to be looked at
         numbers: dict[str, int] = {}
         self._adaptive: dict[str, SlotBounds] = {}
         wishes: Mapping[str, Any] = slots or {}
@@ -362,6 +371,7 @@ class Engine:
         """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
         bounds = Bounds.of(options, "a run")
         limits = {**self._limits, **_named(options.get("limits") or (), "a run's limits=...")}
+        check_routes(options.get("routes"))
         part = part_options(options)
         workflow = bound.build()
         if part:
@@ -383,6 +393,8 @@ class Engine:
         added: bool = False,
     ) -> Program:
         with self._compiling:
+            for name in () if added else self._options:
+                self._registry.check(name)
             for name, number in self._slots.items():
                 if type(number) is not int or number < 1:
                     raise SettingsError(f"slots of '{name}' must be a whole number of at least 1, not {number!r}")

@@ -352,10 +352,15 @@ class Failure:
         return self._exception
 
     @property
+    def line(self) -> str:
+        """``type: message``, or the type alone where there is no message."""
+        return f"{self.type}: {self.message}" if self.message else self.type
+
+    @property
     def traceback(self) -> str:
         """The formatted traceback with its chain of causes, frames of ours left out."""
         if self._text is None:
-            formatted = _format(self._exception) if self._exception is not None else f"{self.type}: {self.message}\n"
+            formatted = _format(self._exception) if self._exception is not None else f"{self.line}\n"
             self._text = redacted(formatted)
         return self._text
 
@@ -390,7 +395,7 @@ class Failure:
         return (_revive, state)
 
     def __repr__(self) -> str:
-        return f"Failure({self.type}: {self.message})"
+        return f"Failure({self.line})"
 
 
 def _revive(

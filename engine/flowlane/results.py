@@ -164,7 +164,7 @@ class RunResult(Generic[R]):
         blocked = self.counts[TaskState.UPSTREAM_FAILED]
         stopped = f"; {blocked} downstream did not run" if blocked else ""
         message = f"run {self.name} of '{self.workflow}' failed: task '{name}' "
-        message += f"{self.tasks[name].state}: {failure.type}: {failure.message}{others}{stopped}"
+        message += f"{self.tasks[name].state}: {failure.line}{others}{stopped}"
         error = RunFailed(message, result=self, failures=failures)
         raise error from failure.exception
 

@@ -34,7 +34,7 @@ class Secret:
     __slots__ = ("_name",)
 
     def __init__(self, name: str) -> None:
-        scheme, colon, rest = name.partition(":")
+        scheme, colon, rest = name.partition(":") if isinstance(name, str) else ("", "", "")  # pyright: ignore[reportUnnecessaryIsInstance] - said to whoever has no checker
         if not colon or scheme not in ("env", "file") or not rest.strip():
             raise ValueError(f"a secret is named, not given: write {_FORMS}")
         self._name = name

@@ -12,6 +12,7 @@ from flowlane import (
     DefinitionError,
     ItemsError,
     RetryPolicy,
+    RunFailed,
     TaskState,
     product,
     run,
@@ -428,3 +429,45 @@ def test_parameters_that_do_not_fit_name_the_map_or_the_task_and_no_line_of_the_
         failure = run(flow.bind(), check=False).failures[name]
         assert "workflow 'strict' has x='x'" in failure.message
         assert HERE in (failure.where or "")
+
+
+class Quiet(Exception):
+    pass
+
+
+@task.io
+def silent() -> None:
+    raise Quiet
+
+
+@task.cpu
+def unawaited() -> Any:
+    return waiting()
+
+
+@workflow
+def says_nothing() -> None:
+    silent()
+
+
+@workflow
+def awaits_nothing() -> None:
+    unawaited()
+
+
+def test_an_error_without_a_message_is_told_by_its_type_alone() -> None:
+    with pytest.raises(RunFailed) as raised:
+        run(says_nothing.bind())
+    assert str(raised.value).endswith("task 'silent' failed: " + raised.value.failures["silent"].type)
+    assert repr(raised.value.failures["silent"]).endswith("Quiet)")
+
+
+@pytest.mark.parametrize("executor", ["threads", "inline", "processes"])
+def test_a_plain_function_that_returns_a_coroutine_is_told_so_everywhere(executor: str) -> None:
+    result = run(awaits_nothing.bind(), check=False, routes={"*": executor})
+    failure = result.failures["unawaited"]
+    assert "task 'unawaited' is a plain function that returned a coroutine" in failure.message
+    assert "asyncio.run(...)" in failure.notes[0]
+    if executor != "processes":
+        assert failure.where is not None
+        assert HERE in failure.where

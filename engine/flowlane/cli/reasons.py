@@ -262,7 +262,7 @@ def _failed(
             "attempt": each.number,
             "state": str(each.state),
             "reason": str(each.reason),
-            "error": None if each.failure is None else f"{each.failure.type}: {each.failure.message}",
+            "error": None if each.failure is None else each.failure.line,
         }
         for each in attempts
     ]
@@ -506,7 +506,7 @@ def _error(last: Attempt | None) -> str:
     from flowlane.cli.summary import user_lines
 
     where = next((place for place, _ in reversed(user_lines(failure))), "")
-    text = f"{failure.type}: {failure.message}" if failure.message else failure.type
+    text = failure.line
     return f": {_short(text)}{f' ({where})' if where else ''}"
 
 

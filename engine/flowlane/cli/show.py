@@ -525,7 +525,7 @@ def _show_error(page: Page, attempts: Sequence[Attempt]) -> None:
     failure = failed[-1].failure
     assert failure is not None
     page.line()
-    text = failure.traceback.rstrip() or f"{failure.type}: {failure.message}"
+    text = failure.traceback.rstrip() or failure.line
     *above, last = inert(text, newlines=True).split("\n")
     for line in above:
         page.line(_line(line))

@@ -239,18 +239,23 @@ def user_lines(failure: Failure) -> list[tuple[str, str]]:
     which is the error itself. Without a line of the user's own, the innermost line of whatever code it was.
     """
     frames: list[tuple[str, str, str]] = []
-    pending: tuple[str, str] | None = None
+    pending: tuple[str, str, int] | None = None
     for line in failure.traceback.splitlines():
         match = _FRAME.match(line)
         if match is not None:
             file, number, function = match.groups()
             frames.append((file, f"{shown_path(file)}:{number} in {function}", ""))
-            pending = (file, frames[-1][1])
+            pending = (file, frames[-1][1], line.index("File "))
         elif line.startswith(("Traceback ", "  + Exception Group Traceback ")):
             frames.clear()
             pending = None
         elif pending is not None:
-            frames[-1] = (*pending, line.lstrip(" |").rstrip())  # the members of a group stand behind bars
+            its_file, its_place, indent = pending
+            source = line.lstrip(" |").rstrip()  # the members of a group stand behind bars
+            if (
+                len(line.rstrip()) - len(source) > indent
+            ):  # else it is the error: of a frame without a file there is no source
+                frames[-1] = (its_file, its_place, source)
             pending = None
     own = list(dict.fromkeys((place, source) for file, place, source in frames if is_user_code(file, "")))
     if not own and failure.where is not None and " in " not in failure.where:

@@ -53,7 +53,10 @@ def one_of(text: str, found: Sequence[Found]) -> Found:
     if len(found) == 1:
         return found[0]
     names = ", ".join(item.name for item in found)
-    raise LoadError(f"{_split(text)[0]} holds several workflows: {names}", hint=f"name one: {text}:{found[0].name}")
+    raise LoadError(
+        f"{_split(text)[0]} holds several workflows: {names}",
+        hint=f"name one: {text}:{found[0].name}; what only others call may have a name that begins with _",
+    )
 
 
 def _split(text: str) -> tuple[str, str | None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
 from math import sqrt
@@ -17,7 +18,6 @@ from flowlane.errors import DefinitionError
 from flowlane.program import LimitSpec, SlotBounds
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from typing import Self
 
 __all__ = ["MEMORY", "SHARE", "Adaptive", "Limit", "by_name", "machine_memory", "parse_memory"]
@@ -164,6 +164,8 @@ def _rate(text: str) -> tuple[int, int]:
 def by_name(limits: Iterable[Limit], who: str) -> dict[str, Limit]:
     """`limits` by name. Raises DefinitionError for what is no Limit, or one that is there twice; `who` opens the message."""
     found: dict[str, Limit] = {}
+    if isinstance(limits, (Limit, str)) or not isinstance(limits, Iterable):  # pyright: ignore[reportUnnecessaryIsInstance] - one alone
+        raise DefinitionError(f"{who} is {limits!r}", where=caller(), hint='a list of them: limits=[Limit("api", 8)]')
     for limit in limits:
         if not isinstance(limit, Limit):  # pyright: ignore[reportUnnecessaryIsInstance] - people pass names
             raise DefinitionError(

@@ -40,6 +40,7 @@ def go_on(loop: Any, value: Any, content: Any, rounds: int) -> Any:
         raise RepeatLimit(
             f"{loop.until.name!r} was not true of what {loop.step.name!r} returned, in {rounds} "
             f"round{'' if rounds == 1 else 's'}",
+            where=loop.until.where,
             hint=f"repeat_until(..., limit={loop.limit}) is what it may take",
         )
     return repeat.bind(loop, value, rounds)

@@ -13,6 +13,7 @@ import sys
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, cast
 
+from flowlane import byvalue
 from flowlane.declare.task import Task
 
 if TYPE_CHECKING:
@@ -59,12 +60,9 @@ def reduce_workflow(definition: WorkflowDefinition[..., Any]) -> tuple[Any, ...]
         definition in _DUMPING.get()
     ):  # it reaches itself through its globals: the pickler at work remembers its function
         return _workflow_of, (fn, definition.name, definition.on_failure, definition.bounds, options)
-    import importlib
-
-    cloudpickle: Any = importlib.import_module("cloudpickle")
     token = _DUMPING.set((*_DUMPING.get(), definition))
     try:
-        payload: bytes = cloudpickle.dumps(fn)
+        payload = byvalue.dumps(fn)
     finally:
         _DUMPING.reset(token)
     home = _home_of(definition)
@@ -167,20 +165,16 @@ def _derive(base: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: t
 def _by_value(origin: Task[Any, Any, Any], derived: dict[str, Any] | None, prefix: tuple[Any, ...]) -> tuple[Any, ...]:
     """How to pickle a task that cannot be found again.
 
-    The function travels as cloudpickle's bytes. A recursive one reaches its own task through its globals, which would
+    The function travels with its code. A recursive one reaches its own task through its globals, which would
     come back here for ever: inside such a dump the function is handed to the pickler at work, which remembers it.
     """
-    import importlib
-
     dumping = _DUMPING.get()
     options = {**origin.settings.options, "name": origin.name}
     if origin in dumping:
         return _revived, (origin.fn, origin.kind, options, derived, prefix)
-    cloudpickle: Any = importlib.import_module("cloudpickle")  # it comes without type information
-
     token = _DUMPING.set((*dumping, origin))
     try:
-        payload: bytes = cloudpickle.dumps(origin.fn)
+        payload = byvalue.dumps(origin.fn)
     finally:
         _DUMPING.reset(token)
     return _revived, (payload, origin.kind, options, derived, prefix, _home_of(origin))

@@ -215,9 +215,9 @@ def _by_value(value: Any) -> bytes:
     from collections import ChainMap
     from multiprocessing.reduction import ForkingPickler
 
-    import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+    from flowlane.byvalue import pickler_class
 
-    base: Any = cloudpickle.Pickler
+    base = pickler_class()
     forking: Any = ForkingPickler(io.BytesIO())
     tables = ChainMap({}, base.dispatch_table, forking.dispatch_table)
     pickler: Any = type("Pickler", (base,), {"dispatch_table": tables})

@@ -931,7 +931,7 @@ class Runner:
         elif self.failures:
             for element, failure in self.failures.items():
                 if self.scheduler.state(element) in _FAILED:
-                    error = f"{self.roster.names[element]}: {failure.type}: {failure.message}"
+                    error = f"{self.roster.names[element]}: {failure.line}"
                     break
         told = tally(self.scheduler.states(), self.scheduler.containers(), self.failures)
         counts = {str(state): count for state, count in told.items()}

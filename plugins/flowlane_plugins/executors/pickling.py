@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import TransportError
@@ -74,11 +75,11 @@ def by_value(value: Any) -> bytes:
     # Imported here because that takes 90 ms, and most processes never need it.
     import io
 
-    import cloudpickle  # type: ignore[import-untyped]  # pyright: ignore[reportMissingTypeStubs]
+    from flowlane.byvalue import pickler_class
 
-    pickler: Any = cloudpickle.Pickler  # pyright: ignore[reportUnknownMemberType]
+    pickler = pickler_class()
 
-    class ByValue(pickler):  # type: ignore[misc]
+    class ByValue(pickler):  # type: ignore[misc,valid-type]
         def reducer_override(self, obj: Any) -> Any:
             if isinstance(obj, _CACHED) and getattr(obj, "__module__", None) == "__main__":
                 # It says "find me by my name", which in another process's __main__ nobody can.
@@ -118,11 +119,10 @@ def pickled_apart(value: Any) -> tuple[list[Bytes], list[memoryview]]:
 
 
 def _apart_by_value(value: Any) -> tuple[list[Bytes], list[memoryview]]:
-    import cloudpickle  # pyright: ignore[reportMissingTypeStubs]
+    from flowlane.byvalue import pickler_class
 
     sink = Sink()
-    pickler: Any = cloudpickle.Pickler
-    pickler(sink, protocol=PROTOCOL, buffer_callback=sink.stays).dump(value)
+    pickler_class()(sink, protocol=PROTOCOL, buffer_callback=sink.stays).dump(value)
     return sink.pieces, sink.buffers
 
 
@@ -169,6 +169,13 @@ def bad_argument(
 
 def bad_result(value: Any, name: str, error: BaseException) -> TransportError:
     """What to raise when pickling the result of the task `name` raised `error`."""
+    if type(value) is CoroutineType:
+        value.close()  # else Python warns that it was never awaited
+        return refusal(
+            f"task '{name}' is a plain function that returned a coroutine, which cannot travel back from its worker process",
+            error,
+            hint="return asyncio.run(...) of it; or declare the task `async def`, @task.io, so that it runs on asyncio",
+        )
     path, reason = search(value, error)
     return refusal(
         f"the result of {name}{path} cannot travel back from its worker process: {reason}",

@@ -5,6 +5,8 @@ from __future__ import annotations
 from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
+from flowlane.errors import DefinitionError
+
 if TYPE_CHECKING:
     from flowlane.runtime.ports import Target
 
@@ -12,11 +14,18 @@ __all__ = ["plain"]
 
 
 def plain(target: Target, value: Any) -> Any:
-    """`value`, unless it is a coroutine: then TypeError with the fix. User code: a decorator that hides an ``async def``."""
+    """`value`, unless it is a coroutine: then DefinitionError with the place and the fix.
+
+    User code: a decorator that hides an ``async def``.
+    """
     if type(value) is CoroutineType:
         value.close()  # else Python warns that it was never awaited
-        raise TypeError(
+        from flowlane.declare.function import place_of
+
+        raise DefinitionError(
             f"task '{target.name}' is a plain function that returned a coroutine; declare it `async def`, so that it "
-            "runs on asyncio"
+            "runs on asyncio",
+            where=place_of(target.fn),
+            hint="or let it return asyncio.run(...) of that",
         )
     return value

@@ -272,6 +272,11 @@ def test_of_a_traceback_only_the_users_own_lines_are_shown_and_of_a_chain_the_la
         ("/x/etl.py:41 in parse", "rows = json.loads(line)")
     ]
     assert user_lines(Failure("ValueError", "bad", traceback="ValueError: bad\n")) == []
+    gone = 'Traceback (most recent call last):\n  File "/x/gone.py", line 2, in f\nValueError: bad\n'
+    assert user_lines(Failure("ValueError", "bad", traceback=gone)) == [("/x/gone.py:2 in f", "")]
+    group = "  + Exception Group Traceback (most recent call last):\n"
+    group += '  |   File "/x/gone.py", line 2, in f\n  | ExceptionGroup: two (1 sub-exception)\n'
+    assert user_lines(Failure("ExceptionGroup", "two", traceback=group)) == [("/x/gone.py:2 in f", "")]
     assert user_lines(Failure("ValueError", "bad", traceback="", where="/x/etl.py:3 in f")) == [
         ("/x/etl.py:3 in f", "")
     ]

@@ -41,7 +41,7 @@ def test_workflows_come_in_the_order_of_the_file_each_once(write: Write) -> None
     with pytest.raises(LoadError) as caught:
         one_of("etl.py", find_workflows("etl.py"))
     assert caught.value.message == "etl.py holds several workflows: first, second"
-    assert caught.value.hint == "name one: etl.py:first"
+    assert caught.value.hint == "name one: etl.py:first; what only others call may have a name that begins with _"
 
 
 def test_workflows_for_the_others_to_call_count_when_they_are_named_or_alone(write: Write) -> None:

@@ -363,8 +363,11 @@ def test_rounds_go_on_until_the_test_is_content() -> None:
     again = compiled(pickle.loads(pickle.dumps(more)))
     assert again.names == ("improve", "good_enough", "go_on")
     assert again.arguments[0].args == (2,)
-    with pytest.raises(RepeatLimit, match="'good_enough' was not true of what 'improve' returned, in 3 rounds"):
+    with pytest.raises(
+        RepeatLimit, match="'good_enough' was not true of what 'improve' returned, in 3 rounds"
+    ) as raised:
         go_on.fn(loop, 2, False, 3)
+    assert raised.value.where == good_enough.where
 
 
 def test_misuses_of_repeat_until() -> None:
