@@ -171,6 +171,7 @@ class _Reader:
             if work is None:
                 break
             work(*args)
-        if isinstance(self.iterator, GeneratorType):
+        iterator: Any = self.iterator
+        if type(iterator) is GeneratorType:
             with suppress(BaseException):  # user code, and nobody waits for it
-                self.iterator.close()
+                iterator.close()
