@@ -147,6 +147,16 @@ def test_a_run_that_is_not_over_by_its_deadline_says_so() -> None:
     with pytest.raises(RunFailed, match="deadline"):
         run(late)
 
+    class Ends:
+        def open(self, run: Any) -> None: ...
+        def write(self, chunk: Any) -> None: ...
+        def close(self, run: Any, outcome: Any) -> None:
+            told.append(outcome.error)
+
+    told: list[str | None] = []
+    run(late.bind(), check=False, sinks=[Ends()])
+    assert told == ["the run was not over by its deadline of 0.05 s"]
+
 
 def test_fail_fast_stops_what_runs() -> None:
     @workflow(on_failure="fail_fast")

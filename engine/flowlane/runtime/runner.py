@@ -934,6 +934,8 @@ class Runner:
                     error = f"{self.roster.names[element]}: {failure.line}"
                     break
         told = tally(self.scheduler.states(), self.scheduler.containers(), self.failures)
+        if error is None and self.state is RunState.FAILED and told.keys().isdisjoint(_FAILED):
+            error = f"the run was not over by its deadline of {self.program.plan.deadline / 1e9:g} s"
         counts = {str(state): count for state, count in told.items()}
         return RunOutcome(state=str(self.state), ended=self.ended_ns, counts=counts, error=error)
 
