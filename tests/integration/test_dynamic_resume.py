@@ -32,6 +32,8 @@ from flowlane_plugins.stores.memory import MemoryStore
 from flowlane_plugins.stores.sqlite import SqliteStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from flowlane.declare.workflow import Bound
     from flowlane.storage.port import Store
 
@@ -44,8 +46,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(params=["memory", "sqlite"])
-def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
-    return MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "flow" / "flow.db")
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Store]:
+    made = MemoryStore() if request.param == "memory" else SqliteStore(tmp_path / "flow" / "flow.db")
+    yield made
+    made.close()
 
 
 def note(name: str) -> None:
