@@ -1,4 +1,4 @@
-"""How tasks are counted for people: the one rule that a run's result, its last event, its summary and what is stored of it share.
+"""How tasks are counted for people: the one rule that a run's result, its last event, its summary and `flow show` share.
 
 A task that has become others (a map, a reduction by tree, a workflow, a task that returned work) is told by what they came to,
 and does not count beside them; unless it failed of itself, as when what it was to go over could not be read. Pure.

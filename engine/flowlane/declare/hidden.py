@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from types import FunctionType, MemberDescriptorType
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
@@ -19,9 +19,8 @@ __all__ = ["LOOKED_INTO", "hidden_in"]
 
 T = TypeVar("T")
 
-LOOKED_INTO: Final = (
-    100  # elements of a container, or attributes of an object, that may hide a handle: one level, and short
-)
+#: Elements of a container, or attributes of an object, that may hide a handle: one level, and short.
+LOOKED_INTO: Final = 100
 
 
 def hidden_in(value: Any, wanted: type[T]) -> tuple[str, T] | None:
@@ -50,10 +49,10 @@ def hidden_in(value: Any, wanted: type[T]) -> tuple[str, T] | None:
     return next(((where, each) for where, each in parts if type(each) is wanted), None)
 
 
-@lru_cache(maxsize=1024)
-def _slots_of(kind: type[Any]) -> tuple[tuple[str, Any], ...]:
-    members = [item for base in kind.__mro__[:-1] for item in base.__dict__.items()]
-    return tuple([(name, member) for name, member in members if type(member) is MemberDescriptorType][:LOOKED_INTO])
+def _slots_of(kind: type[Any]) -> list[tuple[str, Any]]:
+    slotted = [base.__dict__ for base in kind.__mro__[:-1] if "__slots__" in base.__dict__]
+    members = [item for scope in slotted for item in scope.items()]
+    return [(name, member) for name, member in members if type(member) is MemberDescriptorType][:LOOKED_INTO]
 
 
 def _content(place: Any, owner: object = None) -> object:

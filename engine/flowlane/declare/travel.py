@@ -81,10 +81,8 @@ def _home_of(made: Task[Any, Any, Any] | WorkflowDefinition[..., Any]) -> _Home 
     found = _at_home(home, type(made))
     if isinstance(made, Task) or found is None:
         return home if found is made else None
-    same = found.fn is made.fn and (found.name, found.bounds) == (
-        made.name,
-        made.bounds,
-    )  # `made` may have options besides
+    # `made` may have options besides
+    same = found.fn is made.fn and (found.name, found.bounds) == (made.name, made.bounds)
     return home if same else None
 
 

@@ -99,9 +99,7 @@ class Cast:
         self._call = call = program.maps[node]
         spec = program.plan.maps[node]
         self.filters = call.filters
-        self._star = (
-            call.star and not call.batch
-        )  # a batch is one argument, whose items are unpacked where they are used
+        self._star = call.star and not call.batch  # a batch is one argument; its items are unpacked where they are used
         self.source = None if spec.over else source
         self.pulls = self.source is not None and self.source.items is None
         self._grouped = bool(spec.fan_in)
@@ -181,9 +179,8 @@ class Growth:
         self._sources: dict[int, Source] = {}
         self._keys: dict[int, Sequence[Any]] = {}  # of items of maps whose elements are batches of them
         self._casts: dict[int, tuple[Cast, ...]] = {}  # by the first map of a chain
-        self._iterators: dict[
-            int, tuple[Any, MapCall]
-        ] = {}  # by id: those that maps have read, kept so that ids stay theirs
+        #: by id: those that maps have read, kept so that ids stay theirs
+        self._iterators: dict[int, tuple[Any, MapCall]] = {}
         self.remote = False  # whether values may be remote
 
     # ── what an element is ────────────────────────────────────────────────────────────────────────────────────────
@@ -282,11 +279,6 @@ class Growth:
         casts = self.casts(block)
         index, position = divmod(element - block.start, len(casts))
         return block.first + index, casts[position]
-
-    def own_item(self, element: int) -> Any:
-        """The item of an element of a map, as a value of its own."""
-        index, cast = self.cast(element, self._scheduler.block(element))
-        return cast.item(element, index, None)
 
     def _of_node(self, element: int, node: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         start = element - node

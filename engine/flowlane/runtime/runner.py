@@ -193,9 +193,8 @@ class Runner:
         if self._memory is not None:
             self._memory.attach(self.scheduler, self.growth)
         self._size = program.plan.size  # elements below are nodes of the program
-        self._curious = frozenset(
-            {*program.choices, *program.raw_missing}
-        )  # nodes with more to them than arguments and a value
+        #: nodes with more to them than arguments and a value
+        self._curious = frozenset({*program.choices, *program.raw_missing})
         self.info = RunInfo(
             id=id,
             name=name,
