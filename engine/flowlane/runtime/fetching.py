@@ -18,11 +18,9 @@ from __future__ import annotations
 import queue
 import threading
 from functools import partial
-from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from flowlane.runtime.keeper import NOT_BEGUN
-from flowlane.runtime.ports import INTERRUPTED, NEVER, SUCCEEDED, RemoteValue, Report
+from flowlane.runtime.ports import SUCCEEDED, RemoteValue, Report
 from flowlane.runtime.values import Gathered
 
 if TYPE_CHECKING:
@@ -53,9 +51,7 @@ class Run(Protocol):
 
     def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None: ...
 
-    def ref(self, element: int, attempt: int) -> int: ...
-
-    def answer(self, reports: Sequence[Report]) -> None: ...
+    def never_began(self, attempts: Sequence[tuple[int, int]]) -> None: ...
 
 
 class Fetching:
@@ -115,15 +111,8 @@ class Fetching:
             if self._run.scheduler.awaits(element, attempt):
                 self._run.go(lane, [element])
 
-    def _give_back(self, elements: Iterable[int]) -> None:
-        reports: list[Report] = []
-        for element in elements:
-            attempt = self._held.pop(element)
-            if self._run.scheduler.awaits(element, attempt):
-                ref = self._run.ref(element, attempt)
-                reports.append(Report(ref, INTERRUPTED, NEVER, monotonic_ns(), value=NOT_BEGUN))
-        if reports:
-            self._run.answer(reports)
+    def _give_back(self, elements: Sequence[int]) -> None:
+        self._run.never_began([(element, self._held.pop(element)) for element in elements])
 
     def _far_of(self, element: int, home: object) -> list[RemoteValue]:
         return [each for up in self._run.scheduler.reads(element) for each in far_in(self._values[up], home)]

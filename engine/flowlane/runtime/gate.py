@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 from flowlane.errors import FlowError
 from flowlane.runtime.blocks import WORK_MAX, grown
 from flowlane.runtime.keeper import NOT_BEGUN, Found, ToCache, Unstored
-from flowlane.runtime.ports import INTERRUPTED, NEVER, RemoteValue, Report
+from flowlane.runtime.ports import RemoteValue, Report
 from flowlane.storage.blob import pack
 
 if TYPE_CHECKING:
@@ -73,9 +73,7 @@ class Run(Protocol):
 
     def later(self, function: Callable[..., object], *args: Any) -> None: ...
 
-    def ref(self, element: int, attempt: int) -> int: ...
-
-    def answer(self, reports: Sequence[Report]) -> None: ...
+    def never_began(self, attempts: Sequence[tuple[int, int]]) -> None: ...
 
 
 class Gate:
@@ -310,12 +308,4 @@ class Gate:
         self.drain()
 
     def _give_back(self, elements: Sequence[int]) -> None:
-        """Let elements that are held end as they are: never begun."""
-        reports: list[Report] = []
-        for element in elements:
-            held = self._held.pop(element)
-            if self._is_out(element, held.attempt):
-                ref = self._run.ref(element, held.attempt)
-                reports.append(Report(ref, INTERRUPTED, NEVER, monotonic_ns(), value=NOT_BEGUN))
-        if reports:
-            self._run.answer(reports)
+        self._run.never_began([(element, self._held.pop(element).attempt) for element in elements])

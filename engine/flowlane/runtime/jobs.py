@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from flowlane.runtime.casts import cores_of, holds_of
 from flowlane.runtime.context import ATTEMPT, TASK
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, TOKEN_SHIFT, make_ref
-from flowlane.runtime.growth import cores_of, holds_of
 from flowlane.runtime.ports import NOTED, Job, Report, RunInfo
 from flowlane.runtime.values import fill_arguments, fill_arguments_at
 
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
     from flowlane.core.scheduler import Scheduler
     from flowlane.program import Program
-    from flowlane.runtime.growth import Cast, Growth
+    from flowlane.runtime.casts import Cast
+    from flowlane.runtime.growth import Growth
     from flowlane.runtime.places import Places
     from flowlane.runtime.roster import Roster
 

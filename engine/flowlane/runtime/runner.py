@@ -43,6 +43,7 @@ from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
 from flowlane.runtime.growth import Growth
 from flowlane.runtime.jobs import Jobs
+from flowlane.runtime.keeper import NOT_BEGUN
 from flowlane.runtime.losses import Losses, is_loss
 from flowlane.runtime.measured import Measured
 from flowlane.runtime.places import Places
@@ -74,10 +75,10 @@ if TYPE_CHECKING:
     from flowlane.runtime.adapting import Resized
     from flowlane.runtime.beginning import Beginning, Memory
     from flowlane.runtime.cache import Lookups
+    from flowlane.runtime.casts import Cast
     from flowlane.runtime.dispatcher import Dispatcher
     from flowlane.runtime.gate import Gate
     from flowlane.runtime.grafts import Maker
-    from flowlane.runtime.growth import Cast
     from flowlane.runtime.journal import Journal
     from flowlane.runtime.keeper import Keeper
     from flowlane.runtime.ports import RemoteValue
@@ -468,13 +469,16 @@ class Runner:
             return
         self.step([m.Cached(element, attempt, report.ended, chosen)], {(element, attempt): report})
 
-    def ref(self, element: int, attempt: int) -> int:
-        """The number of an attempt's job."""
-        return make_ref(self.token, element, attempt)
-
-    def answer(self, reports: Sequence[Report]) -> None:
-        """Take reports of attempts that no executor has; in the next turn."""
-        self._dispatcher.answer(reports)
+    def never_began(self, attempts: Sequence[tuple[int, int]]) -> None:
+        """Of these (element, attempt), which no executor has, those that are out end as they are: they never began."""
+        now = monotonic_ns()
+        reports = [
+            Report(make_ref(self.token, element, attempt), INTERRUPTED, NEVER, now, value=NOT_BEGUN)
+            for element, attempt in attempts
+            if self.scheduler.awaits(element, attempt)
+        ]
+        if reports:
+            self._dispatcher.answer(reports)
 
     def later(self, function: Callable[..., object], *args: Any) -> None:
         """Call `function` on the loop's thread, unless the run has ended by then. Any thread."""
