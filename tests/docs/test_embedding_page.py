@@ -24,7 +24,7 @@ import psutil
 import pytest
 from nbclient import NotebookClient
 
-from ..faults.conftest import children, descriptors, left_over, shared_memory
+from ..leftovers import nothing_left
 from .pages import blocks, plain
 
 if TYPE_CHECKING:
@@ -41,10 +41,8 @@ pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /pr
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    threads, processes = {t.ident for t in threading.enumerate()}, children()
-    fds, shm = descriptors(), shared_memory()
-    yield
-    assert left_over(threads, processes, fds, shm) == []
+    with nothing_left():
+        yield
 
 
 def marked(mark: str) -> list[Block]:

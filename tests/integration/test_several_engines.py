@@ -18,7 +18,7 @@ import pytest
 
 from flowlane import Engine, EngineClosed, RunFailed, RunState, UsageError, Workflow, arun, run, task, workflow
 
-from ..faults.conftest import children, descriptors, left_over, shared_memory
+from ..leftovers import nothing_left
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,10 +26,8 @@ if TYPE_CHECKING:
 
 @pytest.fixture(autouse=True)
 def nothing_is_left() -> Iterator[None]:
-    threads, processes = {t.ident for t in threading.enumerate()}, children()
-    fds, shm = descriptors(), shared_memory()
-    yield
-    assert left_over(threads, processes, fds, shm) == []
+    with nothing_left():
+        yield
 
 
 @task.io
