@@ -48,11 +48,6 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.usefixtures("_own_key")
 
 
-@pytest.fixture
-def _own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
 @task.io
 async def double(n: int) -> int:
     return 2 * n

@@ -46,11 +46,6 @@ pytestmark = pytest.mark.usefixtures("_own_key")
 
 
 @pytest.fixture
-def _own_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
-
-
-@pytest.fixture
 def path(tmp_path: Path) -> Path:
     return tmp_path / "flow" / "flow.db"
 
