@@ -13,6 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import logging
 import os
 import threading
 import time
@@ -62,6 +63,11 @@ _SIZED: Final = ("asyncio", "processes", "threads")
 
 #: Seconds that a task told to stop has before it is given up: long enough to close a connection, short enough to wait.
 GRACE: Final = 5.0
+
+# Seconds between two looks whether a slow store has written how a run ended.
+_STORE_LOOK: Final = 0.5
+
+_log: Final = logging.getLogger("flowlane.engine")
 
 # Seconds that closing may block the loop for the journal's thread, which as a rule ends within a millisecond.
 _AT_ONCE: Final = 0.02
@@ -582,8 +588,10 @@ class Engine:
         journal = self._journal if run.keeper is None else self._recorder
         assert journal is not None
         delivered: concurrent.futures.Future[Any] = journal.finish(run.id, outcome)
+        ended, warned = time.monotonic(), False
 
         def tell(behind: bool = False) -> None:
+            nonlocal warned
             if run.future.done():
                 return
             record, told = Record(runner), outcome
@@ -591,7 +599,11 @@ class Engine:
                 ending = run.keeper.ending
                 if ending is None:  # what is not stored is not told, however long that takes
                     assert self._loop is not None
-                    self._loop.call_later(self._dispatcher.grace, tell, True)
+                    waited = time.monotonic() - ended
+                    if waited >= GRACE and not warned:
+                        warned = True
+                        _log.warning("run %s has ended; its store has not written that for %.0f s now", run.id, waited)
+                    self._loop.call_later(max(self._dispatcher.grace, _STORE_LOOK), tell, True)
                     return
                 told = ending.outcome
                 if ending.fault is not None and record.error is None:

@@ -29,6 +29,7 @@ from flowlane import (
     task,
     workflow,
 )
+from flowlane import engine as engines
 from flowlane.core.states import STATES, TaskState
 from flowlane.description import Description
 from flowlane.resume import new_run, new_session, plan_resume
@@ -754,6 +755,31 @@ async def test_a_sink_that_hangs_holds_up_neither_commits_nor_the_end(tmp_path: 
         assert store.find("last").state == "succeeded"
         store.close()
         release.set()
+
+
+async def test_a_store_that_does_not_answer_is_told_of_once_while_the_run_waits(
+    tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(engines, "GRACE", 0.2)
+    monkeypatch.setattr(engines, "_STORE_LOOK", 0.05)
+    release = threading.Event()
+
+    class Hanging(Failing):
+        def close_run(self, *args: Any) -> None:
+            release.wait(20)
+            self._store.close_run(*args)
+
+    store = Hanging(SqliteStore(path), 10**6)
+    async with Engine(store=store, grace=0.1) as engine, asyncio.timeout(15):
+        handle = engine.start(spell, tmp_path)
+        while not caplog.records:
+            await asyncio.sleep(0.02)
+        await asyncio.sleep(0.3)
+        release.set()
+        assert (await handle).value == "aabbcc"
+    (record,) = caplog.records
+    assert record.name == "flowlane.engine"
+    assert record.getMessage() == f"run {handle.id} has ended; its store has not written that for 0 s now"
 
 
 @pytest.mark.parametrize("verb", ["write", "close_run", "cached"])

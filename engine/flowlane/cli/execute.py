@@ -47,6 +47,7 @@ def execute(
     `recorded` says whether there is a state directory for its events.
     """
     from flowlane.api import Engine
+    from flowlane.cli.logged import ShownWarnings
     from flowlane.cli.record import EventLog
     from flowlane.cli.terminal import Messages
     from flowlane.errors import StoreError
@@ -62,9 +63,12 @@ def execute(
         store=store,
     )
     log.enabled = recorded
-    result, signum = _carry_out(engine, start, messages)
-    if not engine.wait_for_sinks(_PATIENCE):  # somebody reads no more; whatever comes of the log, the summary is last
-        told.mute()
+    with ShownWarnings(told, as_events=settings.log_format.value == "json"):
+        result, signum = _carry_out(engine, start, messages)
+        if not engine.wait_for_sinks(
+            _PATIENCE
+        ):  # somebody reads no more; whatever comes of the log, the summary is last
+            told.mute()
 
     state = str(result.state)
     if result.error is not None and (isinstance(result.error, StoreError) or not result.failures):

@@ -91,7 +91,7 @@ class Watchdog:
         # The kernel's clock of this very thread. Its number stays valid to ask for when the thread has ended, unlike its ident.
         clock: Any = getattr(time, "pthread_getcpuclockid", None)
         self._clock: int | None = clock(self._ident) if clock is not None else None
-        self._logger = logging.getLogger("flowlane")
+        self._logger = logging.getLogger("flowlane.engine")
         self._stop = threading.Event()
         self._starting = threading.Lock()
         self.thread: threading.Thread | None = None  # None: nobody watches

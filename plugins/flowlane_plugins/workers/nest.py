@@ -38,7 +38,7 @@ _POLL: Final = 0.005  # seconds between two looks at a nursery that cannot be wa
 SWEEP: Final = 2.0  # seconds that sweeping may take
 KILLED: Final = 5.0  # seconds until a killed process that does not go (it hangs in the kernel) is given up
 
-_log: Final = logging.getLogger("flowlane")
+_log: Final = logging.getLogger("flowlane.engine")
 
 
 class Nest:

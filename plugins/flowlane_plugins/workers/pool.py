@@ -58,7 +58,7 @@ _LISTED: Final = 4_000  # chunks or arenas in one record
 _UNMOVED: Final = 1_000_000_000  # ns after which a worker that does not begin is looked at
 _LEAVE: Final = 0.3  # s that idle workers have to leave when the pool closes
 
-_log: Final = logging.getLogger("flowlane")
+_log: Final = logging.getLogger("flowlane.engine")
 
 
 class Pool:

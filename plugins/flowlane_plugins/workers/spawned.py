@@ -35,7 +35,7 @@ _WORKER: Final = "flowlane_plugins.workers.solitary:main"
 _POLL: Final = 0.02  # seconds between two looks at workers, where the kernel cannot tell us of their end
 _PEAK: Final = 1 if sys.platform == "darwin" else 1024  # bytes in a unit of ru_maxrss
 
-_log: Final = logging.getLogger("flowlane")
+_log: Final = logging.getLogger("flowlane.engine")
 
 
 class _Worker:
