@@ -422,6 +422,52 @@ def test_an_idle_loop_is_left_asleep(monkeypatch: pytest.MonkeyPatch) -> None:
     asyncio.run(main())
 
 
+#: Threads that come and go, finalizers that give up the GIL, and somebody who looks at a thread meanwhile.
+LOOKED_AT = """
+import gc, os, sys, threading, time
+from flowlane_plugins.executors.whereabouts import innermost
+
+class Ring:
+    def __init__(self):
+        self.me = self
+    def __del__(self):
+        for _ in range(50):
+            counts[0] += 1
+
+def come_and_go():
+    while True:
+        threads = [threading.Thread(target=lambda: [Ring() for _ in range(300)]) for _ in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+def look():
+    while True:
+        assert innermost(main) is not None
+        counts[1] += 1
+
+counts, main = [0, 0], threading.get_ident()
+sys.setswitchinterval(1e-5)
+for job in (come_and_go, come_and_go, look):
+    threading.Thread(target=job, daemon=True).start()
+time.sleep(2)
+print(counts[0] > 0, counts[1] > 0, gc.isenabled(), flush=True)
+gc.disable()
+innermost(main)
+print(gc.isenabled(), flush=True)
+os._exit(0)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_looking_at_threads_never_stops_the_process(tmp_path: Path) -> None:
+    """Red on 3.11.7 within two seconds when the collector may run while frames are read."""
+    told = ends(start_script(tmp_path, LOOKED_AT), within=40)
+    assert told is not None, "it stands still"
+    assert told.split() == ["True", "True", "True", "False"]
+
+
 def test_many_short_steps_are_nobodys_fault() -> None:
     """Red when the Task that is current when a turn has become too long is charged with all of it."""
 

@@ -6,14 +6,17 @@ Called from any thread. Frames must not be kept: each keeps every local variable
 
 from __future__ import annotations
 
+import gc
 import sys
-from typing import TYPE_CHECKING, Any
+from itertools import chain
+from operator import call
+from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.loader import is_user_code, shown_path
 
 if TYPE_CHECKING:
     import asyncio
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
     from types import CodeType, FrameType
 
 __all__ = ["at_debugger", "innermost", "lasting", "of_coroutine", "of_frames", "of_thread"]
@@ -24,7 +27,7 @@ _DEBUGGERS = frozenset({"bdb", "pdb"})
 
 def innermost(ident: int | None) -> FrameType | None:
     """The innermost frame of the thread; None when it has ended."""
-    return sys._current_frames().get(ident or 0)  # pyright: ignore[reportPrivateUsage]  # documented, for just this
+    return _all_frames().get(ident or 0)
 
 
 def of_thread(ident: int | None, below: CodeType) -> str | None:
@@ -78,6 +81,27 @@ def at_debugger(frames: Iterable[FrameType]) -> bool:
 def lasting(ns: int) -> str:
     """A duration for people: "312 ms", "2.0 s"."""
     return f"{ns / 1e6:.0f} ms" if ns < 999_500_000 else f"{ns / 1e9:.1f} s"
+
+
+_frames: Final = sys._current_frames  # pyright: ignore[reportPrivateUsage]  # documented, for just this
+
+#: By whether the collector is on: what to call for the frames of all threads.
+_STEPS: Final[dict[bool, tuple[Callable[[], Any], ...]]] = {True: (gc.disable, _frames, gc.enable), False: (_frames,)}
+
+
+def _all_frames() -> dict[int, FrameType]:
+    """The innermost frame of every thread, by its ident.
+
+    Up to 3.11.8 Python may stand still for ever in that: it makes frame objects under a lock that every thread needs when it
+    begins or ends; if the collector runs then, and a finalizer gives up the GIL, each waits for the other
+    (python/cpython#106883). So the collector is off meanwhile. All of it is one call of C functions, in which no other thread
+    gets its turn: nobody can see it off, or have switched it himself in between.
+    """
+    if sys.version_info >= (3, 12):
+        return _frames()
+    done: list[Any] = list(map(call, chain.from_iterable(map(_STEPS.__getitem__, map(call, (gc.isenabled,))))))
+    frames: dict[int, FrameType] = done[len(done) // 2]
+    return frames
 
 
 def _up_to(frame: FrameType | None, below: CodeType) -> list[FrameType]:
