@@ -13,34 +13,27 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
-import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypedDict, TypeVar, Unpack, overload
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar, Unpack, overload
 
-from flowlane.core.states import RunState
-from flowlane.declare.bounds import Bounds
-from flowlane.declare.compile import compile_workflow
-from flowlane.declare.part import part_of, part_options
+from flowlane.compiling import CompileOptions, Compiler, slots_of
+from flowlane.conclusion import Conclusion
 from flowlane.declare.workflow import Bound, Workflow, WorkflowDefinition, as_bound
 from flowlane.errors import EngineClosed, RunExists, SettingsError, UsageError
 from flowlane.given import check_executors, check_grace, check_options, check_routes, check_sinks, check_slots
 from flowlane.handle import LiveRun, RunHandle
 from flowlane.loader import refuse_while_importing
 from flowlane.making import Making
-from flowlane.record import Record
-from flowlane.results import RunResult
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.dispatcher import Dispatcher
 from flowlane.runtime.journal import Journal
-from flowlane.runtime.measured import OUTPUT_KEPT
 from flowlane.runtime.naming import id_of_key
 from flowlane.runtime.registry import Registry, make_sink, make_store
 from flowlane.runtime.runner import Runner
 
 if TYPE_CHECKING:
-    import concurrent.futures
     from collections.abc import Callable, Mapping, Sequence
     from types import TracebackType
     from typing import Self
@@ -48,12 +41,12 @@ if TYPE_CHECKING:
     from flowlane.archive import Archive, ResumeOptions
     from flowlane.declare.limits import Adaptive, Limit
     from flowlane.declare.workflow import OnFailure
-    from flowlane.program import Program, SlotBounds
+    from flowlane.program import Program
     from flowlane.runtime.beginning import Beginning
     from flowlane.runtime.ports import Executor, Sink
     from flowlane.storage.port import Store, StoredRun
 
-__all__ = ["GRACE", "CompileOptions", "Engine", "StartOptions", "own_options"]
+__all__ = ["GRACE", "Engine", "StartOptions", "own_options"]
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -64,27 +57,8 @@ _SIZED: Final = ("asyncio", "processes", "threads")
 #: Seconds that a task told to stop has before it is given up: long enough to close a connection, short enough to wait.
 GRACE: Final = 5.0
 
-# Seconds between two looks whether a slow store has written how a run ended.
-_STORE_LOOK: Final = 0.5
-
-_log: Final = logging.getLogger("flowlane.engine")
-
 # Seconds that closing may block the loop for the journal's thread, which as a rule ends within a millisecond.
 _AT_ONCE: Final = 0.02
-
-
-class CompileOptions(TypedDict, total=False):
-    """Options of one run that decide what is compiled; see StartOptions."""
-
-    routes: Mapping[str, str] | None
-    on_failure: OnFailure | None
-    max_failures: int | str | None
-    deadline: float | None
-    retry_budget: int | None
-    limits: Sequence[Limit]
-    only: Sequence[str]
-    start_at: Sequence[str]
-    until: Sequence[str]
 
 
 class StartOptions(CompileOptions, total=False):
@@ -143,29 +117,24 @@ class Engine:
         check_grace(grace)
         given = dict(executors or {})
         keywords = {name: dict(own) for name, own in (options or {}).items()}
-        self._options = tuple(keywords)  # whose names are still to be looked at
-        numbers: dict[str, int] = {}
-        self._adaptive: dict[str, SlotBounds] = {}
-        wishes: Mapping[str, Any] = slots or {}
-        for name, wish in wishes.items():
-            if hasattr(wish, "bounds"):  # not by its class, which is not imported for those who have no use for it
-                self._adaptive[name] = wish.bounds
-                numbers[name] = wish.highest
-            else:
-                numbers[name] = wish
+        numbers, adaptive = slots_of(slots or {})
         for name, number in numbers.items():
             if name in _SIZED and name not in given:
                 keywords.setdefault(name, {})["slots"] = number
-        self._routes = dict(routes or {})
-        self._limits = _named(limits, "Engine(limits=...)")
-        self._slots = numbers
         self._registry = Registry(given, keywords)
-        self._dispatcher = Dispatcher(self._registry, self._slots, grace, self._adaptive)
+        self._compiler = Compiler(
+            self._registry,
+            routes=routes or {},
+            limits=limits,
+            slots=numbers,
+            adaptive=adaptive,
+            options=tuple(options or {}),
+        )
+        self._dispatcher = Dispatcher(self._registry, numbers, grace, adaptive)
         self._journal = Journal([*sinks, make_sink("logging")])
         self._archive = self._made_archive(store)
         self._recorder = self._archive.recorder(self._journal) if self._archive is not None else None
-        self._compiling = threading.Lock()
-        self._making = Making(self.compile_added)
+        self._making = Making(self._compiler.compile_added)
         self._keys: dict[str, object] = {}  # ids of runs that were started by a key; a store remembers them by itself
         self._loop: asyncio.AbstractEventLoop | None = None
         self._loop_thread = 0
@@ -374,53 +343,8 @@ class Engine:
         )
 
     def compile(self, bound: Bound[Any], **options: Unpack[CompileOptions]) -> Program:
-        """Build and check a workflow for this engine, starting nothing. Raises DefinitionError."""
-        bounds = Bounds.of(options, "a run")
-        limits = {**self._limits, **_named(options.get("limits") or (), "a run's limits=...")}
-        check_routes(options.get("routes"))
-        part = part_options(options)
-        workflow = bound.build()
-        if part:
-            workflow = part_of(workflow, part)
-        return self._compiled(workflow, options.get("routes") or {}, limits, options.get("on_failure"), bounds)
-
-    def compile_added(self, bound: Bound[Any], to: Program) -> Program:
-        """Build and check work that is added to a run of `to`: its routes and limits hold. Raises DefinitionError."""
-        return self._compiled(bound.build(), to.routes, to.known_limits, None, Bounds.of({}, "a run"), added=True)
-
-    def _compiled(
-        self,
-        workflow: Workflow,
-        routes: Mapping[str, str],
-        limits: Mapping[str, Limit],
-        on_failure: OnFailure | None,
-        bounds: Bounds,
-        *,
-        added: bool = False,
-    ) -> Program:
-        with self._compiling:
-            for name in () if added else self._options:
-                self._registry.check(name)
-            for name, number in self._slots.items():
-                if type(number) is not int or number < 1:
-                    raise SettingsError(f"slots of '{name}' must be a whole number of at least 1, not {number!r}")
-                self._registry.capabilities(name)
-                if name in self._adaptive and hasattr(self._registry.get(name), "appetite"):
-                    raise SettingsError(
-                        f"slots of '{name}' cannot adapt: it measures by itself how much it takes",
-                        hint="Adaptive is for executors that wait: asyncio, threads",
-                    )
-            return compile_workflow(
-                workflow,
-                capabilities=self._registry.capabilities,
-                routes=routes,
-                defaults=self._routes,
-                on_failure=on_failure,
-                bounds=bounds,
-                limits=limits,
-                slots=self._slots,
-                added=added,
-            )
+        """Build and check a workflow for this engine, starting nothing. Raises DefinitionError. Any thread."""
+        return self._compiler.compile(bound, **options)
 
     def origin(self, bound: Bound[Any]) -> str:
         """What `launch` is told of where `bound` is; "" without a store, where nobody asks."""
@@ -581,61 +505,16 @@ class Engine:
                 runner.begin()
 
     def _ended(self, run: LiveRun) -> None:
-        """A run's last task has ended: let the sinks have everything, then tell who waits."""
-        runner = run.runner
-        assert runner is not None
-        outcome = runner.outcome()
-        journal = self._journal if run.keeper is None else self._recorder
-        assert journal is not None
-        delivered: concurrent.futures.Future[Any] = journal.finish(run.id, outcome)
-        ended, warned = time.monotonic(), False
-
-        def tell(behind: bool = False) -> None:
-            nonlocal warned
-            if run.future.done():
-                return
-            record, told = Record(runner), outcome
-            if run.keeper is not None:
-                ending = run.keeper.ending
-                if ending is None:  # what is not stored is not told, however long that takes
-                    assert self._loop is not None
-                    waited = time.monotonic() - ended
-                    if waited >= GRACE and not warned:
-                        warned = True
-                        _log.warning("run %s has ended; its store has not written that for %.0f s now", run.id, waited)
-                    self._loop.call_later(max(self._dispatcher.grace, _STORE_LOOK), tell, True)
-                    return
-                told = ending.outcome
-                if ending.fault is not None and record.error is None:
-                    record.state, record.error = RunState.INTERRUPTED, ending.fault
-            notes = self._journal.notes(run.id)
-            if behind:
-                notes.append("a sink is slow: the log was not complete when the run ended")
-            if record.late:
-                notes.append(f"{record.late} late reports were ignored")
-            run.outcome = told
-            self._running.discard(run)  # before anybody hears of the end
-            try:
-                value = runner.value() if record.state is RunState.SUCCEEDED else None
-            except Exception as error:  # noqa: BLE001 - user code rebuilds the value (a NamedTuple's _make): who waits must hear
-                run.future.set_exception(error)
-            else:
-                run.future.set_result(RunResult(record, value, [*_notes(record), *notes]))
-            runner.forget()
-            run.runner = None
-            run.wake_readers()
-
-        if delivered.done():
-            tell()
-        else:
-            assert self._loop is not None
-            patience = self._loop.call_later(self._dispatcher.grace, tell, True)
-
-            def delivered_in_time() -> None:
-                patience.cancel()
-                tell()
-
-            delivered.add_done_callback(lambda _: self.call(delivered_in_time))
+        """A run's last task has ended: let store and sinks have everything, then tell who waits."""
+        assert self._loop is not None
+        Conclusion(
+            run,
+            notes=self._journal.notes,
+            grace=self._dispatcher.grace,
+            loop=self._loop,
+            call=self.call,
+            on_told=lambda: self._running.discard(run),
+        ).after(self._journal if run.keeper is None else self._recorder)
 
     def on_loop(self) -> bool:
         """Whether the caller is on the thread of the engine's loop, and that is open."""
@@ -675,14 +554,6 @@ def _check_resume_options(how: Mapping[str, Any]) -> None:
             raise UsageError(f"{name} is a list of tasks' names, not {value!r}", hint=f"{name}=[{value!r}]")
 
 
-def _named(limits: Sequence[Limit], who: str) -> dict[str, Limit]:
-    if not limits:
-        return {}
-    from flowlane.declare.limits import by_name
-
-    return by_name(limits, who)
-
-
 def _id_of(key: object) -> str:
     if not isinstance(key, str) or not key:
         raise UsageError(
@@ -702,28 +573,6 @@ def _started_before(key: str, id: str) -> RunExists:
 
 def _closed() -> EngineClosed:
     return EngineClosed("the engine is closed", hint="start runs inside its `with` block")
-
-
-def _notes(record: Record) -> list[str]:
-    """What there is to say of a run besides its tasks' outcomes."""
-    notes: list[str] = []
-    if record.overdue is not None:
-        notes.append(f"the run was not over by its deadline of {record.overdue:g} s: what had not ended was cancelled")
-    if record.abandoned:
-        count = record.abandoned
-        notes.append(
-            f"{count} attempt{'s' if count > 1 else ''} did not stop when told to and {'were' if count > 1 else 'was'} abandoned"
-        )
-    notes += [f"{record.names[note.element]} {note.text}" for note in record.notes]
-    if record.noted > len(record.notes):
-        notes.append(f"{record.noted - len(record.notes):,} more such notes are in the event log only")
-    if record.measured.dropped:
-        kept = OUTPUT_KEPT >> 20
-        notes.append(
-            f"the output of {record.measured.dropped:,} attempts is not in the result, which keeps the first {kept} MB"
-            " of a run: sinks get it all"
-        )
-    return notes
 
 
 def own_options(kwargs: dict[str, Any], options: type) -> tuple[dict[str, Any], dict[str, Any]]:

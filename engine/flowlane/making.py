@@ -25,7 +25,7 @@ class Making:
     """The ``runtime.grafts.Maker`` of an engine."""
 
     def __init__(self, compile: Callable[[Bound[Any], Program], Program]) -> None:
-        """`compile` is ``Engine.compile_added``."""
+        """`compile` is ``Compiler.compile_added``."""
         self._compile = compile
 
     @property

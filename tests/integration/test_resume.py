@@ -25,11 +25,11 @@ from flowlane import (
     UsageError,
     Workflow,
     WorkflowChanged,
+    conclusion,
     current_task,
     task,
     workflow,
 )
-from flowlane import engine as engines
 from flowlane.core.states import STATES, TaskState
 from flowlane.description import Description
 from flowlane.resume import new_run, new_session, plan_resume
@@ -760,8 +760,8 @@ async def test_a_sink_that_hangs_holds_up_neither_commits_nor_the_end(tmp_path: 
 async def test_a_store_that_does_not_answer_is_told_of_once_while_the_run_waits(
     tmp_path: Path, path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(engines, "GRACE", 0.2)
-    monkeypatch.setattr(engines, "_STORE_LOOK", 0.05)
+    monkeypatch.setattr(conclusion, "STORE_SLOW", 0.2)
+    monkeypatch.setattr(conclusion, "_STORE_LOOK", 0.05)
     release = threading.Event()
 
     class Hanging(Failing):
