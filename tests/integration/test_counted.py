@@ -105,7 +105,8 @@ def flow(capsys: pytest.CaptureFixture[str]) -> Flow:
     def flow(*argv: str) -> tuple[int, str, str]:
         capsys.readouterr()
         code = main(argv)
-        return (code, *capsys.readouterr())
+        out, err = capsys.readouterr()
+        return code, out, err
 
     return flow
 
