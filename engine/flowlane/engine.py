@@ -442,7 +442,7 @@ class Engine:
         return self._handle(run)
 
     def _handle(self, run: LiveRun) -> RunHandle[Any]:
-        return RunHandle(run, self.call, self.on_loop)
+        return RunHandle(run, self.call, self.on_loop, own_thread=self._thread is not None)
 
     def _launch(
         self, run: LiveRun, program: Program, context: contextvars.Context, beginning: Beginning = NOTHING_DONE

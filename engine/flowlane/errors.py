@@ -11,6 +11,7 @@ This module imports next to nothing, so every layer and every worker process may
 
 from __future__ import annotations
 
+import re
 import traceback as _traceback
 from typing import TYPE_CHECKING, Any, cast
 
@@ -54,6 +55,7 @@ __all__ = [
 
 
 _LONGEST_WAIT = 1e9  # seconds
+_AN = re.compile("[aeio]|u(?:n(?!i)|p)", re.IGNORECASE)  # an Upload, but a uint8, a UserDict
 
 
 class FlowError(Exception):
@@ -415,6 +417,11 @@ def shown_name(cls: type) -> str:
     """A class's name for people: as `qualified_name`, without modules of ours and those that `flow run` invents."""
     name = qualified_name(cls)
     return cls.__qualname__ if name.startswith(("_flow_", "flowlane.errors.")) else name
+
+
+def with_article(name: str) -> str:
+    """A class's name for a sentence: "a list", "an int"."""
+    return f"{'an' if _AN.match(name) else 'a'} {name}"
 
 
 def _safe_str(exception: BaseException) -> str:

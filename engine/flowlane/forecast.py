@@ -13,7 +13,7 @@ from __future__ import annotations
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from flowlane.errors import FlowError
+from flowlane.errors import FlowError, with_article
 from flowlane.loader import load_for
 from flowlane.misses import Entries, parts_of
 from flowlane.runtime.cache import key_of
@@ -118,7 +118,9 @@ class _Forecast:
             args, kwargs = fill_arguments(program.arguments[node], self._values)
             key = key_of(program.targets[node], self._codes, rule, args, kwargs)
         except Unhashable as error:
-            return Foreseen(node, Grounds.UNHASHABLE, text=f"{error.path} is a {error.type}, which cannot be hashed")
+            return Foreseen(
+                node, Grounds.UNHASHABLE, text=f"{error.path} is {with_article(error.type)}, which cannot be hashed"
+            )
         except Exception as error:  # noqa: BLE001 - a hook of the user's
             text = f"hashing its arguments raised {type(error).__name__}: {error}"
             return Foreseen(node, Grounds.UNHASHABLE, text=text)

@@ -19,7 +19,7 @@ from flowlane.runtime.naming import new_id, new_name
 from flowlane.runtime.ports import NOTED
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Generator, Sequence
+    from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Sequence
 
     from flowlane.core.messages import Transition
     from flowlane.results import RunResult
@@ -88,15 +88,30 @@ def _nothing() -> None:
     """Asks an engine's loop whether it is there."""
 
 
+def _no_loop_here() -> bool:
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return True
+    return False
+
+
 class RunHandle(Generic[R]):
     """A run under way. ``await handle`` gives its RunResult, or raises RunFailed or RunCancelled.
 
     Cancelling who waits does not cancel the run. All methods may be called from any thread.
     """
 
-    def __init__(self, run: LiveRun, call: Callable[[Callable[[], None]], bool], on_loop: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        run: LiveRun,
+        call: Callable[[Callable[[], None]], bool],
+        on_loop: Callable[[], bool],
+        *,
+        own_thread: bool = False,
+    ) -> None:
         """Made by an Engine. `call` runs a function on its loop, False when that is closed; `on_loop` tells whether the caller is
-        there.
+        there; `own_thread` that the loop has a thread of its own, as in code that is not async.
         """
         self.id = run.id
         self.name = run.name
@@ -105,6 +120,7 @@ class RunHandle(Generic[R]):
         self._future = run.future
         self._call = call
         self._on_loop = on_loop
+        self._own_thread = own_thread
 
     @property
     def state(self) -> RunState:
@@ -117,13 +133,23 @@ class RunHandle(Generic[R]):
         return self._checked().__await__()
 
     async def _checked(self) -> RunResult[R]:
-        return (await self.wait()).check()
+        return (await self._ended()).check()
 
-    async def wait(self) -> RunResult[R]:
-        """The result, whatever the state: a failed run does not raise here.
+    def wait(self) -> Coroutine[Any, Any, RunResult[R]]:
+        """``await handle.wait()`` gives the result, whatever the state: a failed run does not raise here.
 
-        Raises EngineClosed when the run can never end, because the engine's loop was closed without leaving the engine's block.
+        Raises EngineClosed when the run can never end, because the engine's loop was closed without leaving the engine's block;
+        and at once, before there is anything to await, UsageError in code that is not async (no event loop runs in the caller's
+        thread, and the engine was entered by plain ``with``).
         """
+        if self._own_thread and _no_loop_here():
+            raise UsageError(
+                "handle.wait() is for async code, and no event loop runs here that could await it",
+                hint="handle.result() blocks until the run has ended; the RunFailed that it raises has the result as `.result`",
+            )
+        return self._ended()
+
+    async def _ended(self) -> RunResult[R]:
         self._check_alive()
         return await asyncio.wrap_future(self._future)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.core.elements import TREE
 from flowlane.core.states import DONE, REASONS, STATES, Reason, RunState, TaskState
-from flowlane.core.tally import FAULTY, tally
+from flowlane.core.tally import failed_of_itself, tally
 from flowlane.errors import Failure, UnknownName
 
 if TYPE_CHECKING:
@@ -278,11 +278,7 @@ class Past:
 
     def failures(self) -> list[int]:
         """Tasks that ended badly by themselves, the first to do so first."""
-        found = [
-            element
-            for element, rows in self._rows.items()
-            if STATES[rows[-1].state] in FAULTY and REASONS[rows[-1].reason] is not Reason.ELEMENTS_FAILED
-        ]
+        found = [element for element, rows in self._rows.items() if failed_of_itself(rows[-1].state, rows[-1].reason)]
         return sorted(found, key=lambda element: (self._rows[element][-1].ended, element))
 
     # ── who stopped whom ──────────────────────────────────────────────────────────────────────────────────────────

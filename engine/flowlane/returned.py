@@ -16,7 +16,7 @@ from flowlane.declare.handle import Combined, Handle, kind_of
 from flowlane.declare.nodes import Workflow
 from flowlane.declare.task import Call, Task
 from flowlane.declare.workflow import Bound, WorkflowDefinition
-from flowlane.errors import DefinitionError
+from flowlane.errors import DefinitionError, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,7 +68,7 @@ def _in_container(task: str, function: Any, kind: str, found: list[Any]) -> Defi
     for each in found:
         _close(each)
     return DefinitionError(
-        f"task {task!r} returned a {kind} that holds {what}{more}", where=place_of(function), hint=hint
+        f"task {task!r} returned {with_article(kind)} that holds {what}{more}", where=place_of(function), hint=hint
     )
 
 

@@ -329,6 +329,34 @@ async def test_workflows_by_element_go_on_inside(store: Store, here: Path) -> No
         assert began(here) == once_each("fetch-10", "parse-20", "add-21+22", "last")
 
 
+@workflow
+def nothing_to_do(x: int) -> Any:
+    return x
+
+
+@workflow
+def some_empty() -> Any:
+    return last(inner.map(nothing_to_do.map([10, 20])))
+
+
+async def test_workflows_without_tasks_leave_those_that_follow_as_they_are(store: Store, here: Path) -> None:
+    """
+    nothing_to_do[0] (became nothing) ─▶ inner[0] (became fetch, parse, add)
+    nothing_to_do[1] (became nothing) ─▶ inner[1] (became fetch, parse, add)
+    """
+    async with Engine(store=store) as engine:
+        spoil(here, "parse-40")
+        first = await engine.start(some_empty).wait()
+        session = store.session(first.id)
+        census = Census(Description.read(session.graph), store.blocks(first.id))
+        assert [census.name(each) for each in range(census.size)] == list(first.tasks)
+        assert {str(state): number for state, number in first.counts.items()} == store.find("last").counts
+        began(here)
+        spoil(here)
+        assert (await go(engine, some_empty)).value == [21 + 22, 41 + 42]
+        assert began(here) == once_each("parse-40", "add-41+42", "last")
+
+
 @task.io
 async def more(x: int) -> int | Call[int] | Bound[int]:
     note(f"more-{x}")

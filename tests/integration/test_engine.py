@@ -573,6 +573,21 @@ def test_a_sync_engine_owns_its_loop() -> None:
         engine.__enter__()
 
 
+def test_waiting_for_a_run_where_nothing_could_be_awaited_says_so_at_once() -> None:
+    async def elsewhere(handle: Any) -> Any:
+        return await handle.wait()
+
+    with Engine() as engine:
+        handle = engine.start(only_fail)
+        with pytest.raises(UsageError, match="no event loop runs here") as refused:
+            handle.wait()
+        assert "handle.result()" in str(refused.value.hint)
+        assert asyncio.run(elsewhere(handle)).state is RunState.FAILED  # async code may, on whatever loop
+        with pytest.raises(RunFailed) as failed:
+            handle.result(timeout=30)
+        assert failed.value.result.state is RunState.FAILED
+
+
 @workflow
 def only_fail() -> None:
     fail(1)

@@ -189,7 +189,7 @@ def test_two_packages_with_one_name_are_refused_and_the_same_one_twice_is_not(
         ("Fake", {"sise": 2}, SettingsError, "executor 'gpu' has no option 'sise'; its options: size, label"),
         ("Fake", {"size": 0}, SettingsError, "executor 'gpu' refuses size=0: ValueError: size must be at least 1"),
         ("Strict", {}, SettingsError, "executor 'gpu' needs option 'address'"),
-        ("no_executor", {}, RouteError, "made a object, which is not an executor"),
+        ("no_executor", {}, RouteError, "made an object, which is not an executor"),
         ("Missing", {}, RouteError, "module 'plugin_of_test' has no 'Missing'"),
     ],
 )
@@ -257,7 +257,7 @@ def test_a_store_is_found_by_its_entry_point(plugins: list[importlib.metadata.En
         ("sqlite", {}, "store 'sqlite' needs option 'path'"),
         ("sqlite", {"pat": "x"}, "store 'sqlite' has no option 'pat'; its options: path, durability, secret"),
         ("sqlite", {"path": "x", "secret": b"short"}, "ValueError: a secret has at least 32 bytes"),
-        ("mine", {}, "made a object, which is not a store"),
+        ("mine", {}, "made an object, which is not a store"),
         ("twice", {}, "store 'twice' is provided by several installed packages"),
     ],
 )

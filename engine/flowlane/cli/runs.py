@@ -93,9 +93,8 @@ def _done(run: StoredRun) -> int:
 
 
 def _tasks(run: StoredRun) -> int:
-    """How many tasks there are: those that it began with, until it tells what came of them."""
-    told = sum(run.counts.values())
-    return told if run.ended and told else max(told, run.tasks)
+    """How many tasks there are, so far."""
+    return sum(run.counts.values())
 
 
 def _took(run: StoredRun, state: str, now: int) -> int:

@@ -7,6 +7,7 @@ the screen. A value is shown only where its seal holds, and without importing an
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -153,7 +154,7 @@ def _run_document(store: Store, past: Past) -> str:
 
     params = _params(store, past)
     head = {
-        "run": run_fields(past.run, past.owner, past.state),
+        "run": run_fields(replace(past.run, counts=past.counts()), past.owner, past.state),
         "params": {name: _plain(value) for name, value in params.items()} if not isinstance(params, str) else None,
     }
     sessions = [

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, cast
 
 from flowlane.declare.callsite import caller
 from flowlane.declare.hidden import LOOKED_INTO, hidden_in
-from flowlane.errors import HandleError
+from flowlane.errors import HandleError, with_article
 from flowlane.program import Ref
 
 if TYPE_CHECKING:
@@ -217,10 +217,6 @@ class Combined:
         )
 
 
-def _with_article(name: str) -> str:
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
-
-
 _SEARCHED: Final = (Handle, *_CONTAINERS, *_LAZY, *_COROUTINES, Combined)
 
 
@@ -264,7 +260,7 @@ class Template:
         where, handle = found
         home = home_of(handle)
         raise HandleError(
-            f"{self.subject} is given {_with_article(kind_of(value).__name__)} that holds the result of task "
+            f"{self.subject} is given {with_article(kind_of(value).__name__)} that holds the result of task "
             f"{home.name_of(ref_of(handle).node)!r} ({where})",
             where=caller(),
             hint="it would stay a handle there: pass it as an argument of its own, or inside list, tuple, NamedTuple and "
@@ -280,7 +276,7 @@ class Template:
             )
         if issubclass(kind, _LAZY):
             raise HandleError(
-                f"{self.subject} is given a {kind.__name__}, which makes its elements only once and only when asked",
+                f"{self.subject} is given {with_article(kind.__name__)}, which makes its elements only once and only when asked",
                 where=caller(),
                 hint="write a list: [f(x) for x in xs]",
             )
@@ -288,7 +284,7 @@ class Template:
             if issubclass(kind, CoroutineType):
                 value.close()  # it would warn that it was never awaited
             raise HandleError(
-                f"{self.subject} is given a {kind.__name__.replace('_', ' ')}, not a value",
+                f"{self.subject} is given {with_article(kind.__name__.replace('_', ' '))}, not a value",
                 where=caller(),
                 hint="call the task itself, some_task(x): some_task.fn(x) calls the bare function",
             )
@@ -378,7 +374,7 @@ class Template:
             make = cast("Callable[[object, list[Any]], Any]", tuple.__new__)  # pyright: ignore[reportUnknownMemberType]
             return make(named, built)  # not named(*built): a NamedTuple may come with a __new__ of its own
         raise HandleError(
-            f"{self.subject} is given a {kind.__name__} that holds the result of a task",
+            f"{self.subject} is given {with_article(kind.__name__)} that holds the result of a task",
             where=caller(),
             hint="results are passed on as they are or inside list, tuple, NamedTuple and dict values, nothing else",
         )

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar, cast, overload
 from flowlane.declare.callsite import caller
 from flowlane.declare.handle import Combined, Handle, kind_of, ref_of
 from flowlane.declare.task import BODY, NOT_GIVEN
-from flowlane.errors import ArgumentError, DefinitionError
+from flowlane.errors import ArgumentError, DefinitionError, with_article
 from flowlane.program import ITEM, Arguments, MapCall, key_text
 
 if TYPE_CHECKING:
@@ -103,7 +103,7 @@ def _check_sources(what: str, sources: tuple[Any, ...]) -> None:
             _check_items(f"{what}(...)", source)
             if _is_mapping(source):
                 raise DefinitionError(
-                    f"{what}(...) is given a {kind_of(source).__name__}",
+                    f"{what}(...) is given {with_article(kind_of(source).__name__)}",
                     where=caller(),
                     hint="say which part of it: .keys(), .values() or .items()",
                 )
@@ -248,7 +248,7 @@ def _check_items(called: str, source: Any) -> None:
     """Refuse what cannot be gone over item by item, or not twice in the same order."""
     if isinstance(source, (str, bytes, bytearray)):
         raise DefinitionError(
-            f"{called} goes over a {kind_of(source).__name__}, which is one value here, not many",
+            f"{called} goes over {with_article(kind_of(source).__name__)}, which is one value here, not many",
             where=caller(),
             hint=f"for one item write a list: [{source!r}]" if len(source) < 40 else "for one item write a list",
         )
@@ -288,7 +288,7 @@ def _lifted(task: Task[Any, Any, Any], over: Any, called: str, kwargs: dict[str,
                 continue
             if not isinstance(item, (tuple, list)):
                 raise DefinitionError(
-                    f"{called} goes over tuples of arguments, and item {index} is a {kind_of(item).__name__}",
+                    f"{called} goes over tuples of arguments, and item {index} is {with_article(kind_of(item).__name__)}",
                     where=caller(),
                     hint=f"{task.name}.map(items) passes each item as one argument",
                 )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 from flowlane.declare.callsite import caller, did_you_mean, words
 from flowlane.declare.shape import Shape, signature_of
-from flowlane.errors import DefinitionError
+from flowlane.errors import DefinitionError, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -149,7 +149,7 @@ def check_name(name: object, what: str, where: str | None = None) -> str:
     """`name` if it may name a task, node or workflow; DefinitionError otherwise. `what` opens the message."""
     if not isinstance(name, str):
         raise DefinitionError(
-            f"{what} is named {name!r}, which is a {type(name).__name__}",
+            f"{what} is named {name!r}, which is {with_article(type(name).__name__)}",
             where=where or caller(),
             hint="a name is a str",
         )

@@ -6,6 +6,7 @@ from itertools import chain
 from typing import Any
 
 from flowlane.declare.task import task
+from flowlane.errors import with_article
 from flowlane.program import MISSING
 
 __all__ = ["condition", "either", "flatten"]
@@ -28,5 +29,5 @@ def flatten(lists: Any) -> list[Any]:
     """The items of many lists as one list."""
     for index, each in enumerate(lists):
         if isinstance(each, (str, bytes)) or not hasattr(each, "__iter__"):
-            raise TypeError(f"flatten() takes a list of lists, and item {index} is a {type(each).__name__}")
+            raise TypeError(f"flatten() takes a list of lists, and item {index} is {with_article(type(each).__name__)}")
     return list(chain.from_iterable(lists))

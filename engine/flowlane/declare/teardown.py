@@ -16,7 +16,7 @@ from flowlane.declare.handle import Handle, home_of, kind_of, ref_of
 from flowlane.declare.mapping import body_of
 from flowlane.declare.sparse import TearDown
 from flowlane.declare.task import BODY, Call, Task
-from flowlane.errors import DefinitionError
+from flowlane.errors import DefinitionError, with_article
 
 if TYPE_CHECKING:
     from flowlane.declare.nodes import Workflow
@@ -72,7 +72,7 @@ def teardown(call: Call[Any]) -> Block:
             )
         hint = f"{given.name}.bind(...)" if isinstance(given, Task) else "some_task.bind(...)"  # pyright: ignore[reportUnknownMemberType]
         raise DefinitionError(
-            f"teardown() takes a call of a task, not a {kind_of(given).__name__}",
+            f"teardown() takes a call of a task, not {with_article(kind_of(given).__name__)}",
             where=caller(),
             hint=f"teardown({hint})",
         )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from flowlane.core.elements import Block
     from flowlane.storage.blob import Payload
 
-__all__ = ["WORK_MAX", "ChainData", "Describes", "Grown", "grown", "read_chain"]
+__all__ = ["WORK_MAX", "ChainData", "Describes", "Grown", "grown", "owners", "read_chain"]
 
 #: Bytes of returned work that is stored: it is beside its block, so that all of a run's are not read with them. The task that
 #: returned more runs again, to say it again.
@@ -86,3 +86,11 @@ def read_chain(data: bytes) -> ChainData:
         return ChainData(found["stages"], {int(stage): keys for stage, keys in found["keys"].items()})
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"the record of a map's elements is damaged: {error}", hint="flow store check") from error
+
+
+def owners(kind: int, owner: int, data: bytes) -> Sequence[int]:
+    """The tasks that have become what is in a block, of which these fields are stored: several where maps are chained.
+
+    Raises StoreError as `read_chain` does.
+    """
+    return read_chain(data).stages if kind == CHAIN else (owner,)

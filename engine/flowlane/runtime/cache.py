@@ -15,7 +15,7 @@ import time
 from types import FunctionType, MethodType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.errors import FlowError
+from flowlane.errors import FlowError, with_article
 from flowlane.loader import load_for
 from flowlane.runtime.encode import encode
 from flowlane.runtime.keeper import CacheKey
@@ -144,7 +144,9 @@ def _answer(
     try:
         key = key_of(target, codes, rule, args, kwargs)
     except Unhashable as error:
-        return CacheAnswer(None, note=f"is not cached: {error.path} is a {error.type}, which cannot be hashed")
+        return CacheAnswer(
+            None, note=f"is not cached: {error.path} is {with_article(error.type)}, which cannot be hashed"
+        )
     except Exception as error:  # noqa: BLE001 - a hook of the user's
         return CacheAnswer(None, note=f"is not cached: hashing its arguments raised {type(error).__name__}: {error}")
     unsure = codes.of(target.fn).unsure

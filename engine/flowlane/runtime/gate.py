@@ -113,12 +113,15 @@ class Gate:
         """Tasks of `program` come into being, from element `start` on; it was made of `work`, where a task returned that."""
         self._choosy = self._choosy or bool(program.once or program.caches)
         self._passing = self._passing or bool(program.passing)
-        self._described[start] = (self._keeper.describe(program), work)
+        if program.plan.size:
+            self._described[start] = (self._keeper.describe(program), work)
 
     def grown(self) -> None:
         """Tasks have come into being: they are stored before anything that becomes of them."""
         blocks = self._run.scheduler.blocks
         for block in islice(blocks, self._blocks_told, None):
+            if not block.count:  # a workflow without tasks: the next block has the same number
+                continue
             described = self._described.pop(block.start, None)
             self._keeper.grow(grown(block, self._run.roster.keys, self._run.scheduler.inputs, described))
         self._blocks_told = len(blocks)

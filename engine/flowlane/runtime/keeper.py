@@ -213,7 +213,8 @@ class Keeper:
     def close(self, outcome: RunOutcome) -> None:
         """Commit what is left, and how the run ended. Raises StoreError."""
         self.flush()
-        self.store.close_run(self.lease, RunState(outcome.state), outcome.ended + self._offset, outcome.error)
+        ended, counts = outcome.ended + self._offset, outcome.counts or None
+        self.store.close_run(self.lease, RunState(outcome.state), ended, outcome.error, counts)
 
     def _bound(self, block: Grown) -> BlockRow:
         """A block as it is stored."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.errors import FlowError, RouteError, SettingsError
+from flowlane.errors import FlowError, RouteError, SettingsError, with_article
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -134,7 +134,7 @@ class Registry:
 
         if not isinstance(executor, Executor):
             raise RouteError(
-                f"executor '{name}' ({target}) made a {type(executor).__name__}, which is not an executor",
+                f"executor '{name}' ({target}) made {with_article(type(executor).__name__)}, which is not an executor",
                 hint="it needs capabilities, open, submit, interrupt and close (flowlane.runtime.ports.Executor)",
             )
         return executor
@@ -202,7 +202,7 @@ def make_store(name: str, /, **options: Any) -> Store:
     made: Any = _call(f"store '{name}'", factory, options, "give it, or an instance: Engine(store=...)")
     if not _is_store(made):
         raise SettingsError(
-            f"store '{name}' ({target}) made a {type(made).__name__}, which is not a store",
+            f"store '{name}' ({target}) made {with_article(type(made).__name__)}, which is not a store",
             hint="it needs what flowlane.storage.port.Store has",
         )
     store: Store = made

@@ -34,6 +34,7 @@ from struct import pack
 from types import FunctionType, GetSetDescriptorType, MemberDescriptorType, ModuleType
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, cast
 
+from flowlane.errors import with_article
 from flowlane.loader import is_user_code
 
 if TYPE_CHECKING:
@@ -556,7 +557,9 @@ def _open_told(walk: Walk, value: Any) -> Opened | bytes:
     except Exception as error:  # noqa: BLE001 - the user's code
         return walk.unknown(value, f"has a __flow_digest__ that raised {type(error).__name__}")
     if not isinstance(told, (bytes, str)):
-        return walk.unknown(value, f"has a __flow_digest__ that returned a {type(told).__name__}, not bytes or str")
+        return walk.unknown(
+            value, f"has a __flow_digest__ that returned {with_article(type(told).__name__)}, not bytes or str"
+        )
     return Opened(b"told" + walk.kind(cls), [told])
 
 

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol, TypeAlias, runtime_checkable
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flowlane.core.states import RunState
 
@@ -206,7 +206,8 @@ class StoredRun:
     """A run for people: the state of its latest session.
 
     state   RUNNING also when its process is dead: `Store.owner` knows
-    counts  state → number of tasks of the latest session, of those that have a row
+    counts  state → number of tasks of the latest session, as whoever closed it said. Where nobody did, as its rows and blocks
+            have it, and what has no row is pending: ``core.tally.tally_rows`` and ``runtime.blocks.owners`` say how
     error   "task: Type: message" of a run that failed
     """
 
@@ -333,8 +334,10 @@ class Store(Protocol):
         """
         ...
 
-    def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
-        """Record how the session ended, and let go of it."""
+    def close_run(
+        self, lease: Lease, state: RunState, ended: int, error: str | None, counts: Mapping[str, int] | None = None
+    ) -> None:
+        """Record how the session ended, and let go of it. `counts` are those of `StoredRun`, None where nobody has counted."""
         ...
 
     def request(self, run_id: str, what: str, at: int) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flowlane.core.elements import CHAIN, GRAPH, TREE
 from flowlane.core.states import REASONS, STATES, Reason, RunState, TaskState
 from flowlane.errors import RunExists, RunLocked, StoreError, UnknownRun
 from flowlane.storage.port import (
@@ -143,7 +144,8 @@ class StoreContract:
         (told,) = store.runs()
         assert (told.id, told.name, told.workflow, told.origin) == (run.id, run.name, run.workflow, run.origin)
         assert (told.parent, told.created, told.started, told.ended) == (run.parent, run.created, session.started, 0)
-        assert (told.state, told.error, told.session, told.tasks, told.counts) == (RunState.RUNNING, None, 1, 3, {})
+        assert (told.state, told.error, told.session, told.tasks) == (RunState.RUNNING, None, 1, 3)
+        assert told.counts == {"pending": 3}
         stored = store.session(run.id)
         assert (stored.number, stored.owner, stored.graph, stored.tasks) == (1, _HERE, b"graph", 3)
         assert (stored.started, stored.ended, stored.versions) == (session.started, 0, session.versions)
@@ -166,7 +168,7 @@ class StoreContract:
         for each in (store, open_store()):
             (told,) = each.runs()
             assert (told.state, told.ended, told.error) == (RunState.FAILED, _T + 5, "parse: ValueError: bad row")
-            assert told.counts == {"succeeded": 1, "failed": 1}
+            assert told.counts == {"succeeded": 1, "failed": 1, "pending": 1}  # nobody said it, and one has no row
             assert each.session(lease.run).ended == _T + 5
 
     def test_counts_are_of_the_last_attempt_of_each_task(self, store: Store) -> None:
@@ -174,6 +176,55 @@ class StoreContract:
         store.write(lease, [attempt(0, 1, TaskState.RETRYING), attempt(1, 1, TaskState.RUNNING)])
         store.write(lease, [attempt(0, 2, TaskState.RETRYING), attempt(0, 3), attempt(2, 0, TaskState.UPSTREAM_FAILED)])
         assert store.runs()[0].counts == {"running": 1, "succeeded": 1, "upstream_failed": 1}
+
+    def test_counts_are_what_whoever_closed_the_session_said(self, open_store: Callable[[], Store]) -> None:
+        store = open_store()
+        lease = store.begin(new_run(), new_session())
+        store.write(lease, [attempt(0), attempt(1)])
+        counts = {"succeeded": 1, "skipped": 41}
+        store.close_run(lease, RunState.SUCCEEDED, _T, None, counts)
+        counts.clear()
+        for each in (store, open_store()):
+            assert each.runs()[0].counts == each.find(lease.run).counts == {"succeeded": 1, "skipped": 41}
+        store.reopen(lease.run, new_session(adopted=[(0, (lease.run, 1, 0, 1))]))
+        assert store.find(lease.run).counts == {"succeeded": 1, "pending": 2}
+
+    def test_a_session_that_nobody_closed_counts_what_became_others_as_these(self, store: Store) -> None:
+        lease = store.begin(new_run(), new_session(tasks=6))
+        chain = b'{"stages":[1,2],"keys":{}}'
+        store.write(
+            lease,
+            [
+                attempt(0),
+                attempt(1, 1, TaskState.EXPANDED, reason=Reason.BECAME_MORE),
+                attempt(2, 1, TaskState.FAILED, reason=Reason.RAISED),  # of itself: its items could not be read
+                attempt(3, 1, TaskState.RETRYING),
+                attempt(3, 2, TaskState.FAILED, reason=Reason.ELEMENTS_FAILED),
+                attempt(6),  # 1[0]
+                attempt(7, 1, TaskState.RUNNING),  # 2[0]
+                attempt(8, 1, TaskState.SKIPPED),  # 1[1]
+                attempt(10, 1, TaskState.FAILED),  # 3/0
+                attempt(11, 0, TaskState.CANCELLED),  # 3/1
+            ],
+            (),
+            [
+                BlockRow(6, 4, CHAIN, 1, 0, 0, chain),  # 1[0] 2[0] 1[1] 2[1]
+                BlockRow(10, 2, GRAPH, 3, 0, 0, b"graph"),
+                BlockRow(12, 2, GRAPH, 4, 0, 0, b"graph"),  # of a task whose own row did not come to be written
+            ],
+        )
+        # 0   1 (became 6, 8)   2 (became 7, 9)   3 (became 10, 11)   4 (became 12, 13)   5
+        counts = {"pending": 4, "running": 1, "succeeded": 2, "failed": 2, "cancelled": 1, "skipped": 1}
+        assert store.runs()[0].counts == counts
+        store.seize(lease.run, _T)
+        assert store.runs()[0].counts == counts
+
+    def test_a_row_that_only_says_where_a_task_goes_on_from_does_not_count(self, store: Store) -> None:
+        goes_on = attempt(1, 0, TaskState.EXPANDED, reason=Reason.BECAME_MORE)
+        lease = store.begin(new_run(), new_session(rows=[goes_on]))
+        assert store.runs()[0].counts == {"pending": 3}
+        store.write(lease, [], (), [BlockRow(3, 2, TREE, 1, 0, 1, b"[]")])
+        assert store.runs()[0].counts == {"pending": 4}
 
     def test_a_session_opens_another_and_both_stay(self, store: Store) -> None:
         run = new_run()

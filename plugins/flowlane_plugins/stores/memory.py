@@ -10,13 +10,15 @@ import threading
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
-from flowlane.core.states import STATES, RunState
+from flowlane.core.states import EXPANDED, RunState
+from flowlane.core.tally import tally_rows
 from flowlane.errors import RunExists, RunLocked, StoreError
+from flowlane.runtime.blocks import owners
 from flowlane.storage.port import CacheEntry, Lease, StoredAttempt, StoredBlock, StoredRun, StoredSession
 from flowlane_plugins.stores.names import Named, choose, unknown
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Sequence
+    from collections.abc import Collection, Iterator, Mapping, Sequence
 
     from flowlane.storage.port import AttemptRow, BlockRow, CacheRow, NewRun, NewSession, Owner, ResultRef
 
@@ -32,6 +34,7 @@ class _Session:
     requests: list[str] = field(default_factory=list[str])
     state: RunState = RunState.RUNNING
     error: str | None = None
+    counts: dict[str, int] | None = None
 
 
 @dataclass(slots=True)
@@ -127,11 +130,14 @@ class MemoryStore:
                     self._cache.pop(key, None)
                     self._cache[key] = CacheEntry(key, task, parts, created, expires, row.result, row.size, 0)
 
-    def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
+    def close_run(
+        self, lease: Lease, state: RunState, ended: int, error: str | None, counts: Mapping[str, int] | None = None
+    ) -> None:
         with self._lock:
             session = self._held(lease)
             session.stored = replace(session.stored, ended=ended)
             session.state, session.error = state, error
+            session.counts = None if counts is None else dict(counts)
             self._runs[lease.run].owner = None
 
     def request(self, run_id: str, what: str, at: int) -> None:  # noqa: ARG002 - when is of no interest here
@@ -328,12 +334,6 @@ class MemoryStore:
 
 def _told(run: _Run) -> StoredRun:
     new, session = run.new, run.last
-    last: dict[int, int] = {}
-    for element, attempt in sorted(session.rows):
-        last[element] = session.rows[element, attempt].state
-    counts: dict[str, int] = {}
-    for state in sorted(last.values()):
-        counts[str(STATES[state])] = counts.get(str(STATES[state]), 0) + 1
     return StoredRun(
         id=new.id,
         name=new.name,
@@ -347,5 +347,22 @@ def _told(run: _Run) -> StoredRun:
         error=session.error,
         session=session.stored.number,
         tasks=session.stored.tasks,
-        counts=counts,
+        counts=_count(session) if session.counts is None else dict(session.counts),
     )
+
+
+def _count(session: _Session) -> dict[str, int]:
+    """The counts of a session of which nobody has told them."""
+    last: dict[int, tuple[int, int]] = {}
+    for element, attempt in sorted(session.rows):
+        row = session.rows[element, attempt]
+        if attempt or row.state != EXPANDED:
+            last[element] = (row.state, row.reason)
+    blocks = session.blocks.values()
+    became = {each for block in blocks for each in owners(block.kind, block.owner, block.data)}
+    told = tally_rows(
+        session.stored.tasks + sum([block.length for block in blocks]),
+        [(state, 1) for state, _ in last.values()],
+        [last.get(element) for element in became],
+    )
+    return {str(state): tasks for state, tasks in told.items()}

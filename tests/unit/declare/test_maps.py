@@ -287,7 +287,7 @@ def test_what_does_not_fit_the_function() -> None:
     assert "the 3 arguments of item 1" in error.message
     assert "too many positional" in fault(lambda: join.starmap(zipped(listed(), [1], [2])), ArgumentError).message
     error = fault(lambda: join.starmap([3]))  # type: ignore[list-item]
-    assert "item 0 is a int" in error.message and "join.map(items)" in error.hint
+    assert "item 0 is an int" in error.message and "join.map(items)" in error.hint
 
 
 @pytest.mark.parametrize(

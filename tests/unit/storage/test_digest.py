@@ -540,7 +540,7 @@ REFUSED: list[tuple[Any, str, str, str]] = [
     (pd.DataFrame({"a": [1], "b": [object()]}), ".iloc[:, 1]", "object", "identity"),
     (np.array([1], "g"), "", "numpy.ndarray", "elements of type"),
     (np.array([1]).view(MyArray), "", "test_digest.MyArray", "cannot see"),
-    (Told(3), "", "test_digest.Told", "returned a int, not bytes or str"),
+    (Told(3), "", "test_digest.Told", "returned an int, not bytes or str"),
     (Told(KeyError("a")), "", "test_digest.Told", "raised KeyError"),
     (close_over(threading.Lock()), "", "function", "uses value of close_over.<locals>.<lambda>"),
     ([].__iter__().__next__, "", "list_iterator", "cannot see"),

@@ -221,7 +221,7 @@ def test_a_store_that_version_1_wrote_is_read_and_gone_on_with(path: Path, open_
     path.write_bytes(gzip.decompress((Path(__file__).parent / "version1.db.gz").read_bytes()))
     store = open_store()
     run = store.find("brisk-otter")
-    assert (run.session, run.state, run.counts) == (2, RunState.RUNNING, {"running": 1, "succeeded": 1})
+    assert (run.session, run.state, run.counts) == (2, RunState.RUNNING, {"pending": 1, "running": 1, "succeeded": 1})
     rows = list(store.attempts(run.id))
     assert [(row.element, row.adopted) for row in rows] == [(0, True), (2, False)]
     assert bytes(store.read(rows[0].result)) == b"one"
@@ -544,7 +544,7 @@ def test_a_repair_keeps_what_is_good_and_the_damaged_database(store: SqliteStore
     lease = finished(store, b"one", large, b"three", cached=[CacheRow(bytes(32), "t", "{}", T, 0, 0, 1)])
     other = finished(store, b"other")
     again = store.reopen(other.run, new_session(adopted=[(4, (other.run, 1, 0, 1))]))
-    store.close_run(again, RunState.SUCCEEDED, T, None)
+    store.close_run(again, RunState.SUCCEEDED, T, None, {"cached": 7})
     execute(path, "UPDATE attempts SET state = 5 WHERE result = CAST('three' AS BLOB)")
     with pytest.raises(StoreError, match="flow store repair"):
         list(store.attempts(lease.run))
@@ -555,7 +555,8 @@ def test_a_repair_keeps_what_is_good_and_the_damaged_database(store: SqliteStore
         assert db.execute("SELECT count(*) FROM attempts WHERE state = 5").fetchone() == (1,)
     assert store.check() == []
     assert [row.element for row in store.attempts(lease.run)] == [0, 1]
-    assert store.find(lease.run).counts == {"succeeded": 2}
+    assert store.find(lease.run).counts == {"succeeded": 2, "pending": 1}  # counted anew
+    assert store.find(other.run).counts == {"cached": 7}  # as it was said
     assert store.read((lease.run, 1, 1, 1)) == large
     assert store.read((other.run, 2, 4, 1)) == b"other"
     entry = store.cached(bytes(32), T)

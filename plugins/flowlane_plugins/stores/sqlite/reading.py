@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from flowlane.core.states import STATES, RunState
+from flowlane.core.states import RunState
 from flowlane.errors import ResultDamaged, StoreError
 from flowlane.storage.port import CacheEntry, Owner, StoredRun, StoredSession
 from flowlane_plugins.stores.names import Named, choose, unknown
 from flowlane_plugins.stores.sqlite.base import Base
+from flowlane_plugins.stores.sqlite.counting import count
 from flowlane_plugins.stores.sqlite.faults import damaged
 from flowlane_plugins.stores.sqlite.rows import read_attempts, read_blocks
-from flowlane_plugins.stores.sqlite.schema import ATTEMPTS_MAX, crc, row_id, span, unpack
+from flowlane_plugins.stores.sqlite.schema import crc, row_id, span, unpack
 
 if TYPE_CHECKING:
     import sqlite3
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
     from flowlane.storage.port import ResultRef, StoredAttempt, StoredBlock
 
-__all__ = ["Latest", "Reading", "count", "counts_as_text", "latest", "sid_of"]
+__all__ = ["Latest", "Reading", "latest", "sid_of"]
 
 _HEAD: Final = "s.number, s.pid, s.host, s.tasks, s.started, s.versions, s.graph_crc, s.crc"
 _END: Final = "s.ended, s.state, s.error, s.counts, s.rows, s.end_crc, s.sid"
@@ -63,30 +64,6 @@ def sid_of(db: sqlite3.Connection, run_id: str, number: int) -> int | None:
     query = "SELECT s.sid FROM runs r JOIN sessions s ON s.run = r.key WHERE r.id = ? AND s.number = ?"
     found = db.execute(query, (run_id, number)).fetchone()
     return found[0] if found else None
-
-
-def count(db: sqlite3.Connection, path: str, sid: int) -> tuple[dict[str, int], int]:
-    """State → tasks whose last attempt is in it, and how many rows the session has.
-
-    Rows are counted without a look at their CRCs, which would take 20 times as long.
-    """
-    counts: dict[str, int] = {}
-    query = (
-        "SELECT a.state, count(*) FROM attempts a WHERE a.id BETWEEN ? AND ? AND NOT EXISTS"
-        " (SELECT 1 FROM attempts b WHERE b.id > a.id AND b.id <= a.id | ?) GROUP BY a.state ORDER BY a.state"
-    )
-    found: list[tuple[int, int]] = db.execute(query, (*span(sid), ATTEMPTS_MAX - 1)).fetchall()
-    for state, tasks in found:
-        try:
-            counts[str(STATES[state])] = tasks
-        except (IndexError, TypeError):
-            raise damaged(path, f"an attempt is in state {state!r}, which there is not") from None
-    (total,) = db.execute("SELECT count(*) FROM attempts WHERE id BETWEEN ? AND ?", span(sid)).fetchone()
-    return counts, total
-
-
-def counts_as_text(counts: dict[str, int]) -> str:
-    return json.dumps(counts, separators=(",", ":"))
 
 
 class Reading(Base):
@@ -234,10 +211,7 @@ class Reading(Base):
         if crc(*row[:6]) != check or session != number or crc(*row[8:15]) != session_check:
             raise damaged(self._path, "the row of a run is not what was written")
         self._check_end(ended, state, error, counts, rows, end_check)
-        if counts is not None:
-            found: dict[str, int] = json.loads(counts)
-        else:
-            found, _ = count(db, self._path, sid)
+        found: dict[str, int] = count(db, self._path, sid) if counts is None else json.loads(counts)
         return StoredRun(
             id=run_id,
             name=name,

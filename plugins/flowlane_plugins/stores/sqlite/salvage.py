@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import StoreError
 from flowlane.storage.upkeep import Repaired
-from flowlane_plugins.stores.sqlite import locks, reading
+from flowlane_plugins.stores.sqlite import locks
 from flowlane_plugins.stores.sqlite.checking import TABLES, Checking, end_is_good, is_good
+from flowlane_plugins.stores.sqlite.counting import count_rows
 from flowlane_plugins.stores.sqlite.faults import RAISED, telling
 from flowlane_plugins.stores.sqlite.schema import MIGRATIONS, crc, examine, migrate
 from flowlane_plugins.stores.sqlite.upkeep import YOUNG
@@ -116,7 +117,7 @@ class Salvage(Checking):
                         saved += 1
                     except sqlite3.Error:  # a type that does not fit: it is not what was written
                         lost += 1
-            _reconcile(target, new)
+            _reconcile(target)
             target.execute("COMMIT")
             target.execute("PRAGMA journal_mode = WAL")
         finally:
@@ -208,7 +209,7 @@ def _text(raw: bytes) -> str:
     return raw.decode("utf-8", "replace")  # what is replaced does not fit its CRC
 
 
-def _reconcile(db: sqlite3.Connection, path: str) -> None:
+def _reconcile(db: sqlite3.Connection) -> None:
     """Drop references to what was lost, and make what is left agree."""
     for statement in (
         "DELETE FROM sessions WHERE run NOT IN (SELECT key FROM runs)",
@@ -224,11 +225,11 @@ def _reconcile(db: sqlite3.Connection, path: str) -> None:
         # An adopted row whose original is gone was checked with its origin: it stays, and its result is missing.
     ):
         db.execute(statement)
-    ended = "SELECT sid, ended, state, error FROM sessions WHERE end_crc IS NOT NULL"
-    for sid, *how in db.execute(ended).fetchall():
-        counts, rows = reading.count(db, path, sid)
-        text = reading.counts_as_text(counts)
+    ended = "SELECT sid, ended, state, error, counts, rows FROM sessions WHERE end_crc IS NOT NULL"
+    for sid, *how, counts, before in db.execute(ended).fetchall():
+        rows = count_rows(db, sid)
+        told = counts if rows == before else None  # else what is left is counted when somebody asks
         db.execute(
             "UPDATE sessions SET counts = ?, rows = ?, end_crc = ? WHERE sid = ?",
-            (text, rows, crc(*how, text, rows), sid),
+            (told, rows, crc(*how, told, rows), sid),
         )

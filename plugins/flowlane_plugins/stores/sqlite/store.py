@@ -6,6 +6,7 @@ of the database also orders what is done to the folder (locks replaced, files re
 
 from __future__ import annotations
 
+import json
 import os
 import sqlite3
 import threading
@@ -18,6 +19,7 @@ from flowlane.storage.port import RUN_ID, Lease, Owner
 from flowlane.storage.private import own_folder
 from flowlane_plugins.stores.sqlite import reading
 from flowlane_plugins.stores.sqlite import rows as hot
+from flowlane_plugins.stores.sqlite.counting import count_rows
 from flowlane_plugins.stores.sqlite.faults import telling
 from flowlane_plugins.stores.sqlite.key import KEY_BYTES, load_key
 from flowlane_plugins.stores.sqlite.locks import RunLock, holder
@@ -27,7 +29,7 @@ from flowlane_plugins.stores.sqlite.schema import crc, row_id
 from flowlane_plugins.stores.sqlite.upkeep import Upkeep
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from flowlane.storage.port import AttemptRow, BlockRow, CacheRow, NewRun, NewSession, ResultRef
 
@@ -182,11 +184,13 @@ class SqliteStore(Reading, Upkeep, Salvage):
         if adopted:
             hold.adopted.update(adopted)
 
-    def close_run(self, lease: Lease, state: RunState, ended: int, error: str | None) -> None:
+    def close_run(
+        self, lease: Lease, state: RunState, ended: int, error: str | None, counts: Mapping[str, int] | None = None
+    ) -> None:
         hold = self._held(lease)
         with self._database.writing() as db:
             self._prove(db, lease)
-            self._end_session(db, hold.sid, state, ended, error)
+            self._end_session(db, hold.sid, state, ended, error, counts)
             if self._hits:
                 self._count_hits(db)
         self._let_go(lease)
@@ -300,13 +304,21 @@ class SqliteStore(Reading, Upkeep, Salvage):
                     self._files.put(blob)
         return {row for row, _ in origins}
 
-    def _end_session(self, db: sqlite3.Connection, sid: int, state: RunState, ended: int, error: str | None) -> None:
-        counts, count = reading.count(db, self._path, sid)
-        text = reading.counts_as_text(counts)
+    def _end_session(
+        self,
+        db: sqlite3.Connection,
+        sid: int,
+        state: RunState,
+        ended: int,
+        error: str | None,
+        counts: Mapping[str, int] | None = None,
+    ) -> None:
+        text = None if counts is None else json.dumps(dict(counts), separators=(",", ":"))
+        rows = count_rows(db, sid)
         error = _text(error)
         db.execute(
             "UPDATE sessions SET ended = ?, state = ?, error = ?, counts = ?, rows = ?, end_crc = ? WHERE sid = ?",
-            (ended, str(state), error, text, count, crc(ended, str(state), error, text, count), sid),
+            (ended, str(state), error, text, rows, crc(ended, str(state), error, text, rows), sid),
         )
 
     def _hold(self, lease: Lease, hold: _Hold) -> Lease:
