@@ -218,6 +218,24 @@ async def test_elements_with_keys_are_known_by_them(store: Store, here: Path) ->
             engine.resume("last", keyed, restart=["fetch[asia]"])
 
 
+@workflow
+def of_several(n: int = 2) -> Any:
+    first = fetch(n)
+    maps = [parse.map([first, 7, first]), parse.map({"a": first}), last.starmap([(first,)])]
+    return last([*maps, add.reduce([first, 8], fan_in=2), parse(9)])
+
+
+async def test_a_list_that_holds_what_was_kept_is_gone_over_by_its_values(store: Store, here: Path) -> None:
+    """fetch ─▶ [fetch, 7, fetch] ─▶ parse.map, ...   nothing of the maps had begun"""
+    async with Engine(store=store) as engine:
+        spoil(here, "parse-4", "parse-7", "last", "add-4+8", "parse-9")
+        await engine.start(of_several).wait()
+        began(here)
+        spoil(here)
+        assert (await go(engine, of_several)).value == [[5, 8, 5], {"a": 5}, [4], 12, 10]
+    assert "fetch-2" not in began(here)
+
+
 async def test_a_map_that_goes_over_something_else_begins_anew(store: Store, here: Path) -> None:
     async with Engine(store=store) as engine:
         spoil(here, "fetch-2")
