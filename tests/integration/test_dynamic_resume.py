@@ -498,6 +498,32 @@ async def test_each_element_is_looked_up_in_the_cache(store: Store, here: Path) 
     assert str(result.tasks["costly[1]"].state) == "cached"
 
 
+@task.io(cache=True)
+async def is_odd(x: int) -> bool:
+    note(f"is-odd-{x}")
+    return x % 2 == 1
+
+
+@workflow
+def called(n: int) -> Any:
+    return [is_odd(x) for x in range(n)]
+
+
+@workflow
+def filtered(n: int) -> Any:
+    return is_odd.filter(list(range(n)))
+
+
+@pytest.mark.parametrize("first", ["called", "filtered"])
+async def test_what_a_filter_lets_pass_is_not_what_its_task_returned(store: Store, here: Path, first: str) -> None:
+    """Both are in the cache, and neither is taken for the other."""
+    async with Engine(store=store) as engine:
+        for definition in [called, filtered, called, filtered][first == "filtered" :]:
+            value = [False, True, False, True] if definition is called else [1, 3]
+            assert (await engine.start(definition, 4)).value == value
+    assert began(here)["is-odd-1"] == 2
+
+
 @task.io
 async def start() -> str:
     note("start")
