@@ -120,10 +120,14 @@ class Arguments:
 
 
 class CacheRule(NamedTuple):
-    """How results of a node are cached: `ttl` in ns, 0 for no end; `version` is part of the key."""
+    """How results of a node are cached: `ttl` in ns, 0 for no end; `version` is part of the key.
+
+    `filters`: what is kept are items that passed, not what the task returned for them, so nobody else may find them.
+    """
 
     version: str
     ttl: int
+    filters: bool = False
 
 
 #: How several sources make the items of a map: each item is one of the only source, or a tuple with one of each.

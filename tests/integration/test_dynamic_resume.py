@@ -218,6 +218,24 @@ async def test_elements_with_keys_are_known_by_them(store: Store, here: Path) ->
             engine.resume("last", keyed, restart=["fetch[asia]"])
 
 
+@workflow
+def of_several(n: int = 2) -> Any:
+    first = fetch(n)
+    maps = [parse.map([first, 7, first]), parse.map({"a": first}), last.starmap([(first,)])]
+    return last([*maps, add.reduce([first, 8], fan_in=2), parse(9)])
+
+
+async def test_a_list_that_holds_what_was_kept_is_gone_over_by_its_values(store: Store, here: Path) -> None:
+    """fetch ─▶ [fetch, 7, fetch] ─▶ parse.map, ...   nothing of the maps had begun"""
+    async with Engine(store=store) as engine:
+        spoil(here, "parse-4", "parse-7", "last", "add-4+8", "parse-9")
+        await engine.start(of_several).wait()
+        began(here)
+        spoil(here)
+        assert (await go(engine, of_several)).value == [[5, 8, 5], {"a": 5}, [4], 12, 10]
+    assert "fetch-2" not in began(here)
+
+
 async def test_a_map_that_goes_over_something_else_begins_anew(store: Store, here: Path) -> None:
     async with Engine(store=store) as engine:
         spoil(here, "fetch-2")
@@ -506,6 +524,32 @@ async def test_each_element_is_looked_up_in_the_cache(store: Store, here: Path) 
     assert result.value == [0, 3, 6, 9, 12]
     assert began(here) == once_each(*[f"costly-{x}" for x in range(5)])
     assert str(result.tasks["costly[1]"].state) == "cached"
+
+
+@task.io(cache=True)
+async def is_odd(x: int) -> bool:
+    note(f"is-odd-{x}")
+    return x % 2 == 1
+
+
+@workflow
+def called(n: int) -> Any:
+    return [is_odd(x) for x in range(n)]
+
+
+@workflow
+def filtered(n: int) -> Any:
+    return is_odd.filter(list(range(n)))
+
+
+@pytest.mark.parametrize("first", ["called", "filtered"])
+async def test_what_a_filter_lets_pass_is_not_what_its_task_returned(store: Store, here: Path, first: str) -> None:
+    """Both are in the cache, and neither is taken for the other."""
+    async with Engine(store=store) as engine:
+        for definition in [called, filtered, called, filtered][first == "filtered" :]:
+            value = [False, True, False, True] if definition is called else [1, 3]
+            assert (await engine.start(definition, 4)).value == value
+    assert began(here)["is-odd-1"] == 2
 
 
 @task.io

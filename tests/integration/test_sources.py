@@ -8,11 +8,11 @@ import threading
 import time
 import weakref
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import pytest
 
-from flowlane import Engine, product, run, task, workflow, zipped
+from flowlane import Engine, Skip, product, run, task, workflow, zipped
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -201,6 +201,54 @@ def test_what_a_map_went_over_is_let_go_when_it_has_ended(way: str) -> None:
     assert run(w).value == [False, False, False]
 
 
+class Item:
+    """Counts those that are there."""
+
+    there: ClassVar[set[int]] = set()
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+        self.there.add(number)
+
+    def __del__(self) -> None:
+        self.there.discard(self.number)
+
+
+@task.io
+async def skip(item: Item) -> int:
+    raise Skip(f"{item.number}")
+
+
+@task.io
+async def look_at(item: Item) -> int:
+    return item.number
+
+
+@workflow
+def looking(item: Item) -> int:
+    return look_at(item)
+
+
+@pytest.mark.parametrize("way", ["skips", "workflows"])
+def test_an_item_of_an_iterator_goes_with_its_element_however_that_ends(way: str) -> None:
+    """items ─▶ skip.map, looking.map   four under way at a time: no more of the items are there, of forty"""
+    most = 0
+
+    def items() -> Iterator[Item]:
+        nonlocal most
+        for number in range(40):
+            yield Item(number)
+            most = max(most, len(Item.there))
+
+    @workflow
+    def w() -> Any:
+        return (skip if way == "skips" else looking).options(in_flight=4).map(items())
+
+    Item.there.clear()
+    run(w)
+    assert most <= 8  # those that are pulled while others end
+
+
 @task.io
 async def queue() -> deque[int]:
     return deque([1, 2, 3])
@@ -211,6 +259,11 @@ def sync_one(a: int) -> int:
     return a
 
 
+@task.io
+def refuse(a: int) -> int:
+    raise ValueError(a)
+
+
 def test_batches_are_had_of_sequences_that_have_no_slices() -> None:
     @workflow
     def w() -> Any:
@@ -219,8 +272,8 @@ def test_batches_are_had_of_sequences_that_have_no_slices() -> None:
     assert run(w).value == [1, 2, 3]
 
 
-@pytest.mark.parametrize("enough", [None, 5])
-def test_one_thread_reads_a_generator_and_closes_it(enough: int | None) -> None:
+@pytest.mark.parametrize("way", ["to its end", "enough of it", "in batches", "beside another"])
+def test_one_thread_reads_a_generator_and_closes_it(way: str) -> None:
     """Also where not all of its items are wanted: what it does at its end is the user's code, too."""
     threads: list[int] = []
 
@@ -232,15 +285,20 @@ def test_one_thread_reads_a_generator_and_closes_it(enough: int | None) -> None:
         finally:
             threads.append(threading.get_ident())
 
-    @workflow
+    @workflow(on_failure="fail_fast")
     def reading() -> Any:
-        return one.options(in_flight=2, **({"enough": enough} if enough else {})).map(numbers())
+        if way == "in batches":
+            return refuse.options(batch=2, in_flight=2).map(numbers())
+        if way == "beside another":
+            return pair.options(in_flight=2, enough=5).starmap(zipped(numbers(), range(50)))
+        return one.options(in_flight=2, **({"enough": 5} if way == "enough of it" else {})).map(numbers())
 
-    assert run(reading).state == "succeeded"
+    stopped = way == "in batches"
+    assert run(reading.bind(), check=False).state == ("failed" if stopped else "succeeded")
     deadline = time.monotonic() + 20
     while any(each.name == "flowlane-source" for each in threading.enumerate()) and time.monotonic() < deadline:
         time.sleep(0.001)
-    assert len(threads) == 51 if enough is None else 6 <= len(threads) < 51
+    assert len(threads) == 51 if way == "to its end" else 3 <= len(threads) < 51
     assert len(set(threads)) == 1
     assert threads[0] != threading.get_ident()
 

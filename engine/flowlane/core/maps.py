@@ -273,6 +273,8 @@ class Maps(Trees):
         stage = stages[position]
         base = element - position
         self._count(stage, element, outcome)
+        if chain.fleeting and not position:
+            self._spent.append(element)
         if outcome == BAD and element in self._unneeded:
             outcome = SKIP  # what was cancelled because there was enough fails nobody
         for over in stage.over:

@@ -342,10 +342,13 @@ class Release:
     """Nobody will read these elements' values any more.
 
     containers  have ended, and so has all that they had become: what that was made of (items, a graph's program) is of no use
+    items       elements of maps over iterators that have ended: their items are of no use. Those are not told of that succeeded
+                at first hand, by `Succeeded`
     """
 
     elements: list[int]
     containers: Sequence[int] = ()
+    items: Sequence[int] = ()
 
 
 @dataclass(slots=True)

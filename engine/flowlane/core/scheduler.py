@@ -187,9 +187,9 @@ class Scheduler(Invariants):
             self._dirty |= self._postponed
             self._postponed = {}
             self._admit_all()
-        if self._released or self._parted:
-            commands.append(Release(self._released, self._parted))
-            self._parted = []
+        if self._released or self._parted or self._spent:
+            commands.append(Release(self._released, self._parted, self._spent))
+            self._parted, self._spent = [], []
         if self._asks:
             for (index, reason), elements in self._asks.items():
                 if out := [element for element in elements if self._held[element] > LINKED]:

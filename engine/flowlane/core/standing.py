@@ -135,6 +135,7 @@ class Standing:
         self._step = Step([], [])
         self._released: list[int] = []
         self._parted: list[int] = []  # containers that have ended, whole
+        self._spent: list[int] = []  # elements that have ended, and whose items came from iterators
         self._rippling: list[int] = []
         self._dirty: dict[Chain, None] = {}  # whose window may have room
         self._open: int = 0

@@ -141,7 +141,7 @@ def compile_workflow(
         known_limits={**_brought(rows), **limits},
         once=frozenset([node for node, each in enumerate(settings) if each in once]) if once else frozenset(),
         passing=frozenset([node for node, each in enumerate(settings) if each in passing]) if passing else frozenset(),
-        caches={node: cached[each] for node, each in enumerate(settings) if each in cached} if cached else {},
+        caches=_caches(settings, cached, program_fields.get("maps", {})) if cached else {},
         part=workflow.named_by,
         retry_when={number: when for (_, _, when), number in policies.items() if when is not None},
         **program_fields,
@@ -237,6 +237,17 @@ def _batched(workflow: Workflow, targets: Sequence[Target], maps: Mapping[int, M
 def _cache_of(spec: TaskSpec) -> CacheRule | None:
     cache = spec.cache
     return None if cache is None else CacheRule(cache.version, round(cache.ttl * 1e9) if cache.ttl else 0)
+
+
+def _caches(
+    settings: Sequence[Settings], cached: Mapping[Settings, CacheRule], maps: Mapping[int, MapCall]
+) -> dict[int, CacheRule]:
+    """By node, how its results are cached, if they are."""
+    rules = {node: cached[each] for node, each in enumerate(settings) if each in cached}
+    for node, call in maps.items():
+        if call.filters and node in rules:
+            rules[node] = rules[node]._replace(filters=True)
+    return rules
 
 
 def _no_retry() -> Policy:

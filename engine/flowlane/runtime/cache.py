@@ -64,7 +64,8 @@ def key_of(target: Target, codes: Codes, rule: CacheRule, args: Sequence[Any], k
                 continue  # a default of which the code has the type, and says that it has no more
             error.path = f"{name}{error.path}"
             raise
-    key = cache_key(target.name, code.digest, rule.version, digests)
+    called = f"{target.name}.filter(...)" if rule.filters else target.name
+    key = cache_key(called, code.digest, rule.version, digests)
     parts = {
         "version": rule.version,
         "code": code.parts,

@@ -95,11 +95,11 @@ class Fetching:
 
     def take_back(self, elements: Sequence[int]) -> Sequence[int]:
         """Of elements that are to stop, those that are not held here. The others will not begin."""
-        held = [element for element in elements if element in self._held]
+        held = {element: None for element in elements if element in self._held}
         if not held:
             return elements
-        self._give_back(held)
-        return [element for element in elements if element not in set(held)]
+        self._give_back(list(held))
+        return [element for element in elements if element not in held]
 
     def drain(self) -> None:
         """Nothing that is held begins any more."""

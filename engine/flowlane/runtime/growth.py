@@ -192,7 +192,7 @@ class Growth:
         if type(source) is Ref and self._scheduler.state(start + source.node) not in DONE:
             parts = values[source.node] if self._scheduler.is_map(start + source.node) else None
             return () if parts is None else local(parts, None)
-        return local(fill(source, values), None)
+        return fill(source, cast("Sequence[Any]", _Local(values)))
 
     @staticmethod
     def _unkeyed(program: Program, source: Any, value: Any) -> Any:

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import itertools
 import threading
-from contextlib import suppress
 from queue import SimpleQueue
 from time import monotonic_ns
-from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
 from flowlane.errors import Failure
 from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER
-from flowlane.runtime.sources import combined
+from flowlane.runtime.sources import close, combined
 
 if TYPE_CHECKING:
     import contextvars
@@ -171,7 +169,4 @@ class _Reader:
             if work is None:
                 break
             work(*args)
-        iterator: Any = self.iterator
-        if type(iterator) is GeneratorType:
-            with suppress(BaseException):  # user code, and nobody waits for it
-                iterator.close()
+        close(self.iterator)

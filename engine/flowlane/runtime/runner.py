@@ -778,6 +778,8 @@ class Runner:
             elif isinstance(command, Release):
                 for element in command.elements:
                     self._values[element] = None
+                for element in command.items:
+                    self.growth.used_up(element)
                 for container in command.containers:
                     self._puller.ended(container)
                     self.growth.ended(container)

@@ -9,6 +9,8 @@ from __future__ import annotations
 import itertools
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from contextlib import suppress
+from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
 from flowlane.errors import ItemsError
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
     from flowlane.program import MapCall
 
 
-__all__ = ["Ingredients", "Source", "check_parts", "combined", "read_before"]
+__all__ = ["Ingredients", "Source", "check_parts", "close", "combined", "read_before"]
 
 _LIKE: Final = "return a list, a mapping, or any other iterable from it"
 _END: Final = object()
@@ -91,6 +93,13 @@ def combined(of: Ingredients) -> Source:
     if call.batch:
         return _batched(source, call.batch)
     return _grouped(source, fan_in) if fan_in else source
+
+
+def close(iterator: object) -> None:
+    """The rest of it is not wanted. What a generator does at its end is user code, so this is for the thread that reads it."""
+    if type(iterator) is GeneratorType:
+        with suppress(BaseException):  # nobody waits for it
+            cast("GeneratorType[Any, Any, Any]", iterator).close()
 
 
 def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
@@ -210,15 +219,21 @@ def _zipped(call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> Sou
 
 def _side_by_side(call: MapCall, values: Sequence[Any], origins: Sequence[str]) -> Iterator[tuple[Any, ...]]:
     iterators = [iter(each) for each in values]
-    for index in itertools.count():
-        item = tuple([next(each, _END) for each in iterators])
-        ended = [number for number, part in enumerate(item) if part is _END]
-        if len(ended) == len(item):
-            return
-        if ended:
-            who = f", of {origins[ended[0]]!r}," if origins[ended[0]] else ""
-            raise _unequal(call, f"sources of different lengths: number {ended[0] + 1}{who} ends after {index:,} items")
-        yield item
+    try:
+        for index in itertools.count():
+            item = tuple([next(each, _END) for each in iterators])
+            ended = [number for number, part in enumerate(item) if part is _END]
+            if len(ended) == len(item):
+                return
+            if ended:
+                who = f", of {origins[ended[0]]!r}," if origins[ended[0]] else ""
+                raise _unequal(
+                    call, f"sources of different lengths: number {ended[0] + 1}{who} ends after {index:,} items"
+                )
+            yield item
+    finally:
+        for each in iterators:
+            close(each)
 
 
 def _unequal(call: MapCall, what: str) -> ItemsError:
@@ -238,8 +253,11 @@ def _batched(source: Source, size: int) -> Source:
 
 
 def _batches(iterator: Iterator[Any], size: int) -> Iterator[list[Any]]:
-    while batch := list(itertools.islice(iterator, size)):
-        yield batch
+    try:
+        while batch := list(itertools.islice(iterator, size)):
+            yield batch
+    finally:
+        close(iterator)
 
 
 def _grouped(source: Source, size: int) -> Source:
