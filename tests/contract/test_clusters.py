@@ -6,10 +6,13 @@ See ``flowlane.testing.executors``.
 from __future__ import annotations
 
 import signal
+import sys
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from flowlane import Engine, Workflow, task
 from flowlane.testing.executors import ExecutorContract
 
 if TYPE_CHECKING:
@@ -35,6 +38,27 @@ class TestDask(ExecutorContract):
         from flowlane_plugins.executors.dask import DaskExecutor
 
         return lambda: DaskExecutor(cluster.scheduler_address, slots=2)
+
+
+def is_profiled() -> bool:
+    import dask
+
+    return bool(dask.config.get("distributed.worker.profile.enabled"))
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 11, 9), reason="this Python cannot be stopped by it")
+@pytest.mark.timeout(120)
+def test_a_dask_cluster_of_our_own_is_not_profiled_where_that_could_stop_it() -> None:
+    """Red when workers or the scheduler, which is in this process, look at all threads again and again."""
+    pytest.importorskip("distributed", reason="distributed is not installed: flowlane[dask]")
+    workflow = Workflow("w")
+    asked = workflow.add(task.cpu(is_profiled).bind())
+    before = is_profiled()
+    options = {"dask": {"cluster": {"n_workers": 1, "silence_logs": 50}}}
+    with Engine(routes={"cpu": "dask"}, options=options) as engine:
+        assert engine.start(workflow.returns(asked)).result(timeout=100).value is False
+        assert [thread.name for thread in threading.enumerate() if "profile" in thread.name.lower()] == []
+    assert is_profiled() is before
 
 
 class TestRay(ExecutorContract):

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import sys
 import threading
 import time
 from importlib import import_module
@@ -119,7 +120,8 @@ class DaskExecutor(ClusterExecutor):
         distributed: Any = import_module("distributed")
         try:
             if self._local:
-                self._cluster = distributed.LocalCluster(**self._cluster_keywords())
+                with _unprofiled():
+                    self._cluster = distributed.LocalCluster(**self._cluster_keywords())
         except Exception as error:
             raise UsageError(
                 f"executor 'dask' cannot start a cluster on this machine: {type(error).__name__}: {error}",
@@ -426,6 +428,19 @@ class DaskReference(Reference):
         if not isinstance(kept, Kept):  # the record came, and then its worker was lost before Dask had the result
             raise lost(self, "dask")
         return kept
+
+
+def _unprofiled() -> contextlib.AbstractContextManager[object]:
+    """Where Python needs it, start a cluster without Dask's profiler.
+
+    That looks at the frames of all threads a hundred times a second, also in the scheduler's process, which is this one; up to
+    CPython 3.11.8 doing so can stop a process for ever (see `whereabouts`).
+    """
+    if sys.version_info >= (3, 11, 9):
+        return contextlib.nullcontext()
+    config: Any = import_module("dask.config")
+    unprofiled: contextlib.AbstractContextManager[object] = config.set({"distributed.worker.profile.enabled": False})
+    return unprofiled
 
 
 def _has(resources: Mapping[str, float], needs: Mapping[str, int]) -> bool:
