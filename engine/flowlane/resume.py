@@ -296,6 +296,11 @@ def _unknown(name: str, number: Mapping[str, Any], run: StoredRun) -> UnknownNam
     import difflib
 
     close = difflib.get_close_matches(name, number, 1)
+    if "*" in name or "?" in name:
+        return UnknownName(
+            f"there is no task '{name}' in workflow '{run.workflow}': tasks that run again are named one by one, not by patterns",
+            hint=f"`flow show {run.name} --all` lists their names, elements of maps as well",
+        )
     return UnknownName(
         f"there is no task '{name}' in workflow '{run.workflow}'",
         hint=f"did you mean '{close[0]}'?" if close else f"flow show {run.name} lists its tasks",

@@ -216,6 +216,9 @@ async def test_elements_with_keys_are_known_by_them(store: Store, here: Path) ->
         assert began(here) == once_each("fetch-1", "last")
         with pytest.raises(UnknownName, match=r"there is no task 'fetch\[asia\]'"):
             engine.resume("last", keyed, restart=["fetch[asia]"])
+        with pytest.raises(UnknownName, match="one by one, not by patterns") as refused:
+            engine.resume("last", keyed, restart=["fetch[*]"])
+        assert "--all" in str(refused.value.hint)
 
 
 @workflow

@@ -580,7 +580,7 @@ def test_waiting_for_a_run_where_nothing_could_be_awaited_says_so_at_once() -> N
     with Engine() as engine:
         handle = engine.start(only_fail)
         with pytest.raises(UsageError, match="no event loop runs here") as refused:
-            handle.wait()
+            _ = handle.wait()
         assert "handle.result()" in str(refused.value.hint)
         assert asyncio.run(elsewhere(handle)).state is RunState.FAILED  # async code may, on whatever loop
         with pytest.raises(RunFailed) as failed:

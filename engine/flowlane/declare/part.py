@@ -98,9 +98,10 @@ def _found(workflow: Workflow, option: str, patterns: Sequence[str]) -> set[int]
         if not matching:
             if (whole := _whole_of(workflow, numbers, pattern)) is not None:
                 raise UnknownName(
-                    f"{_FLAGS[option]} {pattern} names what {whole!r} becomes when it runs ({option}=[{pattern!r}])",
+                    f"{_FLAGS[option]} {pattern} names what {whole!r} becomes only when it runs, and a part is made of whole "
+                    f"tasks ({option}=[{pattern!r}])",
                     hint=f"{_FLAGS[option]} {whole} has all of it; of a run that has been, flow resume RUN --from "
-                    f"{whole + pattern[len(whole) :].partition('/')[0]!r} runs that part of it again",
+                    + (f"{pattern!r} runs this again" if _is_name(pattern) else "NAME runs one of its tasks again"),
                 )
             close = did_you_mean(pattern, numbers) or did_you_mean(pattern.partition("[")[0], numbers)
             raise UnknownName(
@@ -115,10 +116,21 @@ def _whole_of(workflow: Workflow, numbers: Mapping[str, int], pattern: str) -> s
     """The map, or the workflow in one node, that becomes what `pattern` names: ``each[2]``, ``sub[0]/parse``; None for none."""
     sparse = workflow.found_sparse
     for cut, mark in enumerate(pattern):
-        if mark in "[/" and (node := numbers.get(pattern[:cut])) is not None:
+        if mark not in "[/":
+            continue
+        head = pattern[:cut]
+        if (node := numbers.get(head)) is not None:
             mapped = sparse is not None and (node in sparse.maps or node in sparse.definitions)
-            return pattern[:cut] if mapped or mark == "/" else None
+            return head if mapped or mark == "/" else None
+        if sparse is not None and not _is_name(head):  # "s*[0]": the first that it fits
+            for name, node in numbers.items():
+                if (node in sparse.maps or node in sparse.definitions) and fnmatchcase(name, head.replace("[", "[[]")):
+                    return name
     return None
+
+
+def _is_name(pattern: str) -> bool:
+    return "*" not in pattern and "?" not in pattern
 
 
 def _check_complete(workflow: Workflow, inside: set[int], options: Mapping[str, Sequence[str]]) -> None:

@@ -122,6 +122,7 @@ def test_run_show_and_the_log_count_alike(flow: Flow, which: str, counts: str) -
     assert " · ".join(f"{count} {state}" for state, count in told_last.items()) == counts
     run = json.loads(flow("runs", "--json").out)["runs"][0]
     assert run["done"] <= run["tasks"], "all that came into being are among them"
+    assert " · ".join(f"{count} {state}" for state, count in run["counts"].items()) == counts
 
 
 def test_workflows_are_shown_without_an_executor(flow: Flow) -> None:
@@ -143,11 +144,19 @@ def test_workflows_are_shown_without_an_executor(flow: Flow) -> None:
 
 
 def test_an_element_cannot_be_run_alone_and_what_can_is_told(flow: Flow) -> None:
-    for name, whole in (("each[2]", "each"), ("_sub[0]/each", "_sub"), ("total[1.0]", "total")):
-        done = flow("run", "dynamic.py:good", "--only", name)
-        assert done.code == 2
-        assert f"--only {name} names what '{whole}' becomes when it runs" in done.err
-        assert f"--only {whole} has all of it" in done.err
+    for option in ("--only", "--from", "--until"):
+        for name, whole, again in (
+            ("each[2]", "each", "--from 'each[2]' runs this again"),
+            ("_sub[0]/each", "_sub", "--from '_sub[0]/each' runs this again"),
+            ("_sub[*]/each", "_sub", "--from NAME runs one of its tasks again"),
+            ("_s*[0]/each", "_sub", "--from NAME runs one of its tasks again"),
+            ("total[1.0]", "total", "--from 'total[1.0]' runs this again"),
+        ):
+            done = flow("run", "dynamic.py:good", option, name)
+            assert done.code == 2
+            assert f"{option} {name} names what '{whole}' becomes only when it runs" in done.err
+            assert f"{option} {whole} has all of it" in done.err
+            assert f"flow resume RUN {again}" in done.err
     assert "did you mean" in flow("run", "dynamic.py:good", "--only", "eahc[2]").err
 
 
