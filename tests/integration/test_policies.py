@@ -364,6 +364,83 @@ def test_the_rest_of_a_map_that_had_enough_runs_out_with_all_it_needs() -> None:
     assert ran == [(0, 7), (1, 7), (2, 7), (3, 7), (3, 7), (4, 7)]
 
 
+def test_items_that_cannot_be_read_after_there_was_enough_fail_nobody_and_are_told_of() -> None:
+    ran: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        yield from range(4)
+        raise RuntimeError("no more")
+
+    @task.io
+    async def note(x: int) -> int:
+        await asyncio.sleep(0)
+        ran.append(x)
+        return x
+
+    @workflow
+    def w() -> Any:
+        return note.options(in_flight=1, enough=1, cancel_rest=False).map(numbers())
+
+    result = run(w)
+    assert (result.value, ran) == ([0], [0, 1, 2, 3])
+    assert result.notes == ["note had enough of its items, and the rest could not be read: RuntimeError: no more"]
+
+
+@pytest.mark.parametrize("kind", ["list", "long list", "iterator"])
+@pytest.mark.parametrize("below", [False, True])
+def test_what_goes_on_with_a_map_that_had_enough_has_its_values(kind: str, below: bool) -> None:
+    """
+    items ─▶ (echo.map ─▶) echo.map, 2 are enough ─▶ echo.map ─▶ add, add.reduce
+    """
+    read: list[int] = []
+
+    def numbers() -> Iterator[int]:
+        for number in range(4_000):
+            read.append(number)
+            yield number
+
+    @task.io
+    async def add(values: list[int]) -> int:
+        return sum(values)
+
+    @workflow
+    def w() -> Any:
+        items = numbers() if kind == "iterator" else list(range(3_000 if kind == "long list" else 4))
+        some: Any
+        if below:
+            some = echo.options(enough=2).map(echo.options(in_flight=1).map(items))
+        else:
+            some = echo.options(enough=2, in_flight=1).map(items)
+        more = echo.map(some)
+        return [some, more, add(more), add.reduce(some, fan_in=2), add.reduce(more, fan_in=2)]
+
+    assert run(w).value == [[0, 1], [0, 1], 1, 1, 1]
+    assert len(read) < 10
+
+
+def test_what_the_rest_of_a_map_reads_is_not_cancelled_because_another_had_enough() -> None:
+    """
+    echo.map ─▶ slow.map, 1 is enough, and the rest goes on
+             └▶ echo.map, 2 are enough, and the rest is not needed
+    """
+    ran: list[int] = []
+
+    @task.io
+    async def slow(x: int) -> int:
+        for _ in range(5):
+            await asyncio.sleep(0)
+        ran.append(x)
+        return x
+
+    @workflow
+    def w() -> Any:
+        items = echo.options(in_flight=1).map(list(range(6)))
+        return [slow.options(enough=1, cancel_rest=False).map(items), echo.options(enough=2).map(items)]
+
+    assert run(w).value == [[0], [0, 1]]
+    assert ran == list(range(6))
+
+
 def test_who_tidies_up_waits_for_the_rest_of_a_map() -> None:
     order: list[str] = []
 

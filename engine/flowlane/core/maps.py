@@ -173,10 +173,11 @@ class Maps(Trees):
         if not chain.begun:
             return
         first = chain.stages[0]
-        enough = first.concluded and first.spec.enough > 0 and first.spec.cancel_rest
-        over = all(stage.concluded and not stage.runs_out for stage in chain.stages)
-        if self._stopping is not None or enough or over or first.dead:
-            self._cut_short(chain, whole=enough and self._stopping is None)
+        if self._stopping is not None or first.dead:
+            self._cut_short(chain, whole=False)
+        elif first.concluded and not first.runs_out:  # nor can any other of its maps have further items: all take them from it
+            had_enough = any(each.concluded and each.spec.enough and each.spec.cancel_rest for each in chain.stages)
+            self._cut_short(chain, whole=had_enough)
         stages, state, left = chain.stages, self._state, self._left
         width = len(stages)
         recalled = 0
@@ -225,7 +226,7 @@ class Maps(Trees):
         """No further index begins. `whole`: those that did are enough, and trees merge what there is of them."""
         shorter = chain.known > chain.numbered
         if chain.more or shorter:
-            chain.cut = True
+            chain.cut = chain.cut or not whole
             self._sized(chain, -(chain.known - chain.numbered) * len(chain.stages))
         chain.known = chain.numbered
         if chain.more or (shorter and whole):
@@ -443,7 +444,7 @@ class Maps(Trees):
         for other in reversed(chain.stages[: stage.position]):
             below = [chain.stages[position] for position in other.below]
             unread = not other.whole and not other.trees and not self._dependants[other.container]
-            if unread and below and all(each in rest or each.concluded for each in below):
+            if unread and below and all(each in rest or (each.concluded and not each.runs_out) for each in below):
                 rest.append(other)
         for each in rest:
             each.reason = Reason.NOT_NEEDED

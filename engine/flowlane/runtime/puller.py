@@ -13,6 +13,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.core import messages as m
+from flowlane.core.states import DONE
 from flowlane.errors import Failure
 from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import NEVER
@@ -41,6 +42,8 @@ class Run(Protocol):
     losses: Losses
 
     def blame(self, element: int, failure: Failure) -> None: ...
+
+    def note_once(self, element: int, attempt: int, text: str) -> None: ...
 
     def follow_up(self, events: Sequence[m.Event]) -> None: ...
 
@@ -146,7 +149,11 @@ class Puller:
                     self._run.blame(element, loss.failure)
                 events.append(loss.event)
             else:
-                self._run.blame(element, failure)
+                if self._run.scheduler.state(element) in DONE:
+                    text = f"had enough of its items, and the rest could not be read: {failure.line}"
+                    self._run.note_once(element, 1, text)
+                else:
+                    self._run.blame(element, failure)
                 events.append(m.Failed(element, self._run.scheduler.attempt(element), NEVER, monotonic_ns()))
         self._run.follow_up(events)
 
