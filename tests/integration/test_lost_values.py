@@ -197,6 +197,29 @@ def numbers() -> list[int]:
 
 
 @workflow
+def listed_items() -> list[int]:
+    #   number#2 is an item of the map, and lost before that element begins
+    return plus.map([number(1), number(2)], 10, spoil(5, "number#2"))
+
+
+@workflow
+def starred_items() -> list[int]:
+    #   pair#3 is lost before it is taken apart
+    return sum_of.starmap([pair(1), pair(2), pair(3)], spoils="pair#3")
+
+
+@task.cpu
+def pair(n: int) -> tuple[int, int]:
+    return n, n
+
+
+@task.cpu
+def sum_of(a: int, b: int, spoils: str) -> int:
+    forget(spoils)
+    return a + b
+
+
+@workflow
 def a_source() -> list[int]:
     made = numbers()
     with_loss = ordered(made, lose("numbers", made))
@@ -222,7 +245,15 @@ def pairs(values: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("flow", "value"), [(elements, [1, 2, 3]), (fixed_argument, [16, 17, 18]), (a_source, [2, 4, 6]), (merged, 10)]
+    ("flow", "value"),
+    [
+        (elements, [1, 2, 3]),
+        (fixed_argument, [16, 17, 18]),
+        (listed_items, [16, 17]),
+        (starred_items, [2, 4, 6]),
+        (a_source, [2, 4, 6]),
+        (merged, 10),
+    ],
 )
 def test_elements_of_maps_their_arguments_and_what_is_merged(flow: Any, value: Any) -> None:
     assert played(flow).value == value

@@ -16,7 +16,7 @@ from flowlane.core import messages as m
 from flowlane.core.remaking import Obstacle
 from flowlane.errors import Failure, LostResult
 from flowlane.runtime.ports import NEVER, RemoteValue
-from flowlane.runtime.values import Gathered
+from flowlane.runtime.values import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -93,6 +93,4 @@ def is_loss(failure: Failure) -> bool:
 def _is_gone(value: Any) -> bool:
     if isinstance(value, RemoteValue):
         return value.vanished()
-    if type(value) is Gathered:
-        return any(isinstance(part, RemoteValue) and part.vanished() for part in value.parts)
-    return False
+    return isinstance(value, Whole) and any(map(_is_gone, value.parts))

@@ -441,9 +441,12 @@ class Runner:
         block = self.scheduler.block(element)
         return block.chain is not None and self.growth.cast(element, block)[1].filters
 
-    def cached(self, element: int) -> bool:
-        """Whether its arguments are needed here, to look in the cache."""
-        return self._gate is not None and self._gate.is_cached(element)
+    def opened_here(self, element: int) -> bool:
+        """Whether its arguments are looked into here: to find them in the cache, or to make several of one."""
+        if self._gate is not None and self._gate.is_cached(element):
+            return True
+        block = self.scheduler.block(element)
+        return block.chain is not None and self.growth.cast(element, block)[1].star
 
     def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
         """What to do with its result in a thread, before it is taken; None for nothing."""
@@ -668,15 +671,17 @@ class Runner:
 
     def _gather(self, element: int, asked: bool) -> None:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
-        try:
-            value = self._values[element] = self.growth.gather(element)
-        except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
-            self._fail_soon(error)
-            return
+        self._values[element] = self.growth.gather(element)
         if not asked:
             return
+        if self._places.far:
+            self._fetching.when_here([element], partial(self._choose, element))
+        else:
+            self._choose(element)
+
+    def _choose(self, element: int) -> None:
         try:
-            self.follow_up([m.Gathered(element, self._chosen(element, value))])
+            self.follow_up([m.Gathered(element, self._chosen(element, self._values[element]))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             self.blame(element, Failure.of(undecidable(self.roster.names[element], error)))
             self.follow_up([m.Gathered(element, failed=True)])
@@ -804,12 +809,13 @@ class Runner:
             elif isinstance(command, m.Pull):
                 pull = partial(self._puller.pull, command.element, command.count)
                 if self._places.far:
-                    self._fetching.when_here(command.element, pull)
+                    self._fetching.when_here(self.growth.opens(command.element), pull)
                 else:
                     pull()
             elif isinstance(command, m.Graft):
                 if self._places.far:
-                    self._fetching.when_here(command.element, partial(self._begin_graft, command.element))
+                    reads = self.scheduler.reads(command.element)
+                    self._fetching.when_here(reads, partial(self._begin_graft, command.element))
                 else:
                     self._grafts.begin(command.element)
             else:
