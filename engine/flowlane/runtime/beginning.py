@@ -1,4 +1,4 @@
-"""What a run begins with: nothing, or what an earlier session had finished; and results that wait in a store to be read.
+"""What a run begins with: nothing, or what an earlier session had finished; and results that are in a store, to be read there.
 
 Made by who resumes a run (``flowlane.resume``), read by the runner.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from flowlane.errors import LostResult, StoreError
 from flowlane.runtime.ports import RemoteValue
 
 if TYPE_CHECKING:
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from flowlane.storage.blob import Payload
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredValue", "Work"]
+__all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredCopy", "StoredValue", "Work"]
 
 
 class Recalled(NamedTuple):
@@ -109,6 +110,9 @@ class StoredValue(RemoteValue):
             self._fetched, self._payload = True, None
         return self._value
 
+    def is_far(self) -> bool:
+        return not self._fetched
+
     def packed(self) -> Payload:
         """The result as it is in the store."""
         if self._payload is not None:
@@ -119,3 +123,27 @@ class StoredValue(RemoteValue):
 
     def __repr__(self) -> str:
         return f"<a stored result, {self.nbytes:,} bytes>"
+
+
+class StoredCopy(StoredValue):
+    """In a store, what may be lost where it stayed. `after`: it is there when the keeper has written more rows than that."""
+
+    __slots__ = ("_gone", "after")
+
+    def __init__(self, store: Store, ref: ResultRef, nbytes: int, after: int) -> None:
+        super().__init__(store, ref, nbytes)
+        self.after = after
+        self._gone = False
+
+    def vanished(self) -> bool:
+        return self._gone
+
+    def fetch(self) -> Any:
+        """The value. Raises LostResult when it cannot be read here either, TransportError when it does not load."""
+        try:
+            return super().fetch()
+        except StoreError as error:
+            self._gone = True
+            raise LostResult(
+                f"a result is gone from the cluster, and not to be had from the store: {error.message}"
+            ) from error

@@ -25,7 +25,7 @@ from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import RULES, Reason, RunState, TaskState
 from flowlane.core.tally import tally
-from flowlane.errors import Failure
+from flowlane.errors import Failure, LostResult
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, make_ref
@@ -452,6 +452,10 @@ class Runner:
         """What to do with its result in a thread, before it is taken; None for nothing."""
         return self._gate.keeps(element, attempt) if self._gate is not None else None
 
+    def copy_of(self, value: RemoteValue) -> RemoteValue | None:
+        """The same value in the store, if it is there."""
+        return self._gate.copy_of(value) if self._gate is not None else None
+
     def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of an element, every value at hand. Raises what fetching one raises."""
         if element < self._size and element not in self._curious:
@@ -858,12 +862,22 @@ class Runner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._bring_result()
+
+    def _bring_result(self) -> None:
         if self._places.far and self.state is RunState.SUCCEEDED:
             far = self._fetching.far(self.program.plan.pinned)
             if far:
-                self._fetching.bring(far, self._conclude)
+                self._fetching.bring(far, self._result_brought)
                 return
         self._conclude()
+
+    def _result_brought(self) -> None:
+        """What of the result was elsewhere is here, or is known to be lost there."""
+        if self.losses.recover(self.program.plan.pinned):
+            self._bring_result()
+        else:
+            self._conclude()
 
     def _conclude(self) -> None:
         if self._places.remote and self.state is RunState.SUCCEEDED:
@@ -881,7 +895,12 @@ class Runner:
         values = self._values
         for element in self.program.plan.pinned:
             try:
-                values[element] = local(values[element], None)
+                try:
+                    values[element] = local(values[element], None)
+                except LostResult:
+                    if not self.losses.recover([element]):
+                        raise
+                    values[element] = local(values[element], None)
             except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
                 self.error = lost_result(self.program.names[element], error)
                 return

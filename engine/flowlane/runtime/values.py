@@ -48,6 +48,10 @@ class Whole:
         """The value for the executor `home`, None for everybody else. Raises what fetching a part raises."""
         raise NotImplementedError
 
+    def of(self, parts: list[Any]) -> Whole:
+        """The same of other parts."""
+        raise NotImplementedError
+
 
 class Gathered(Whole):
     """The values of the elements of a map as the value of the map: a list, or a dict by `keys`.
@@ -73,6 +77,9 @@ class Gathered(Whole):
             values = [local(part, home) for part in self.parts]
         return values if self.keys is None else dict(zip(self.keys, values, strict=True))
 
+    def of(self, parts: list[Any]) -> Gathered:
+        return Gathered(parts, self.keys, batched=self.batched)
+
 
 class Filled(Whole):
     """What a graph returns that has the values of several of its nodes in it: `template`, and each `nodes`' value as a part."""
@@ -87,6 +94,9 @@ class Filled(Whole):
     def local(self, home: object) -> Any:
         parts = dict(zip(self._nodes, self.parts, strict=True))
         return filled_at(home, self._template, cast("Sequence[Any]", parts))
+
+    def of(self, parts: list[Any]) -> Filled:
+        return Filled(self._template, self._nodes, parts)
 
 
 def composed(template: Any, values: Sequence[Any]) -> Any:
