@@ -214,6 +214,19 @@ def test_a_value_that_another_executor_reads_is_made_again_too(on_dask: Engine, 
     assert len(path.read_text().split()) == 2
 
 
+def test_nothing_of_a_run_stays_on_the_scheduler(on_dask: Engine, dask_cluster: Any, tmp_path: Path) -> None:
+    flow = Workflow("tidy")
+    made = flow.add(make.bind(tmp_path / "marks", 100_000))
+    flow.returns(flow.add(read.bind(made, True)))
+    assert on_dask.start(flow).result(50).value == 100_000
+    scheduler = dask_cluster.scheduler
+    deadline = time.monotonic() + 20
+    while scheduler.tasks:
+        assert time.monotonic() < deadline, "the scheduler keeps results that nobody reads"
+        time.sleep(0.05)
+    assert [topic for topic in scheduler.get_events() if topic.startswith("flowlane")] == []
+
+
 @task.io
 async def kill_when(committed: Path, marks: Path) -> bool:
     while not committed.exists():

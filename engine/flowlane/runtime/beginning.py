@@ -5,6 +5,7 @@ Made by who resumes a run (``flowlane.resume``), read by the runner.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from flowlane.storage.port import ResultRef, Store
 
 __all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredCopy", "StoredValue", "Work"]
+
+
+_settling = threading.Lock()  # for the moment in which a value that was read is kept
 
 
 class Recalled(NamedTuple):
@@ -88,7 +92,7 @@ NOTHING_DONE: Final = Beginning()
 
 
 class StoredValue(RemoteValue):
-    """A result in a store, read and checked when it is first needed."""
+    """A result in a store, read and checked when it is first needed. Any thread may fetch it."""
 
     __slots__ = ("_fetched", "_payload", "_ref", "_store", "_value")
 
@@ -106,8 +110,10 @@ class StoredValue(RemoteValue):
             from flowlane.loader import load_for
             from flowlane.storage.blob import unpack
 
-            self._value = unpack(self.packed(), load_for)
-            self._fetched, self._payload = True, None
+            value = unpack(self.packed(), load_for)
+            with _settling:  # a thread may have fetched it meanwhile: it is one object for all the same
+                if not self._fetched:
+                    self._value, self._fetched, self._payload = value, True, None
         return self._value
 
     def is_far(self) -> bool:
@@ -115,8 +121,9 @@ class StoredValue(RemoteValue):
 
     def packed(self) -> Payload:
         """The result as it is in the store."""
-        if self._payload is not None:
-            return self._payload
+        payload = self._payload
+        if payload is not None:
+            return payload
         from flowlane.storage.blob import bound_to, unseal
 
         return unseal(self._store.read(self._ref), self._store.secret, bound_to(self._ref))
