@@ -5,6 +5,7 @@ Attempts are those of the retry policy, and no others.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import secrets
@@ -211,6 +212,46 @@ def test_a_value_that_another_executor_reads_is_made_again_too(on_dask: Engine, 
     result = on_dask.start(flow).result(50)
     assert result.value == {"read_here": 1_000_000}
     assert len(path.read_text().split()) == 2
+
+
+def test_nothing_of_a_run_stays_on_the_scheduler(on_dask: Engine, dask_cluster: Any, tmp_path: Path) -> None:
+    flow = Workflow("tidy")
+    made = flow.add(make.bind(tmp_path / "marks", 100_000))
+    flow.returns(flow.add(read.bind(made, True)))
+    assert on_dask.start(flow).result(50).value == 100_000
+    scheduler = dask_cluster.scheduler
+    deadline = time.monotonic() + 20
+    while scheduler.tasks:
+        assert time.monotonic() < deadline, "the scheduler keeps results that nobody reads"
+        time.sleep(0.05)
+    assert [topic for topic in scheduler.get_events() if topic.startswith("flowlane")] == []
+
+
+@task.io
+async def kill_when(committed: Path, marks: Path) -> bool:
+    while not committed.exists():
+        await asyncio.sleep(0.02)
+    os.kill(int(marks.read_text()), signal.SIGKILL)
+    return True
+
+
+@pytest.mark.usefixtures("on_dask")
+async def test_what_a_store_has_is_not_made_again(dask_cluster: Any, tmp_path: Path) -> None:
+    #   make ──▶ read      its worker dies when the store has what it made, and it must not run twice
+    path, committed = tmp_path / "marks", tmp_path / "committed"
+    flow = Workflow("losing")
+    made = flow.add(make.options(at_most_once=True).bind(path, 1_000_000))
+    killed = flow.add(kill_when.bind(committed, path))
+    flow.add(read.bind(made, killed))
+    options = {"dask": {"address": dask_cluster.scheduler_address}}
+    async with Engine(routes={"cpu": "dask"}, options=options, store=tmp_path / "flow.db") as engine:
+        handle = engine.start(flow)
+        async for event in handle.events():
+            if (event.get("task"), event.get("to")) == ("make", "succeeded"):
+                committed.touch()
+        result = await handle
+    assert result.value == {"read": 1_000_000}
+    assert result.tasks["make"].attempts == len(path.read_text().split()) == 1
 
 
 @pytest.mark.slow

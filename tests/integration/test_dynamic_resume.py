@@ -239,6 +239,52 @@ async def test_a_list_that_holds_what_was_kept_is_gone_over_by_its_values(store:
     assert "fetch-2" not in began(here)
 
 
+@task.io
+async def twin(x: int) -> tuple[int, int]:
+    note(f"twin-{x}")
+    return x, x
+
+
+@task.io
+def plus(x: int, y: int) -> int:
+    note(f"plus-{x}-{y}")
+    return x + y
+
+
+@task.io
+async def total_of(values: list[int]) -> int:
+    note(f"total-{values[0]}")
+    return sum(values)
+
+
+@pytest.mark.parametrize(
+    ("over", "bad", "value"),
+    [
+        (lambda: parse.map([fetch(1), fetch(2)]), "parse-4", [3, 5]),
+        (lambda: plus.starmap([(fetch(1), 5), (fetch(2), 6)]), "plus-4-6", [7, 10]),
+        (lambda: plus.starmap([twin(1), twin(2)]), "plus-2-2", [2, 4]),
+        (lambda: plus.starmap(product([fetch(1), 7], [fetch(2)])), "plus-7-4", [6, 11]),
+        (lambda: plus.options(batch=2).starmap([(fetch(1), 5), twin(3)]), "plus-3-3", [7, 6]),
+        (lambda: total_of.reduce([fetch(1), fetch(2), fetch(3)], fan_in=2), "total-6", 12),
+    ],
+)
+async def test_items_that_are_results_of_others_are_those_that_were_stored(
+    store: Store, here: Path, over: Any, bad: str, value: Any
+) -> None:
+    @workflow
+    def mixed() -> Any:
+        return over()
+
+    spoil(here, bad)
+    async with Engine(store=store) as engine:
+        assert (await engine.start(mixed).wait()).state == "failed"
+        began(here)
+        spoil(here)
+        result = await go(engine, mixed)
+    assert result.value == value
+    assert not [name for name in began(here) if name.startswith(("fetch", "twin"))]
+
+
 async def test_a_map_that_goes_over_something_else_begins_anew(store: Store, here: Path) -> None:
     async with Engine(store=store) as engine:
         spoil(here, "fetch-2")

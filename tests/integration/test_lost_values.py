@@ -12,12 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import Engine, Failure, LostResult, RunFailed, task, workflow
+from flowlane import Call, Engine, Failure, LostResult, RunFailed, StoreError, task, workflow
 from flowlane.runtime.ports import FAILED, NEVER, SUCCEEDED, Capabilities, Job, RemoteValue, Report
+from flowlane.storage.blob import pack
+from flowlane_plugins.stores.memory import MemoryStore
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
+
+    from flowlane.storage.blob import Payload
+    from flowlane.storage.port import ResultRef
 
 
 class Held(RemoteValue):
@@ -42,10 +47,12 @@ class Forgetful:
     """Calls jobs one turn of the loop later, keeps what they return, and forgets it when a task says ``forget(name)``."""
 
     capabilities = Capabilities(frozenset({"sync"}), 2, remote_values=True)
+    kind: type[Held] = Held
 
     def __init__(self) -> None:
         self.kept: list[Held] = []
         self.begun: list[str] = []
+        self.forgotten: list[str] = []
 
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         self.deliver = deliver
@@ -70,7 +77,7 @@ class Forgetful:
             return
         self.begun.append(job.task)
         try:
-            value = Held(self, job.task, job.target.fn(*args, **kwargs))
+            value = self.kind(self, job.task, job.target.fn(*args, **kwargs))
         except Exception as error:
             self.deliver([Report(job.ref, FAILED, started, monotonic_ns(), failure=Failure.of(error))])
             return
@@ -81,7 +88,9 @@ class Forgetful:
 def _here(arg: Any) -> Any:
     if isinstance(arg, list):
         return [_here(each) for each in arg]
-    return arg.fetch() if isinstance(arg, Held) else arg
+    if isinstance(arg, Held) and arg.gone:  # whatever was fetched of it is not there, but with the engine
+        raise LostResult(f"the result of {arg.maker} is gone")
+    return arg.value if isinstance(arg, Held) else arg
 
 
 FAR = Forgetful()
@@ -92,6 +101,7 @@ def forget(name: str, times: int = 1) -> None:
     held = [each for each in FAR.kept if each.maker == name]
     if held and len(held) <= times:
         held[-1].gone = True
+        FAR.forgotten.append(name)
 
 
 @pytest.fixture(autouse=True)
@@ -197,6 +207,29 @@ def numbers() -> list[int]:
 
 
 @workflow
+def listed_items() -> list[int]:
+    #   number#2 is an item of the map, and lost before that element begins
+    return plus.map([number(1), number(2)], 10, spoil(5, "number#2"))
+
+
+@workflow
+def starred_items() -> list[int]:
+    #   pair#3 is lost before it is taken apart
+    return sum_of.starmap([pair(1), pair(2), pair(3)], spoils="pair#3")
+
+
+@task.cpu
+def pair(n: int) -> tuple[int, int]:
+    return n, n
+
+
+@task.cpu
+def sum_of(a: int, b: int, spoils: str) -> int:
+    forget(spoils)
+    return a + b
+
+
+@workflow
 def a_source() -> list[int]:
     made = numbers()
     with_loss = ordered(made, lose("numbers", made))
@@ -222,7 +255,15 @@ def pairs(values: list[int]) -> int:
 
 
 @pytest.mark.parametrize(
-    ("flow", "value"), [(elements, [1, 2, 3]), (fixed_argument, [16, 17, 18]), (a_source, [2, 4, 6]), (merged, 10)]
+    ("flow", "value"),
+    [
+        (elements, [1, 2, 3]),
+        (fixed_argument, [16, 17, 18]),
+        (listed_items, [16, 17]),
+        (starred_items, [2, 4, 6]),
+        (a_source, [2, 4, 6]),
+        (merged, 10),
+    ],
 )
 def test_elements_of_maps_their_arguments_and_what_is_merged(flow: Any, value: Any) -> None:
     assert played(flow).value == value
@@ -285,6 +326,157 @@ def test_a_value_that_is_not_made_again_stops_its_readers() -> None:
         played(refusing)
     assert set(raised.value.failures) == {"stingy"}
     assert str(raised.value.result.tasks["add"].state) == "upstream_failed"
+
+
+# ── what there is another of ──────────────────────────────────────────────────────────────────────────────────────────
+
+
+class Fetched(Held):
+    """Keeps what was fetched of it."""
+
+    __slots__ = ("here",)
+
+    def __init__(self, home: object, maker: str, value: Any) -> None:
+        super().__init__(home, maker, value)
+        self.here = False
+
+    def is_far(self) -> bool:
+        return not self.here
+
+    def fetch(self) -> Any:
+        value = self.value if self.here else super().fetch()
+        self.here = True
+        return value
+
+    def packed(self) -> Payload:
+        return pack(self.value)
+
+
+class Keeping(Forgetful):
+    capabilities = Capabilities(frozenset({"sync"}), 2, remote_values=True, far_values=True)
+    kind = Fetched
+
+
+@workflow
+def read_here_first() -> int:
+    #   number ──▶ add_here ──▶ lose ──▶ add (far)
+    made = number(3)
+    return add(made, lose("number", add_here(made)))
+
+
+def test_what_was_brought_here_before_it_was_lost_is_not_made_again() -> None:
+    global FAR
+    FAR = Keeping()
+    assert played(read_here_first).value == 3
+    assert (FAR.forgotten, FAR.begun) == (["number"], ["number", "add"])
+
+
+COMMITTED: asyncio.Event
+
+
+@task.io
+async def lose_stored(name: str, after: Any = None) -> int:
+    """Lose a result that the store has."""
+    await asyncio.wait_for(COMMITTED.wait(), 20)
+    forget(name)
+    return 0
+
+
+@workflow
+def stored_node() -> int:
+    made = number(3)
+    return add(made, lose_stored("number"))
+
+
+@workflow
+def stored_and_read_elsewhere() -> int:
+    made = number(3)
+    return add_here(made, lose_stored("number"))
+
+
+@workflow
+def stored_map() -> int:
+    made = number.map([1, 2])
+    return total(made, lose_stored("number[1]"))
+
+
+@workflow
+def stored_and_read_by_elements() -> list[int]:
+    return plus.map([1, 2], number(10), lose_stored("number"))
+
+
+@workflow
+def stored_once() -> int:
+    return add(number_once(), lose_stored("number_once"))
+
+
+@workflow
+def several() -> list[int]:
+    return [number(3), number(4)]
+
+
+@task.io
+async def becomes_several() -> Call[list[int]]:
+    return several.bind()
+
+
+@workflow
+def stored_in_a_workflow() -> int:
+    made = becomes_several()
+    return total(made, lose_stored("becomes_several/number"))
+
+
+@workflow
+def stored_result() -> tuple[int, int]:
+    return number(3), lose_stored("number")
+
+
+async def stored(flow: Any, waits_for: str, store: MemoryStore) -> Any:
+    """Carry out `flow`; what is to be lost is lost when the store has the result of `waits_for`."""
+    global COMMITTED
+    COMMITTED = asyncio.Event()
+    async with Engine(executors={"far": FAR}, routes={"cpu": "far"}, store=store) as engine:
+        handle = engine.start(flow)
+        async for event in handle.events():
+            if (event.get("task"), event.get("to")) == (waits_for, "succeeded"):
+                COMMITTED.set()
+        return await handle
+
+
+@pytest.mark.parametrize("far", [Forgetful, Keeping])
+@pytest.mark.parametrize(
+    ("flow", "lost", "value"),
+    [
+        (stored_node, "number", 3),
+        (stored_and_read_elsewhere, "number", 3),
+        (stored_map, "number[1]", 3),
+        (stored_and_read_by_elements, "number", [11, 12]),
+        (stored_once, "number_once", 1),
+        (stored_in_a_workflow, "becomes_several/number", 7),
+        (stored_result, "number", (3, 0)),
+    ],
+)
+async def test_what_the_store_has_is_read_there_and_not_made_again(
+    flow: Any, lost: str, value: Any, far: type[Forgetful]
+) -> None:
+    global FAR
+    FAR = far()
+    result = await stored(flow, lost, MemoryStore())
+    assert result.value == value
+    assert FAR.forgotten == [lost]
+    assert FAR.begun.count(lost) == result.tasks[lost].attempts == 1
+
+
+class Damaged(MemoryStore):
+    def read(self, ref: ResultRef) -> bytes | memoryview:
+        raise StoreError("the disk is gone")
+
+
+@pytest.mark.parametrize("flow", [stored_node, stored_and_read_elsewhere])
+async def test_what_the_store_cannot_give_back_is_made_again(flow: Any) -> None:
+    result = await stored(flow, "number", Damaged())
+    assert result.value == 3
+    assert FAR.begun.count("number") == 2
 
 
 class Cursed(Forgetful):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flowlane import Engine, RunCancelled, RunFailed, task, workflow
+from flowlane import Call, Engine, RunCancelled, RunFailed, product, task, when, workflow
 from flowlane.runtime.ports import SUCCEEDED, Capabilities, Job, RemoteValue, Report
 
 if TYPE_CHECKING:
@@ -72,6 +72,9 @@ class Far:
 
     capabilities = Capabilities(frozenset({"sync"}), 4, remote_values=True, far_values=True)
 
+    def __init__(self) -> None:
+        self.made: list[Slow] = []
+
     async def open(self, deliver: Callable[[Sequence[Report]], None]) -> None:
         self.deliver = deliver
 
@@ -89,6 +92,7 @@ class Far:
         started = monotonic_ns()
         args = [arg.value if isinstance(arg, Slow) else arg for arg in job.args]
         value = Slow(self, job.target.fn(*args, **job.kwargs))
+        self.made.append(value)
         self.deliver([Report(job.ref, SUCCEEDED, started, monotonic_ns(), value)])
 
 
@@ -166,6 +170,63 @@ def a_filter() -> tuple[list[int], int]:
     return yes.filter([1, 2, 3]), tick()
 
 
+@task.cpu
+def pair() -> tuple[int, int]:
+    return 3, 4
+
+
+@workflow
+def nested() -> dict[str, list[int]]:
+    return {"made": [number(), 4]}
+
+
+@task.io(executor="inline")
+def becomes_more() -> Call[dict[str, list[int]]]:
+    return nested.bind()
+
+
+@task.io(executor="inline")
+def added_up(values: dict[str, list[int]]) -> int:
+    return sum(values["made"])
+
+
+@workflow
+def what_a_workflow_returned() -> tuple[int, int]:
+    return added_up(becomes_more()), tick()
+
+
+@workflow
+def a_choice_by_it() -> tuple[int, int]:
+    with when(becomes_more()):
+        chosen = double(4)
+    return chosen, tick()
+
+
+@workflow
+def a_list_of_several() -> tuple[list[int], int]:
+    return double.map([number(), number()]), tick()
+
+
+@workflow
+def tuples_of_them() -> tuple[list[int], int]:
+    return add.starmap([(number(), 1), (number(), 2)]), tick()
+
+
+@workflow
+def all_combinations() -> tuple[list[int], int]:
+    return add.starmap(product([number()], numbers())), tick()
+
+
+@workflow
+def taken_apart() -> tuple[list[int], int]:
+    return add_far.starmap([pair(), pair()]), tick()
+
+
+@task.cpu
+def add_far(*values: int) -> int:
+    return sum(values)
+
+
 @pytest.mark.parametrize(
     ("flow", "value"),
     [
@@ -173,6 +234,12 @@ def a_filter() -> tuple[list[int], int]:
         (two_readers, (3, 6, 5)),
         (a_source, ([2, 4, 6], 5)),
         (a_filter, ([2, 3], 5)),
+        (what_a_workflow_returned, (7, 5)),
+        (a_choice_by_it, (8, 5)),
+        (a_list_of_several, ([6, 6], 5)),
+        (tuples_of_them, ([4, 5], 5)),
+        (all_combinations, ([4, 5, 6], 5)),
+        (taken_apart, ([7, 7], 5)),
     ],
 )
 def test_the_loop_goes_on_while_a_value_is_on_its_way(flow: Any, value: Any) -> None:
@@ -192,6 +259,30 @@ def test_the_loop_goes_on_while_the_result_of_a_run_is_on_its_way() -> None:
         other = engine.start(ticking)  # the run itself has nothing left to do by then
         assert engine.start(the_result).result(60).value == 3
         assert other.result(60).value == 5
+
+
+@task.io(executor="inline")
+def forget_them(values: list[int]) -> int:
+    return 0
+
+
+@workflow
+def read_there() -> int:
+    made = number()
+    return forget_them(add_far.map([made, number()], made))
+
+
+def test_what_is_read_where_it_was_made_does_not_come_here_as_an_item_or_beside_one() -> None:
+    """
+    number ─┬▶ add_far[0..1] ─▶ forget_them (inline)
+            └▶ (the other argument of each)
+    """
+    far = Far()
+    WAY.ticked.set()
+    with Engine(executors={"far": far}, routes={"cpu": "far"}) as engine:
+        assert engine.start(read_there).result(60).value == 0
+    fetched = [value.value for value in far.made if value.here]
+    assert fetched == [6, 6]
 
 
 @workflow

@@ -316,10 +316,13 @@ class Scheduler(Invariants):
     def _end(self, event: Succeeded | m.Skipped | m.Failed | m.Crashed | m.Interrupted | m.Abandoned) -> None:
         """An attempt is over: free its slot, decide between success, retry and a final state."""
         element = event.element
-        if isinstance(event, m.Failed) and element in self._stages:
-            if self._state[element] == EXPANDED or element in self._running_out:
-                self._source_failed(*self._stages[element])
-                return
+        if (
+            isinstance(event, m.Failed)
+            and element in self._stages
+            and (self._state[element] == EXPANDED or element in self._running_out)
+        ):
+            self._source_failed(*self._stages[element])
+            return
         if not self._current(event):
             return
         self._note_start(event)

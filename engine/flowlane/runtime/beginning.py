@@ -1,13 +1,15 @@
-"""What a run begins with: nothing, or what an earlier session had finished; and results that wait in a store to be read.
+"""What a run begins with: nothing, or what an earlier session had finished; and results that are in a store, to be read there.
 
 Made by who resumes a run (``flowlane.resume``), read by the runner.
 """
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
+from flowlane.errors import LostResult, StoreError
 from flowlane.runtime.ports import RemoteValue
 
 if TYPE_CHECKING:
@@ -20,7 +22,10 @@ if TYPE_CHECKING:
     from flowlane.storage.blob import Payload
     from flowlane.storage.port import ResultRef, Store
 
-__all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredValue", "Work"]
+__all__ = ["NOTHING_DONE", "Beginning", "Memory", "Recalled", "StoredCopy", "StoredValue", "Work"]
+
+
+_settling = threading.Lock()  # for the moment in which a value that was read is kept
 
 
 class Recalled(NamedTuple):
@@ -87,7 +92,7 @@ NOTHING_DONE: Final = Beginning()
 
 
 class StoredValue(RemoteValue):
-    """A result in a store, read and checked when it is first needed."""
+    """A result in a store, read and checked when it is first needed. Any thread may fetch it."""
 
     __slots__ = ("_fetched", "_payload", "_ref", "_store", "_value")
 
@@ -105,17 +110,47 @@ class StoredValue(RemoteValue):
             from flowlane.loader import load_for
             from flowlane.storage.blob import unpack
 
-            self._value = unpack(self.packed(), load_for)
-            self._fetched, self._payload = True, None
+            value = unpack(self.packed(), load_for)
+            with _settling:  # a thread may have fetched it meanwhile: it is one object for all the same
+                if not self._fetched:
+                    self._value, self._fetched, self._payload = value, True, None
         return self._value
+
+    def is_far(self) -> bool:
+        return not self._fetched
 
     def packed(self) -> Payload:
         """The result as it is in the store."""
-        if self._payload is not None:
-            return self._payload
+        payload = self._payload
+        if payload is not None:
+            return payload
         from flowlane.storage.blob import bound_to, unseal
 
         return unseal(self._store.read(self._ref), self._store.secret, bound_to(self._ref))
 
     def __repr__(self) -> str:
         return f"<a stored result, {self.nbytes:,} bytes>"
+
+
+class StoredCopy(StoredValue):
+    """In a store, what may be lost where it stayed. `after`: it is there when the keeper has written more rows than that."""
+
+    __slots__ = ("_gone", "after")
+
+    def __init__(self, store: Store, ref: ResultRef, nbytes: int, after: int) -> None:
+        super().__init__(store, ref, nbytes)
+        self.after = after
+        self._gone = False
+
+    def vanished(self) -> bool:
+        return self._gone
+
+    def fetch(self) -> Any:
+        """The value. Raises LostResult when it cannot be read here either, TransportError when it does not load."""
+        try:
+            return super().fetch()
+        except StoreError as error:
+            self._gone = True
+            raise LostResult(
+                f"a result is gone from the cluster, and not to be had from the store: {error.message}"
+            ) from error

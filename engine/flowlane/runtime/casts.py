@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowlane.program import Item
 from flowlane.runtime.sources import check_parts
-from flowlane.runtime.values import fill_arguments_at, local
+from flowlane.runtime.values import fill_arguments_at, filled_at, local
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -32,6 +32,7 @@ class Cast:
     source    what its items come from; None where they are the values of other stages of its chain
     pulls     items are pulled from an iterator, and kept until they are `used`
     once      whether they must not begin a second time
+    star      their items are taken apart, to be several arguments
     """
 
     __slots__ = (
@@ -40,7 +41,6 @@ class Cast:
         "_grouped",
         "_over",
         "_position",
-        "_star",
         "_template",
         "_upstreams",
         "_values",
@@ -54,6 +54,7 @@ class Cast:
         "once",
         "pulls",
         "source",
+        "star",
         "target",
     )
 
@@ -81,7 +82,7 @@ class Cast:
         self._call = call = program.maps[node]
         spec = program.plan.maps[node]
         self.filters = call.filters
-        self._star = call.star and not call.batch  # a batch is one argument; its items are unpacked where they are used
+        self.star = call.star and not call.batch  # a batch is one argument; its items are unpacked where they are used
         self.source = None if spec.over else source
         self.pulls = self.source is not None and self.source.items is None
         self._grouped = bool(spec.fan_in)
@@ -99,8 +100,10 @@ class Cast:
 
     def item(self, element: int, index: int, home: object) -> Any:
         """The item of element `index`, for the executor `home`. KeyError: it is used up. Raises what fetching raises, too."""
-        if self.source is not None:
-            return self.source.item(index)
+        source = self.source
+        if source is not None:
+            item = source.item(index)
+            return filled_at(home, item, self._upstreams) if source.unfilled else item
         values, base, over = self._values, element - self._position, self._over
         if self._call.combine == "each":
             return local(values[base + over[0]], home)
@@ -115,7 +118,8 @@ class Cast:
         if fixed is None:
             fixed = self._fix(home)
         before, after, kwargs = fixed
-        if self._star:
+        if self.star:
+            item = local(item, None)  # its parts are arguments, so it is taken apart here
             check_parts(item, index, self._call, self.target.name)
             return (*before, *item, *after), kwargs
         return ((*before, item, *after) if before or after else (item,)), kwargs

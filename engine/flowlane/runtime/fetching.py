@@ -21,7 +21,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from flowlane.runtime.ports import SUCCEEDED, RemoteValue, Report
-from flowlane.runtime.values import Gathered
+from flowlane.runtime.values import Whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -47,7 +47,7 @@ class Run(Protocol):
 
     def wanted_here(self, element: int) -> bool: ...
 
-    def cached(self, element: int) -> bool: ...
+    def opened_here(self, element: int) -> bool: ...
 
     def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None: ...
 
@@ -76,7 +76,7 @@ class Fetching:
         assert homes is not None
         go: list[int] = []
         for element in elements:
-            home = None if self._run.cached(element) else homes[lane]
+            home = None if self._run.opened_here(element) else homes[lane]
             far = self._far_of(element, home)
             if not far:
                 go.append(element)
@@ -85,9 +85,9 @@ class Fetching:
             self.bring(far, partial(self._go, lane, element, attempt))
         return go
 
-    def when_here(self, element: int, then: Callable[[], object]) -> None:
-        """Call `then` when all that an element reads is here: at once, if it is."""
-        far = self._far_of(element, None)
+    def when_here(self, elements: Iterable[int], then: Callable[[], object]) -> None:
+        """Call `then` when the values of these elements are here: at once, if they are."""
+        far = self.far(elements)
         if far:
             self.bring(far, then)
         else:
@@ -212,6 +212,6 @@ def far_in(value: Any, home: object) -> Iterator[RemoteValue]:
     if isinstance(value, RemoteValue):
         if value.home is not home and value.is_far():
             yield value
-    elif type(value) is Gathered:
+    elif isinstance(value, Whole):
         for part in value.parts:
-            yield from far_in(part, None if value.batched else home)
+            yield from far_in(part, None if value.opened else home)

@@ -22,6 +22,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol
 
 from flowlane.errors import FlowError
+from flowlane.runtime.beginning import StoredCopy
 from flowlane.runtime.blocks import WORK_MAX, grown
 from flowlane.runtime.keeper import NOT_BEGUN, Found, ToCache, Unstored
 from flowlane.runtime.ports import RemoteValue, Report
@@ -238,12 +239,22 @@ class Gate:
             then = "end as unknown, as it must not run twice" if node in program.once else "run it again"
             self._run.note_once(element, attempt, f"returns what cannot be stored, so a resume would {then}: {reason}")
             return Unstored(reason)
-        self._keeper.admit(0, payload.nbytes)
+        keeper = self._keeper
+        keeper.admit(0, payload.nbytes)
+        if isinstance(value, RemoteValue):  # its row comes with the step that this is a part of
+            run, session = keeper.lease
+            ref = (run, session, element, attempt)
+            value.stored = StoredCopy(keeper.store, ref, payload.nbytes, keeper.admitted)
         if self._keys:
             key = self._keys.pop((element, attempt), None)
             if key is not None:
                 return ToCache(payload, key)
         return payload
+
+    def copy_of(self, value: RemoteValue) -> RemoteValue | None:
+        """The same value in the store, if it is there by now."""
+        copy = value.stored
+        return copy if isinstance(copy, StoredCopy) and self._keeper.committed > copy.after else None
 
     def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
         """What to do in a thread with a result that is elsewhere, before `encoded` is asked; None where it is not stored."""

@@ -21,7 +21,7 @@ from flowlane.errors import FlowError
 from flowlane.program import MISSING, Ref
 from flowlane.runtime.casts import Cast, ValuesFrom
 from flowlane.runtime.sources import Ingredients, read_before
-from flowlane.runtime.values import Gathered, fill, fill_arguments_at, local
+from flowlane.runtime.values import Gathered, composed, fill, fill_arguments_at, local, nodes_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -91,10 +91,13 @@ class Growth:
     def sources(self, container: int) -> list[int]:
         """The elements whose values a map's items are made of; of one that is chained to others nothing but these."""
         program, node = self.declared(container)
-        seen = _Seen()
-        for source in program.maps[node].sources:
-            fill(source, cast("Sequence[Any]", seen))
-        return [container - node + each for each in seen.nodes]
+        found = [each for source in program.maps[node].sources for each in nodes_in(source)]
+        return [container - node + each for each in dict.fromkeys(found)]
+
+    def opens(self, container: int) -> list[int]:
+        """Of these, the elements whose values are looked into to find its items."""
+        program, node = self.declared(container)
+        return [container - node + source.node for source in program.maps[node].sources if type(source) is Ref]
 
     def depth(self, element: int) -> int:
         """How many graphs it is inside of, the run's own not counted."""
@@ -177,6 +180,7 @@ class Growth:
         program, node = self.declared(container)
         start = container - node
         self._sources[container] = source
+        source.unfilled = any(map(self._stays, program.maps[node].sources))
         if source.keys is not None and program.maps[node].batch:
             self._keys[container] = source.keys
         elif source.keys is not None:
@@ -192,7 +196,12 @@ class Growth:
         if type(source) is Ref and self._scheduler.state(start + source.node) not in DONE:
             parts = values[source.node] if self._scheduler.is_map(start + source.node) else None
             return () if parts is None else local(parts, None)
-        return fill(source, cast("Sequence[Any]", _Local(values)))
+        return source if self._stays(source) else local(fill(source, values), None)
+
+    def _stays(self, source: Any) -> bool:
+        """Whether what a map goes over is left as it was written, because there are values in it that may be remote: each is
+        looked up for the element that reads it. So it need not come here, and may be made again when it is lost."""
+        return self.remote and type(source) is not Ref and bool(nodes_in(source))
 
     @staticmethod
     def _unkeyed(program: Program, source: Any, value: Any) -> Any:
@@ -257,7 +266,7 @@ class Growth:
         self._roster.grafted(start, program)
 
     def gather(self, container: int) -> Any:
-        """The value of an element that has become others, made of theirs. Raises what fetching one of a graph raises."""
+        """The value of an element that has become others, made of theirs."""
         scheduler, values = self._scheduler, self._values
         if scheduler.is_tree(container):
             return values[scheduler.root(container)]
@@ -266,7 +275,8 @@ class Growth:
             template = self._programs[start].result
             if type(template) is Ref:
                 return values[start + template.node]
-            return fill(template, cast("Sequence[Any]", _Local(ValuesFrom(values, start))))
+            inner = cast("Sequence[Any]", ValuesFrom(values, start))
+            return composed(template, inner) if self.remote else fill(template, inner)
         program, node = self.declared(container)
         if batch := program.maps[node].batch:
             return self._gather_batches(container, batch)
@@ -332,30 +342,6 @@ class Growth:
                 return False
             node = over[0]
         return True
-
-
-class _Seen:
-    """In place of values: which of them are asked for."""
-
-    __slots__ = ("nodes",)
-
-    def __init__(self) -> None:
-        self.nodes: dict[int, None] = {}
-
-    def __getitem__(self, node: int) -> None:
-        self.nodes[node] = None
-
-
-class _Local:
-    """Values, every one of them here."""
-
-    __slots__ = ("_values",)
-
-    def __init__(self, values: Any) -> None:
-        self._values = values
-
-    def __getitem__(self, node: int) -> Any:
-        return local(self._values[node], None)
 
 
 class _Raw:

@@ -159,6 +159,16 @@ class Keeper:
         """A task becomes others again that an earlier session had begun with: all its rows say where."""
         self._origins[element] = origin
 
+    @property
+    def admitted(self) -> int:
+        """Rows that were handed over so far."""
+        return self._rows_in
+
+    @property
+    def committed(self) -> int:
+        """As many of them, the first, are in the store. Those of one step get there together. Any thread."""
+        return self._rows_out
+
     def behind(self, share: float = 1.0) -> bool:
         """Whether more than `share` of what may wait is waiting. Any thread."""
         return (

@@ -204,13 +204,15 @@ class RemoteValue:
 
     home    the executor that made it
     nbytes  about how much there is to fetch
+    stored  the engine's own: the same value in the run's store, for when this one is lost
     """
 
-    __slots__ = ("home", "nbytes")
+    __slots__ = ("home", "nbytes", "stored")
 
     def __init__(self, home: object, nbytes: int) -> None:
         self.home = home
         self.nbytes = nbytes
+        self.stored: RemoteValue | None = None
 
     def fetch(self) -> Any:
         """The value itself, always the same object: fetched once, then kept.

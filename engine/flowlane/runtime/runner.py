@@ -25,7 +25,7 @@ from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import RULES, Reason, RunState, TaskState
 from flowlane.core.tally import tally
-from flowlane.errors import Failure
+from flowlane.errors import Failure, LostResult
 from flowlane.runtime.beginning import NOTHING_DONE
 from flowlane.runtime.context import ATTEMPT, RUN
 from flowlane.runtime.dispatcher import ATTEMPT_BITS, ELEMENT_BITS, make_ref
@@ -441,13 +441,20 @@ class Runner:
         block = self.scheduler.block(element)
         return block.chain is not None and self.growth.cast(element, block)[1].filters
 
-    def cached(self, element: int) -> bool:
-        """Whether its arguments are needed here, to look in the cache."""
-        return self._gate is not None and self._gate.is_cached(element)
+    def opened_here(self, element: int) -> bool:
+        """Whether its arguments are looked into here: to find them in the cache, or to make several of one."""
+        if self._gate is not None and self._gate.is_cached(element):
+            return True
+        block = self.scheduler.block(element)
+        return block.chain is not None and self.growth.cast(element, block)[1].star
 
     def keeps(self, element: int, attempt: int) -> Callable[[RemoteValue], object] | None:
         """What to do with its result in a thread, before it is taken; None for nothing."""
         return self._gate.keeps(element, attempt) if self._gate is not None else None
+
+    def copy_of(self, value: RemoteValue) -> RemoteValue | None:
+        """The same value in the store, if it is there."""
+        return self._gate.copy_of(value) if self._gate is not None else None
 
     def filled(self, element: int) -> tuple[Sequence[Any], dict[str, Any]]:
         """The arguments of an element, every value at hand. Raises what fetching one raises."""
@@ -668,15 +675,17 @@ class Runner:
 
     def _gather(self, element: int, asked: bool) -> None:
         """Make the value of an element that has become others, and tell what is chosen by it where somebody asks."""
-        try:
-            value = self._values[element] = self.growth.gather(element)
-        except Exception as error:  # noqa: BLE001 - a value of a graph's result that is lost
-            self._fail_soon(error)
-            return
+        self._values[element] = self.growth.gather(element)
         if not asked:
             return
+        if self._places.far:
+            self._fetching.when_here([element], partial(self._choose, element))
+        else:
+            self._choose(element)
+
+    def _choose(self, element: int) -> None:
         try:
-            self.follow_up([m.Gathered(element, self._chosen(element, value))])
+            self.follow_up([m.Gathered(element, self._chosen(element, self._values[element]))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             self.blame(element, Failure.of(undecidable(self.roster.names[element], error)))
             self.follow_up([m.Gathered(element, failed=True)])
@@ -806,12 +815,13 @@ class Runner:
             elif isinstance(command, m.Pull):
                 pull = partial(self._puller.pull, command.element, command.count)
                 if self._places.far:
-                    self._fetching.when_here(command.element, pull)
+                    self._fetching.when_here(self.growth.opens(command.element), pull)
                 else:
                     pull()
             elif isinstance(command, m.Graft):
                 if self._places.far:
-                    self._fetching.when_here(command.element, partial(self._begin_graft, command.element))
+                    reads = self.scheduler.reads(command.element)
+                    self._fetching.when_here(reads, partial(self._begin_graft, command.element))
                 else:
                     self._grafts.begin(command.element)
             else:
@@ -854,12 +864,22 @@ class Runner:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._bring_result()
+
+    def _bring_result(self) -> None:
         if self._places.far and self.state is RunState.SUCCEEDED:
             far = self._fetching.far(self.program.plan.pinned)
             if far:
-                self._fetching.bring(far, self._conclude)
+                self._fetching.bring(far, self._result_brought)
                 return
         self._conclude()
+
+    def _result_brought(self) -> None:
+        """What of the result was elsewhere is here, or is known to be lost there."""
+        if self.losses.recover(self.program.plan.pinned):
+            self._bring_result()
+        else:
+            self._conclude()
 
     def _conclude(self) -> None:
         if self._places.remote and self.state is RunState.SUCCEEDED:
@@ -877,7 +897,12 @@ class Runner:
         values = self._values
         for element in self.program.plan.pinned:
             try:
-                values[element] = local(values[element], None)
+                try:
+                    values[element] = local(values[element], None)
+                except LostResult:
+                    if not self.losses.recover([element]):
+                        raise
+                    values[element] = local(values[element], None)
             except Exception as error:  # noqa: BLE001 - lost, or its loading raised: user code
                 self.error = lost_result(self.program.names[element], error)
                 return

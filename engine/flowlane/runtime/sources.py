@@ -35,9 +35,9 @@ _ORDERED: Final = (Mapping, KeysView, ItemsView)
 
 
 class Source:
-    """The items of a map: a sequence, or an iterator and what was pulled of it."""
+    """The items of a map: a sequence, or an iterator and what was pulled of it. `unfilled`: there are Refs in the items."""
 
-    __slots__ = ("ahead", "items", "iterator", "keys", "pulled")
+    __slots__ = ("ahead", "items", "iterator", "keys", "pulled", "unfilled")
 
     def __init__(self, items: Sequence[Any] | None, iterator: Iterator[Any] | None, keys: Sequence[Any] | None) -> None:
         self.items = items
@@ -45,6 +45,7 @@ class Source:
         self.keys = keys
         self.ahead: dict[int, Any] = {}  # by index: pulled, and not used up
         self.pulled = 0
+        self.unfilled = False
 
     def item(self, index: int) -> Any:
         """Item `index`. Raises KeyError for one that is used up."""

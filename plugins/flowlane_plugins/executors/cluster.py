@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import threading
 from collections.abc import Mapping
 from functools import partial
@@ -30,6 +31,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 from uuid import uuid4
 
 from flowlane.errors import EngineClosed, Failure, LostResult, SettingsError, WorkerCrashed
+from flowlane.redaction import remember
 from flowlane.runtime.ports import (
     ABANDONED,
     CRASHED,
@@ -51,7 +53,7 @@ if TYPE_CHECKING:
     from flowlane.runtime.ports import Job, Target
     from flowlane_plugins.executors.kept import Reference
 
-__all__ = ["ClusterExecutor", "Flight", "checked_slots", "in_thread", "lost", "missing"]
+__all__ = ["ClusterExecutor", "Flight", "checked_slots", "hide_password", "in_thread", "lost", "missing"]
 
 T = TypeVar("T")
 
@@ -59,6 +61,7 @@ _HEADERS_KEPT: Final = 1_000  # encoded once for all jobs of a task in a run
 _AHEAD_NS: Final = 20_000_000  # what a worker may be kept waiting for its next job, by messages alone
 _AHEAD_MAX: Final = 64  # jobs ahead, for each that can run
 _FIRST: Final = 0.25  # weight of the newest job's length in the mean
+_PASSWORD: Final = re.compile(r"(?:^|//)[^/@]*?:([^/@]+)@")  # as URLs have it: //name:password@host
 
 
 class Flight:
@@ -402,13 +405,14 @@ class ClusterExecutor:
         return outpost.Call(self.lane, job.ref, known[1], payload, job.task, job.attempt, transport.files_in(payload))
 
 
-def lost(reference: Reference, kind: str, *, reader: str | None = None) -> LostResult:
+def lost(
+    reference: Reference, kind: str, *, reader: str | None = None, why: str = "the worker that held it is gone"
+) -> LostResult:
     """What to raise about a result that is no longer on its cluster; from now on it is known to be gone."""
     reference.gone = True
     needed = f", which {reader} needs," if reader is not None else ""
     return LostResult(
-        f"the result of {reference.maker} ({reference.nbytes:,} bytes){needed} is no longer on the {kind} cluster:"
-        " the worker that held it is gone",
+        f"the result of {reference.maker} ({reference.nbytes:,} bytes){needed} is no longer on the {kind} cluster: {why}",
         hint="a worker that retires hands its results on where one that is killed cannot; `flow resume` makes again what is"
         " missing, where the run is stored",
     )
@@ -429,6 +433,13 @@ def _check_resources(kind: str, resources: Any) -> None:
             f"resources of executor '{kind}' must map what tasks say to names of the cluster's, not {resources!r}",
             hint='cores, memory, or the name of a limit: {"cores": "CPU", "gpu": "GPU"}',
         )
+
+
+def hide_password(address: str | None) -> None:
+    """See that a password in an address is masked in whatever is told from now on."""
+    found = _PASSWORD.search(address or "")
+    if found is not None:
+        remember(found[1])
 
 
 def missing(kind: str, package: str) -> SettingsError:

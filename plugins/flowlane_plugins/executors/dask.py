@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import sys
 import threading
 import time
@@ -29,9 +30,10 @@ from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import FlowError, SettingsError, TransportError, UsageError
 from flowlane.loader import refuse_while_importing
+from flowlane.redaction import redacted
 from flowlane.runtime.ports import NEVER
 from flowlane_plugins.executors import outpost
-from flowlane_plugins.executors.cluster import ClusterExecutor, lost, missing
+from flowlane_plugins.executors.cluster import ClusterExecutor, hide_password, lost, missing
 from flowlane_plugins.executors.futures import usable_cores
 from flowlane_plugins.executors.kept import Kept, Reference
 
@@ -46,6 +48,7 @@ __all__ = ["DaskExecutor"]
 _APART_MIN: Final = 1 << 20
 _SLOTS: Final = 16  # of a cluster that we have not met yet
 _PACE: Final = 0.5  # seconds between two looks at whether the scheduler is there, and how many workers
+_FILE_PACE: Final = 0.05  # seconds between two looks for the scheduler's file
 _ASKING: Final = 2.0  # seconds for the workers to say what they have begun
 _FETCHING: Final = 600.0  # seconds for a value to get here
 
@@ -59,7 +62,7 @@ class DaskExecutor(ClusterExecutor):
     cluster            without an address: keywords for ``distributed.LocalCluster``, which is started on this machine
     resources          what a worker must have for a job, in Dask's worker resources: {"cores": "CPU", "memory": "MEMORY",
                        "gpu": "GPU"} counts a task's ``cores=``, bytes of its ``memory=``, what it holds of the limit ``gpu``
-    connect_timeout    seconds to wait for the scheduler
+    connect_timeout    seconds to wait for the scheduler, and before that for its file
     no_workers_timeout seconds that a cluster may have no worker at all, or none with a job's resources, before what is out is
                        given up as CRASHED
 
@@ -97,6 +100,7 @@ class DaskExecutor(ClusterExecutor):
                 "executor 'dask' is given a scheduler and keywords for a cluster",
                 hint="leave out `cluster`, or the scheduler: then one is started on this machine",
             )
+        hide_password(address)
         self._prepare(slots, usable_cores() if self._local else _SLOTS, {} if resources is None else resources)
         self._address = address
         self._file = scheduler_file
@@ -130,16 +134,25 @@ class DaskExecutor(ClusterExecutor):
             ) from error
         place = {"scheduler_file": self._file} if self._file else {"address": self._cluster or self._address}
         try:
-            self._client = distributed.Client(
-                **place, set_as_default=False, timeout=self._connect_timeout, name="flowlane"
-            )
+            self._await_file()
+            # In two steps: one that cannot connect has a thread by then, which is for `disconnect` to end.
+            self._client = distributed.Client.__new__(distributed.Client)
+            self._client.__init__(**place, set_as_default=False, timeout=self._connect_timeout, name="flowlane")
         except Exception as error:
             raise UsageError(
-                f"executor 'dask' finds no scheduler at {self._place}: {type(error).__name__}: {error}",
+                redacted(f"executor 'dask' finds no scheduler at {self._place}: {type(error).__name__}: {error}"),
                 hint="is it running, and reachable from here? `address` under [tool.flow.executors.dask] says where it is",
             ) from error
         self._gone = False
         self._client.sync(self._settle)
+
+    def _await_file(self) -> None:
+        """Wait for a scheduler to write its address, which Dask's client would do for ever. Raises TimeoutError."""
+        until = time.monotonic() + self._connect_timeout
+        while self._file is not None and not os.path.exists(self._file):
+            if time.monotonic() > until:
+                raise TimeoutError(f"there is no such file after {self._connect_timeout:g} s")
+            time.sleep(_FILE_PACE)
 
     def _cluster_keywords(self) -> dict[str, Any]:
         keywords: dict[str, Any] = {"threads_per_worker": 1, "dashboard_address": None, **self._keywords}
@@ -176,6 +189,9 @@ class DaskExecutor(ClusterExecutor):
                 if watch is not None:
                     client.loop.add_callback(watch.stop)
                 client.close(timeout=1)
+        with contextlib.suppress(Exception):  # what could not connect counts as closed, and its thread goes on
+            if client is not None:
+                client._loop_runner.stop(timeout=1)
         with contextlib.suppress(Exception):
             if cluster is not None:
                 cluster.close(timeout=2)
@@ -183,7 +199,9 @@ class DaskExecutor(ClusterExecutor):
 
     @property
     def _topic(self) -> str:
-        return f"flowlane-{self.lane}"
+        from flowlane_plugins.executors.dask_worker import TOPIC
+
+        return f"{TOPIC}{self.lane}"
 
     @property
     def _place(self) -> str:
@@ -420,7 +438,7 @@ class DaskReference(Reference):
             kept: Any = self.future.result(timeout=_FETCHING)
         except Exception as error:
             if self.vanished():
-                raise lost(self, "dask") from error
+                raise lost(self, "dask", why=self._why()) from error
             raise TransportError(
                 f"the result of {self.maker} ({self.nbytes:,} bytes) does not get here from the Dask cluster:"
                 f" {type(error).__name__}: {error}"
@@ -428,6 +446,13 @@ class DaskReference(Reference):
         if not isinstance(kept, Kept):  # the record came, and then its worker was lost before Dask had the result
             raise lost(self, "dask")
         return kept
+
+    def _why(self) -> str:
+        """Who has lost it: its worker, or with the scheduler all of us."""
+        client = self.future.client
+        if client is not None and client.status == "running":
+            return "the worker that held it is gone"
+        return "the connection to the Dask scheduler is lost"
 
 
 def _unprofiled() -> contextlib.AbstractContextManager[object]:

@@ -5,7 +5,9 @@ attempts that nobody counted, of a task that may not bear them. `OnlyOnce` sees 
 worker has been given it, is never given to another: the scheduler has a mark for tasks that "cannot go into the
 processing state any more", and the plugin sets it. Tasks of others on the same cluster are left alone.
 
-Everything that a worker or the plugin has to tell goes as an event of Dask's, under the topic of the executor it is for.
+Everything that a worker or the plugin has to tell goes as an event of Dask's, under the topic of the executor it is for. A
+scheduler keeps a hundred thousand events of each topic, for whoever asks later: of ours, which have results in them, the plugin
+has it keep none, and no topic when its executor is gone.
 
 Needs `distributed`; imported by whoever has a cluster to talk to.
 """
@@ -22,10 +24,12 @@ if TYPE_CHECKING:
 
     from flowlane_plugins.executors.kept import Kept
 
-__all__ = ["ANNOTATION", "LOST", "RECORD", "REFUSED", "OnlyOnce", "attempt"]
+__all__ = ["ANNOTATION", "LOST", "RECORD", "REFUSED", "TOPIC", "OnlyOnce", "attempt"]
 
 #: What tells tasks of ours from others, with the topic as its value.
 ANNOTATION: Final = "flowlane"
+#: What the topics of ours begin with.
+TOPIC: Final = "flowlane-"
 
 # What an event begins with.
 RECORD: Final = "record"  # (ref in hex, the rest of an `outpost.Record`)
@@ -50,7 +54,10 @@ def attempt(call: outpost.Call, payload: bytes, inputs: Sequence[Kept], topic: s
 
 
 class OnlyOnce(_plugin.SchedulerPlugin):  # type: ignore[misc]  # pyright: ignore[reportUntypedBaseClass] - see above
-    """Keeps the scheduler from beginning tasks of ours a second time, and tells of those that are lost by that."""
+    """Keeps the scheduler from beginning tasks of ours a second time, and tells of those that are lost by that.
+
+    And from keeping what was told: see the module's text.
+    """
 
     name = "flowlane-only-once"
     idempotent = True  # one for all clients
@@ -81,3 +88,12 @@ class OnlyOnce(_plugin.SchedulerPlugin):  # type: ignore[misc]  # pyright: ignor
         lost, self._lost = self._lost, []
         for topic, key in lost:
             scheduler.log_event(topic, (LOST, key, worker))
+
+    def log_event(self, topic: str, msg: Any) -> None:  # noqa: ARG002 - Dask's
+        if topic.startswith(TOPIC):  # who has subscribed has been sent it
+            self._scheduler._broker.truncate(topic)
+
+    def remove_client(self, scheduler: Any, client: str) -> None:
+        topics = scheduler._broker._topics
+        for name in [name for name in topics if name.startswith(TOPIC) and client in topics[name].subscribers]:
+            del topics[name]

@@ -24,17 +24,21 @@ The rest is as in `cluster`. Needs ``pip install 'flowlane[ray]'``.
 from __future__ import annotations
 
 import contextlib
+import os
+import re
 import signal
+import socket
 import threading
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, Final
 
 from flowlane.errors import SettingsError, TransportError, UsageError
+from flowlane.redaction import redacted, remember
 from flowlane.runtime.ports import NEVER
-from flowlane_plugins.executors.cluster import ClusterExecutor, lost, missing
+from flowlane_plugins.executors.cluster import ClusterExecutor, hide_password, lost, missing
 from flowlane_plugins.executors.futures import usable_cores
 from flowlane_plugins.executors.kept import Kept, Reference
 
@@ -46,6 +50,7 @@ if TYPE_CHECKING:
 
 __all__ = ["RayExecutor"]
 
+_HOST_AND_PORT: Final = re.compile(r"(?:ray://)?(\[[^\]]+\]|[^:/@\[\]]+):(\d+)")
 _SLOTS: Final = 16  # of a cluster that we have not met yet
 _NEWS: Final = 1.0  # seconds to wait for news at a time
 _LISTENING: Final = 0.1  # seconds after which it is seen that this is to end
@@ -64,6 +69,7 @@ class RayExecutor(ClusterExecutor):
     resources limits whose amounts a job asks of Ray by another name: {"gpu": "GPU"}, or {"license": "license"} for a resource of
              the cluster's own. A task's ``cores=`` and ``memory=`` are asked for as Ray's CPU and memory
     grace    seconds that a task whose timeout has passed has to clean up before its process is killed
+    connect_timeout  seconds to wait for somebody to answer at an address that has a port
 
     Without an address a cluster is started on this machine, as many worker processes as there are slots, and ended by `close`.
     Raises SettingsError for options that do not fit, and when Ray is not installed.
@@ -79,13 +85,14 @@ class RayExecutor(ClusterExecutor):
         init: Mapping[str, Any] | None = None,
         resources: Mapping[str, str] | None = None,
         grace: float = 1.0,
+        connect_timeout: float = 30.0,
     ) -> None:
         if find_spec("ray") is None:  # not imported here: that takes a second, and may never be needed
             raise missing("ray", "ray")
         if type(grace) not in (int, float) or grace < 0:
             raise SettingsError(f"grace of executor 'ray' must be a number of seconds, not {grace!r}")
-        import os
-
+        if type(connect_timeout) not in (int, float) or connect_timeout <= 0:
+            raise SettingsError(f"connect_timeout of executor 'ray' must be seconds, not {connect_timeout!r}")
         address = address or os.environ.get("RAY_ADDRESS") or None
         known = {"cores": "CPU", "memory": "memory"}
         wanted: Any = (
@@ -95,6 +102,7 @@ class RayExecutor(ClusterExecutor):
         self._prepare(slots, default, wanted, hard_kill=True, interruptible=True)
         self.own_grace = grace
         self._address = address
+        self._connect_timeout = connect_timeout
         self._keywords = dict(init or {})
         self._ray: Any = None
         self._attempt: Any = None
@@ -145,11 +153,18 @@ class RayExecutor(ClusterExecutor):
         if not ray.is_initialized():
             handler = signal.getsignal(signal.SIGTERM)
             try:
-                ray.init(**self._init_keywords())
+                keywords = self._init_keywords()
+                for secret in (os.environ.get("RAY_AUTH_TOKEN"), keywords.get("_redis_password")):
+                    remember(secret or "")
+                hide_password(keywords["address"])
+                self._await_answer(keywords["address"])
+                ray.init(**keywords)
             except Exception as error:
                 where = self._address or "this machine"
                 raise UsageError(
-                    f"executor 'ray' finds no cluster at {where}: {type(error).__name__}: {_first_line(error)}",
+                    redacted(
+                        f"executor 'ray' finds no cluster at {where}: {type(error).__name__}: {_first_line(error)}"
+                    ),
                     hint="is it running, and reachable from here? A cluster that asks for a token wants RAY_AUTH_TOKEN",
                 ) from error
             self._started = True
@@ -162,6 +177,29 @@ class RayExecutor(ClusterExecutor):
         ray.get(self._mailbox.take.remote(self.lane, 0))  # it is up: the start of the first job will not be told late
         self._counted = 0.0
         self._count()
+
+    def _await_answer(self, address: str) -> None:
+        """Wait until somebody listens at an address: Ray itself goes on for minutes when nobody does. Raises OSError."""
+        found = _HOST_AND_PORT.fullmatch(address)
+        if found is None:
+            return
+        util: Any = import_module("ray.util")
+        host, port = found[1].strip("[]"), int(found[2])
+        # Of this machine's nodes some listen on its address in the network alone, and Ray knows to look there.
+        hosts = [host, util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else [host]
+        until = monotonic() + self._connect_timeout
+        problem: OSError | None = None
+        while True:
+            for each in hosts:
+                try:
+                    socket.create_connection((each, port), timeout=max(0.1, until - monotonic())).close()
+                except OSError as error:
+                    problem = error
+                else:
+                    return
+            if self._quit.is_set() or monotonic() > until:
+                raise TimeoutError(f"nobody answers there within {self._connect_timeout:g} s ({problem})") from problem
+            sleep(_LISTENING)
 
     def _end(self) -> None:
         ray, self._ray = self._ray, None
