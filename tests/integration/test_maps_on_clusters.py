@@ -1,4 +1,4 @@
-"""Maps in batches on a real Dask cluster and on a real Ray one: what `test_batches` has of them on this machine."""
+"""Maps on a real Dask cluster and on a real Ray one: in batches, and over results that are there."""
 
 from __future__ import annotations
 
@@ -168,6 +168,48 @@ def test_large_values_stay_there_and_are_taken_apart_for_who_reads_them(where: d
     numbers = [5, 6, 7, 8, 9, 10]
     assert value[:3] == (numbers, numbers, [1, 2, 3])
     assert {key: each[:1] for key, each in value[3].items()} == {"us": b"\x01", "eu": b"\x02", "de": b"\x03"}
+
+
+@task.cpu
+def pair(n: int, size: int) -> tuple[int, bytes]:
+    return n, bytes(size)
+
+
+@task.cpu
+def weigh(n: int, value: bytes) -> int:
+    return n + len(value)
+
+
+@task.io(executor="threads")
+def weigh_here(n: int, value: bytes) -> int:
+    return n + len(value)
+
+
+@pytest.mark.parametrize("size", [10, LARGE])
+def test_items_that_are_results_are_values_wherever_they_are_read(where: dict[str, Any], size: int) -> None:
+    """
+    [blow_up, blow_up] ─▶ first[0..1], first_here[0..1]     pair[0..2] ─▶ weigh[0..2], weigh_here[0..2] (starmap)
+    """
+
+    @workflow
+    def row() -> Any:
+        listed = [blow_up(1), blow_up(2)]
+        pairs = [pair(n, size) for n in range(3)]
+        chained = weigh.starmap(pair.map(range(3), size))
+        apart = weigh_here.starmap([(1, blow_up(3)), (2, blow_up(4))])
+        return (
+            first.map(listed),
+            first_here.map([listed]),
+            weigh.starmap(pairs),
+            weigh_here.starmap(pairs),
+            chained,
+            apart,
+        )
+
+    with Engine(**where) as engine:
+        value = engine.start(row).result(100).value
+    weighed = [n + size for n in range(3)]
+    assert value == ([1, 2], [[1, 2]], weighed, weighed, weighed, [1 + LARGE, 2 + LARGE])
 
 
 def test_a_batch_has_one_outcome_and_its_error_says_which_item(where: dict[str, Any], tmp_path: Path) -> None:
