@@ -95,11 +95,11 @@ def combined(of: Ingredients) -> Source:
     return _grouped(source, fan_in) if fan_in else source
 
 
-def close(iterator: object) -> None:
+def close(iterator: Any) -> None:
     """The rest of it is not wanted. What a generator does at its end is user code, so this is for the thread that reads it."""
     if type(iterator) is GeneratorType:
         with suppress(BaseException):  # nobody waits for it
-            cast("GeneratorType[Any, Any, Any]", iterator).close()
+            iterator.close()
 
 
 def check_parts(item: Any, index: int, call: MapCall, task: str) -> None:
