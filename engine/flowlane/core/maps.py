@@ -175,9 +175,7 @@ class Maps(Trees):
         first = chain.stages[0]
         if self._stopping is not None or first.dead:
             self._cut_short(chain, whole=False)
-        elif (
-            first.concluded and not first.runs_out
-        ):  # nor can any other of its maps have further items: all take them from it
+        elif first.concluded and not first.runs_out:  # all others take their items from it, so no further one is of use
             had_enough = any(each.concluded and each.spec.enough and each.spec.cancel_rest for each in chain.stages)
             self._cut_short(chain, whole=had_enough)
         stages, state, left = chain.stages, self._state, self._left

@@ -316,11 +316,7 @@ class Scheduler(Invariants):
     def _end(self, event: Succeeded | m.Skipped | m.Failed | m.Crashed | m.Interrupted | m.Abandoned) -> None:
         """An attempt is over: free its slot, decide between success, retry and a final state."""
         element = event.element
-        if (
-            isinstance(event, m.Failed)
-            and element in self._stages
-            and (self._state[element] == EXPANDED or element in self._running_out)
-        ):
+        if isinstance(event, m.Failed) and self._reads_items(element):
             self._source_failed(*self._stages[element])
             return
         if not self._current(event):
@@ -377,6 +373,10 @@ class Scheduler(Invariants):
                 self._retry(element, reason, ended, event.delay if isinstance(event, m.Failed) else NEVER)
                 return
         self._settle(element, target, reason, ended)
+
+    def _reads_items(self, element: int) -> bool:
+        """Whether it is a map that has begun, and that goes on: perhaps for a rest that nobody waits for."""
+        return element in self._stages and (self._state[element] == EXPANDED or element in self._running_out)
 
     def _found(self, event: m.Cached) -> None:
         """An attempt that was out did not have to begin. What it was asked meanwhile does not matter: the value is there."""
