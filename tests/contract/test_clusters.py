@@ -5,6 +5,7 @@ See ``flowlane.testing.executors``.
 
 from __future__ import annotations
 
+import importlib
 import signal
 import sys
 import threading
@@ -40,25 +41,20 @@ class TestDask(ExecutorContract):
         return lambda: DaskExecutor(cluster.scheduler_address, slots=2)
 
 
-def is_profiled() -> bool:
-    import dask
-
-    return bool(dask.config.get("distributed.worker.profile.enabled"))
-
-
 @pytest.mark.skipif(sys.version_info >= (3, 11, 9), reason="this Python cannot be stopped by it")
 @pytest.mark.timeout(120)
 def test_a_dask_cluster_of_our_own_is_not_profiled_where_that_could_stop_it() -> None:
     """Red when workers or the scheduler, which is in this process, look at all threads again and again."""
     pytest.importorskip("distributed", reason="distributed is not installed: flowlane[dask]")
+    setting, config = "distributed.worker.profile.enabled", importlib.import_module("dask.config")
     workflow = Workflow("w")
-    asked = workflow.add(task.cpu(is_profiled).bind())
-    before, others = is_profiled(), set(threading.enumerate())
+    asked = workflow.add(task.cpu(config.get).bind(setting))  # a function that workers have, wherever they are started
+    before, others = config.get(setting), set(threading.enumerate())
     options = {"dask": {"cluster": {"n_workers": 1, "silence_logs": 50}}}
     with Engine(routes={"cpu": "dask"}, options=options) as engine:
         assert engine.start(workflow.returns(asked)).result(timeout=100).value is False
         assert "Profile" not in {thread.name for thread in set(threading.enumerate()) - others}
-    assert is_profiled() is before
+    assert config.get(setting) is before
 
 
 class TestRay(ExecutorContract):
