@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")]
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workflow", ["killed", "grown"])
 def test_kills_at_random_instants_lose_nothing_and_repeat_nothing_committed(tmp_path: Path, workflow: str) -> None:
     figures = many(tmp_path, kills=6, seed=1, workflow=workflow)
@@ -86,13 +86,13 @@ def die_at_each_call(
     return total
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workflow", ["small", "grown"])
 def test_a_death_before_or_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path, workflow: str) -> None:
     assert die_at_each_call(tmp_path, workflow) > 10
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("workflow", ["small", "grown"])
 def test_a_second_death_after_any_call_of_the_store_repeats_nothing_committed(tmp_path: Path, workflow: str) -> None:
     """Of a run that was gone on with once. The state before a call is, but for the tasks, that after the last one."""
@@ -159,7 +159,7 @@ def die_at_a_system_call(folder: Path, lives: Lives, call: str, n: int) -> bool:
 
 
 @strace
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(300)
 def test_a_death_at_some_system_calls_repeats_nothing_committed(tmp_path: Path) -> None:
     points = census(tmp_path / "census")
     assert {"pwrite64", "writev", "rename", "mkdir"} <= {call for call, _ in points}

@@ -20,7 +20,7 @@ from time import monotonic_ns
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.core import messages as m
-from flowlane.core.elements import GRAPH, NOBODY
+from flowlane.core.elements import NOBODY
 from flowlane.core.messages import Launch, Release, Succeeded
 from flowlane.core.scheduler import InvalidTransition, Scheduler
 from flowlane.core.states import RULES, Reason, RunState, TaskState
@@ -33,23 +33,19 @@ from flowlane.runtime.failures import (
     lost_result,
     overdue,
     past_deadline,
-    taken_back,
     undecidable,
-    unexplained,
     unreadable,
-    worker_died,
 )
 from flowlane.runtime.fetching import Fetching
 from flowlane.runtime.grafts import Grafts
 from flowlane.runtime.growth import Growth
 from flowlane.runtime.jobs import Jobs
 from flowlane.runtime.keeper import NOT_BEGUN
-from flowlane.runtime.losses import Losses, is_loss
+from flowlane.runtime.losses import Losses
 from flowlane.runtime.measured import Measured
+from flowlane.runtime.outcomes import Outcomes
 from flowlane.runtime.places import Places
 from flowlane.runtime.ports import (
-    ABANDONED,
-    CRASHED,
     FAILED,
     INTERRUPTED,
     NEVER,
@@ -69,7 +65,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from flowlane.core.messages import Transition
-    from flowlane.core.plan import Policy
     from flowlane.errors import StoreError
     from flowlane.program import Program
     from flowlane.runtime.adapting import Resized
@@ -92,9 +87,7 @@ NOTES_KEPT: Final = 20
 RESIZES_KEPT: Final = 7_200
 
 _NOTE_MAX: Final = 500  # characters
-_POISON: Final = "flowlane.errors.PoisonTask"
 _SKIP: Final = "flowlane.errors.Skip"
-_RETRY_AFTER: Final = "flowlane.errors.RetryAfter"
 
 _ELEMENT_MASK: Final = (1 << ELEMENT_BITS) - 1
 _ATTEMPT_MASK: Final = (1 << ATTEMPT_BITS) - 1
@@ -104,7 +97,6 @@ _ENDS_BADLY: Final = tuple(
     rule.target in (*_FAILED, TaskState.RETRYING) or (rule.source, rule.reason) == (TaskState.READY, Reason.RESULT_LOST)
     for rule in RULES
 )
-_NOT_RETRIED: Final = (SystemExit, KeyboardInterrupt)
 
 Reports = dict[tuple[int, int], Report]
 
@@ -148,7 +140,6 @@ class Runner:
         self._unreported: Reports = {}  # failures of maps and workflows, until the transitions that they belong to
         self._followups: list[m.Event] = []  # answers to commands of the step under way
         self.store_fault: StoreError | None = None  # it ended the run, which can be resumed
-        self.abandoned = 0  # attempts that were given up and may still be running
         self.failures: dict[int, Failure] = {}
         self.measured = Measured(program.plan.size)
         self.notes: list[Note] = []
@@ -220,6 +211,7 @@ class Runner:
         self._jobs = Jobs(self, self._values, self._places, context, self._curious, self.token)
         self._puller = Puller(self, context)
         self._grafts = Grafts(self, maker, dispatcher, self._places, self._gate, self._memory, self.token)
+        self._outcomes = Outcomes(self, self._values, self._places, self._gate, self._grafts.mistake)
         if recorder is not None and keeper is not None:
             recorder.start(self.info, keeper)
             self._journal: Journal | Recorder = recorder
@@ -333,7 +325,7 @@ class Runner:
             attempt = report.ref & _ATTEMPT_MASK
             kind = id(type(report.value))  # pyright: ignore[reportUnknownArgumentType] - truly any
             if report.kind is SUCCEEDED and kind in suspects and self._is_mistake(report.value):
-                events.append(self._mistaken(element, attempt, report))
+                events.append(self._outcomes.mistaken(element, attempt, report))
             elif report.kind is SUCCEEDED:
                 cast: Cast | None = None
                 if element >= size:
@@ -354,7 +346,7 @@ class Runner:
                             events, recorded = [], {}
                         self._returned_work(element, attempt, report)
                         continue
-                    events.append(self._succeeded(element, attempt, report))
+                    events.append(self._outcomes.succeeded(element, attempt, report))
                     if keep:
                         if report.output is not None:
                             report = self._printed(report)  # noqa: PLW2901
@@ -375,7 +367,7 @@ class Runner:
                         measured.take(element, report)
                     if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
                         # it may still count as in time; if not, this is what there is to say about it
-                        report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
+                        report.failure = self.failures[element] = overdue(self.scheduler.policy(element), asked, None)
                 if keep and gate is None:
                     report.value = None  # the record must not keep it alive
                 events.append(Succeeded(element, attempt, report.started, report.ended))
@@ -387,7 +379,7 @@ class Runner:
                     self.note(element, attempt, report)
                 continue
             else:
-                events.append(self._event(report, element, attempt))
+                events.append(self._outcomes.event(report, element, attempt))
             if keep:
                 if report.output is not None:
                     report = self._printed(report)  # noqa: PLW2901 - the same one, but for what nobody would get to
@@ -470,7 +462,7 @@ class Runner:
             self.growth.used_up(element)
         report = Report(0, SUCCEEDED, NEVER, monotonic_ns(), value=stored)
         try:
-            chosen = self._chosen(element, value)
+            chosen = self._outcomes.chosen(element, value)
         except Exception as error:  # noqa: BLE001 - user code compares the value
             self.refuse(element, attempt, undecidable(self.roster.names[element], error))
             return
@@ -522,154 +514,21 @@ class Runner:
         """A slot of a shared lane was set aside for this run."""
         self.step([m.SlotAvailable()], {})
 
-    def _event(self, report: Report, element: int, attempt: int) -> m.Event:
-        """The event of any report but a success, and the failure that goes with it."""
-        kind, started, ended = report.kind, report.started, report.ended
-        if kind is STARTED:
-            return m.Started(element, attempt, started)
-        awaited = self.scheduler.awaits(element, attempt)
-        asked = self.scheduler.asked(element) if awaited else None
-        if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
-            report.failure = overdue(self._policy(element), asked, report.failure)
-        elif kind is INTERRUPTED and asked is None:
-            policy = self._policy(element)
-            enforced = self._places.enforces[self.scheduler.lane(element)] and policy.timeout
-            if enforced and started != NEVER:  # the executor kept the deadline
-                report.failure = overdue(policy, Reason.ATTEMPT_TIMEOUT, report.failure)
-            elif (self._gate is None and not self._places.far) or started != NEVER or report.worker:
-                report.failure = taken_back()
-        elif kind is FAILED and report.failure is None:
-            report.failure = unexplained()
-        elif (kind is CRASHED and report.failure is None) or (kind is ABANDONED and asked is None):
-            report.failure = worker_died()
-        if awaited:
-            self.measured.take(element, report)
-            self.measured.workers[element] = report.worker
-            if report.failure is not None:
-                self.failures[element] = report.failure
-        if kind is FAILED:
-            return self._failed(element, attempt, report) if awaited else m.Failed(element, attempt, started, ended)
-        if kind is CRASHED:
-            poison = report.failure is not None and report.failure.ancestry[:1] == (_POISON,)
-            return m.Crashed(element, attempt, started, ended, not poison)
-        if kind is INTERRUPTED:
-            return m.Interrupted(element, attempt, started, ended)
-        self.abandoned += awaited
-        return m.Abandoned(element, attempt, started, ended)
-
-    def _failed(self, element: int, attempt: int, report: Report) -> m.Event:
-        """A task raised: an error, or a word for us."""
-        failure, started, ended = report.failure, report.started, report.ended
-        word = failure.ancestry[0] if failure is not None and failure.ancestry else ""
-        if word == _SKIP and started != NEVER:
-            self.failures.pop(element, None)
-            report.failure = None
-            return m.Skipped(element, attempt, started, ended)
-        if word == _RETRY_AFTER:
-            delay = getattr(failure.exception, "seconds", None) if failure is not None else None
-            wish = max(0, round(delay * 1e9)) if isinstance(delay, (int, float)) else NEVER
-            return m.Failed(element, attempt, started, ended, True, wish)
-        if failure is not None and is_loss(failure) and started == NEVER and self.scheduler.awaits(element, attempt):
-            event, report.failure, _ = self.losses.of(element, failure, ended)
-            self.failures[element] = report.failure
-            if self._gate is not None:
-                self._gate.not_begun(report)
-            return event
-        return m.Failed(element, attempt, started, ended, self.retryable(element, failure))
-
-    def _policy(self, element: int) -> Policy:
-        return self.scheduler.policy(element)
-
     def retryable(self, element: int, failure: Failure | None) -> bool:
         """Whether its retry policy would try again after this failure."""
-        on = self.growth.retry_on(element)
-        if failure is None or not on or not failure.matches(on) or failure.matches(_NOT_RETRIED):
-            return False
-        when = self.growth.retry_when(element)
-        if when is None:
-            return True
-        if failure.exception is None:  # it could not travel: there is nothing to ask about
-            return True
-        try:
-            return bool(when(failure.exception))
-        except Exception as error:  # noqa: BLE001 - user code
-            self.note_once(element, 1, f"is not retried: its retry predicate raised {type(error).__name__}: {error}")
-            return False
+        return self._outcomes.retryable(element, failure)
 
     # ── what comes into being ─────────────────────────────────────────────────────────────────────────────────────
 
-    def _succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
-        """The event of a success that may mean more than its value: an item that passes or not, a choice."""
-        scheduler, growth, value = self.scheduler, self.growth, report.value
-        if not scheduler.awaits(element, attempt):
-            if self._gate is None:
-                report.value = None
-            return Succeeded(element, attempt, report.started, report.ended)
-        chosen = 0
-        try:
-            block = scheduler.block(element)
-            if block.chain is not None:
-                index, cast = growth.cast(element, block)
-                if cast.filters:
-                    passes = bool(local(value, None))
-                    value = cast.item(element, index, None)
-                    if not passes:
-                        cast.used(index)
-                        self._take(element, attempt, report)
-                        report.value = None
-                        return m.Skipped(element, attempt, report.started, report.ended)
-                cast.used(index)
-            elif block.kind == GRAPH:
-                chosen = self._chosen(element, value)
-        except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
-            report.kind, report.value = FAILED, None
-            report.failure = Failure.of(undecidable(self.roster.names[element], error))
-            return self._event(report, element, attempt)
-        self._values[element] = value
-        asked = scheduler.asked(element)
-        report.value = self._gate.encoded(element, attempt, value) if self._gate is not None else None
-        if attempt > 1 or report.cpu >= 0:
-            self._take(element, attempt, report)
-        if asked is Reason.ATTEMPT_TIMEOUT or asked is Reason.TOTAL_TIMEOUT:
-            report.failure = self.failures[element] = overdue(self._policy(element), asked, None)
-        return Succeeded(element, attempt, report.started, report.ended, chosen)
-
-    def _take(self, element: int, attempt: int, report: Report) -> None:
-        if attempt > 1:
-            self.failures.pop(element, None)
-            self.measured.workers.pop(element, None)
-        if report.cpu >= 0 or attempt > 1:
-            self.measured.take(element, report)
-
-    def _chosen(self, element: int, value: Any) -> int:
-        """Which conditions on a value hold, as bits."""
-        tests = self.growth.choices(element)
-        if not tests:
-            return 0
-        value = local(value, None)
-        passed: list[bool] = []
-        for test in tests:
-            passed.append(bool(test.passes(value, passed)))
-        return sum([1 << bit for bit, holds in enumerate(passed) if holds])
-
-    def _mistaken(self, element: int, attempt: int, report: Report) -> m.Event:
-        """A task has returned neither a value nor work: it fails, and would do so again."""
-        value, report.kind, report.value = report.value, FAILED, None
-        report.failure = self._grafts.mistake(element, value)
-        event = self._event(report, element, attempt)
-        if isinstance(event, m.Failed):
-            event.retryable = False
-        return event
-
     def _returned_work(self, element: int, attempt: int, report: Report) -> None:
         work, report.value = report.value, None
-        self._take(element, attempt, report)
+        self._outcomes.take(element, attempt, report)
         try:
             made = self._grafts.compiled(element, work)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
             report.kind = FAILED
             report.failure = Failure.of(error)
-            self.step([self._event(report, element, attempt)], {(element, attempt): report})
+            self.step([self._outcomes.event(report, element, attempt)], {(element, attempt): report})
             return
         self._grafts.returned(element, attempt, made, work, report)
 
@@ -685,7 +544,7 @@ class Runner:
 
     def _choose(self, element: int) -> None:
         try:
-            self.follow_up([m.Gathered(element, self._chosen(element, self._values[element]))])
+            self.follow_up([m.Gathered(element, self._outcomes.chosen(element, self._values[element]))])
         except Exception as error:  # noqa: BLE001 - user code is behind the truth and the equality of values
             self.blame(element, Failure.of(undecidable(self.roster.names[element], error)))
             self.follow_up([m.Gathered(element, failed=True)])
@@ -920,10 +779,15 @@ class Runner:
             if scheduler.is_late(element):
                 found.append((element, past_deadline(scheduler.plan_of(element)[0].deadline)))
             else:
-                found.append((element, overdue(self._policy(element), Reason.TOTAL_TIMEOUT, failure)))
+                found.append((element, overdue(self.scheduler.policy(element), Reason.TOTAL_TIMEOUT, failure)))
         return found
 
     # ── for its record ────────────────────────────────────────────────────────────────────────────────────────────
+
+    @property
+    def abandoned(self) -> int:
+        """Attempts that were given up and may still be running."""
+        return self._outcomes.abandoned
 
     @property
     def slots(self) -> dict[str, int]:
