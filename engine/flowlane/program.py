@@ -92,6 +92,8 @@ def key_text(key: object) -> str:
     text = key if isinstance(key, str) else str(key)
     if not text or not text.isprintable() or any(c in text for c in "/#[]"):
         raise ValueError("names of elements hold printable characters, and none of / # [ ]")
+    if text is not key and " at 0x" in text:  # as Python tells of objects that say nothing of themselves
+        raise ValueError("its text has an address in memory, so it would be named otherwise in every run")
     return text
 
 
