@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["cache_key"]
 
 #: What the key is made of and how. Changed together with it, so that keys of two ways never meet.
-_SCHEME: Final = b"flowlane cache key 2"
+_SCHEME: Final = b"flowlane cache key 3"
 
 
 def cache_key(task: str, fingerprint: bytes, version: str | int, arguments: Mapping[str, bytes]) -> bytes:
