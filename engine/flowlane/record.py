@@ -143,5 +143,9 @@ class Record:
         return self.executors[element]
 
     def spans(self) -> Iterator[tuple[int, int]]:
-        """By element (start, end) of its latest attempt."""
-        return zip(self.started_ns, self.ended_ns, strict=True)
+        """By element (start, end) of its latest attempt; of what returned work, which ends later, that of the attempt itself."""
+        returned = self.measured.returned
+        if not returned:
+            return zip(self.started_ns, self.ended_ns, strict=True)
+        ends = (returned.get(element, ended) for element, ended in enumerate(self.ended_ns))
+        return zip(self.started_ns, ends, strict=True)

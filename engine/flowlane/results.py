@@ -13,7 +13,7 @@ from flowlane.errors import Failure, RunCancelled, RunFailed
 from flowlane.runtime.adapting import summed_up
 from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
-from flowlane.times import Times, times_of
+from flowlane.times import Times, times_of, way_back
 from flowlane.verdicts import Verdict, verdicts_of
 
 if TYPE_CHECKING:
@@ -220,7 +220,7 @@ class RunResult(Generic[R]):
         """
         record = self._record
         if len(record.states) > record.plan.size:
-            return _way_back(record)
+            return _path_back(record)
         took = [max(0, e - s) if s != NEVER and e != NEVER else 0 for s, e in record.spans()]
         for element, first in record.first_ready_ns.items():
             took[element] += max(0, record.ready_ns[element] - first)
@@ -274,18 +274,14 @@ class RunResult(Generic[R]):
         return f"<RunResult {self.name} of {self.workflow!r}: {self.state} in {self.duration:.3g} s, {counts or 'no tasks'}>"
 
 
-def _way_back(record: Record) -> list[tuple[str, float]]:
-    ended, path = record.ended_ns, list[tuple[str, float]]()
-    last = max(range(len(ended)), key=ended.__getitem__, default=None)
-    seen: set[int] = set()
-    while last is not None and ended[last] != NEVER and last not in seen:
-        seen.add(last)
-        ran = record.lane(last) >= 0 and record.started_ns[last] != NEVER
-        if ran and not record.roster.became(last):  # a map, a workflow: that is the time of what it became
-            first = record.first_ready_ns.get(last, record.started_ns[last])
-            began = min(record.started_ns[last], first) if record.attempts[last] > 1 else record.started_ns[last]
-            path.append((record.names[last], max(0, ended[last] - began) / 1e9))
-        last = max(record.roster.waited_for(last), key=ended.__getitem__, default=None)
+def _path_back(record: Record) -> list[tuple[str, float]]:
+    path: list[tuple[str, float]] = []
+    for element, ended in way_back(record):
+        started = record.started_ns[element]
+        if started == NEVER:
+            continue
+        began = min(started, record.first_ready_ns.get(element, started)) if record.attempts[element] > 1 else started
+        path.append((record.names[element], max(0, ended - began) / 1e9))
     return path[::-1]
 
 

@@ -15,11 +15,11 @@ from flowlane.runtime.measured import at
 from flowlane.runtime.ports import NEVER
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from flowlane.record import Record
 
-__all__ = ["Occupancy", "Times", "times_of"]
+__all__ = ["Occupancy", "Times", "times_of", "way_back"]
 
 
 class Times(NamedTuple):
@@ -81,6 +81,25 @@ class Occupancy:
         return self._areas[index] + self._taken[index] * (moment - self._moments[index]) if index >= 0 else 0
 
 
+def way_back(record: Record) -> Iterator[tuple[int, int]]:
+    """(element, when its attempt ended, ns) of the chain that decided when the run was over, the last first.
+
+    A map or a workflow is not in it, but for what it became; a task that returned work is, before that.
+    """
+    ended, roster, returned = record.ended_ns, record.roster, record.measured.returned
+    last = max(range(len(ended)), key=ended.__getitem__, default=None)
+    seen: set[int] = set()
+    while last is not None and ended[last] != NEVER and last not in seen:
+        seen.add(last)
+        if not roster.became(last):
+            if record.lane(last) >= 0:
+                yield last, ended[last]
+            for owner in roster.came_of(last):
+                if owner in returned:
+                    yield owner, returned[owner]
+        last = max(roster.waited_for(last), key=ended.__getitem__, default=None)
+
+
 def times_of(record: Record) -> Times:
     """Follow the chain back and book each of its moments; see Times."""
     lanes = record.lanes
@@ -89,17 +108,9 @@ def times_of(record: Record) -> Times:
     retry = handover = engine = pickling = 0
     busy: dict[str, Occupancy] = {}
     reached = record.ended  # everything after this moment is accounted for
-    last = max(range(len(record.ended_ns)), key=record.ended_ns.__getitem__, default=None)
-    seen: set[int] = set()
-    while last is not None and record.ended_ns[last] != NEVER and last not in seen:
-        seen.add(last)
-        if record.lane(last) < 0 or record.roster.became(
-            last
-        ):  # a map or a workflow: what it became is what took the time
-            last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
-            continue
+    for last, moment in way_back(record):
         lane = lanes[record.lane(last)]
-        ended = min(reached, record.ended_ns[last])
+        ended = min(reached, moment)
         after = reached - ended
         reached = ended
         # Each moment, clamped: a worker's reading of the clock may come before the loop's by a hair.
@@ -133,7 +144,6 @@ def times_of(record: Record) -> Times:
             span = max(0, reached - record.first_ready_ns.get(last, reached))
             retry += span
             reached -= span
-        last = max(record.roster.waited_for(last), key=record.ended_ns.__getitem__, default=None)
     engine += max(0, reached - record.started)
     return Times(
         work={name: ns / 1e9 for name, ns in work.items()},

@@ -100,7 +100,7 @@ def verdicts_of(record: Record) -> list[Verdict]:
 
 def _groups(record: Record) -> list[_Group]:
     groups: dict[tuple[str, int], _Group] = {}
-    cpu, started_ns, ended_ns = record.measured.cpu, record.started_ns, record.ended_ns
+    cpu, spans = record.measured.cpu, list(record.spans())
     for declared, elements in record.roster.ranges():
         if not elements or (lane := record.lane(elements[0])) < 0:
             continue
@@ -109,7 +109,7 @@ def _groups(record: Record) -> list[_Group]:
         if group is None:
             group = groups[key] = _Group(*key, record.kinds[declared])
         for element in elements:
-            started, ended = started_ns[element], ended_ns[element]
+            started, ended = spans[element]
             if started == NEVER or ended == NEVER:
                 continue
             body = max(0, ended - started)
@@ -125,17 +125,17 @@ def _groups(record: Record) -> list[_Group]:
 
 def _cost(record: Record, lane: int) -> int:
     """ns that a task of this lane cost beyond its body; see the module's text."""
-    started, ended, launched = record.started_ns, record.ended_ns, record.launched_ns
+    launched = record.launched_ns
     ran = [
-        element
-        for element in range(len(started))
-        if started[element] != NEVER != ended[element] and record.lane(element) == lane
+        (element, started, ended)
+        for element, (started, ended) in enumerate(record.spans())
+        if started != NEVER != ended and record.lane(element) == lane
     ]
-    first = min([started[element] for element in ran])
-    spans = ((max(first, launched[element]), ended[element]) for element in ran)
+    first = min([started for _, started, _ in ran])
+    spans = ((max(first, launched[element]), ended) for element, _, ended in ran)
     held = Occupancy(spans, record.slots[record.lanes[lane]])
-    beyond = held.total - sum([ended[element] - started[element] for element in ran])
-    pickled = [spent for element in ran if (spent := at(record.measured.pickling, element)) is not None]
+    beyond = held.total - sum([ended - started for _, started, ended in ran])
+    pickled = [spent for element, _, _ in ran if (spent := at(record.measured.pickling, element)) is not None]
     return max(0, beyond // len(ran), sum(pickled) // len(ran))
 
 

@@ -5,12 +5,14 @@ level ─▶ more ─▷ level ─▶ more ─▷ … 60 times;  more/more/more 
 
 from __future__ import annotations
 
+import asyncio
+import time
 from typing import Any
 
 import pytest
 
 import flowlane
-from flowlane import Bound, task, workflow
+from flowlane import Bound, Call, task, workflow
 
 DEEP = 60
 
@@ -33,3 +35,40 @@ def test_every_task_of_deep_work_is_found_by_its_name() -> None:
     for unknown in ("/".join(["more"] * (DEEP + 2)), "more/less", "/".join(["more"] * DEEP) + "[0]"):
         with pytest.raises(KeyError):
             result.tasks[unknown]
+
+
+@task.io
+async def rest(events: list[str]) -> str:
+    await asyncio.sleep(0.3)
+    return events[0]
+
+
+@task.cpu(executor="threads")
+def split(text: str) -> str | Call[str]:
+    until = time.thread_time() + 0.06
+    while time.thread_time() < until:
+        pass
+    return rest.bind([text])
+
+
+@workflow
+def parted() -> str:
+    return closing(split("x"))
+
+
+@task.io
+async def closing(text: str) -> str:
+    return text
+
+
+def test_what_returned_work_is_not_charged_with_its_time() -> None:
+    """The attempt of `split` computes; what it has become sleeps five times as long.
+
+    split ─▷ rest ─▶ closing
+    """
+    result = flowlane.run(parted)
+    assert [name for name, _ in result.critical_path] == ["split", "split/rest", "closing"]
+    times = dict(result.critical_path)
+    assert times["split"] < times["split/rest"]
+    assert result.times.work["threads"] < result.times.work["asyncio"]
+    assert "waits" not in {verdict.code for verdict in result.verdicts if verdict.task == "split"}

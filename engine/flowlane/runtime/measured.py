@@ -27,9 +27,22 @@ class Measured:
     outputs  element → what its latest attempt printed, where that was captured
     dropped  attempts whose output is not kept, because there was too much before
     workers  element → who ran its latest attempt, for those that did not succeed
+    returned element → when its attempt ended (ns), for those that returned work: they end later, with that
     """
 
-    __slots__ = ("_left", "_size", "bytes_in", "bytes_out", "cpu", "dropped", "outputs", "pickling", "rss", "workers")
+    __slots__ = (
+        "_left",
+        "_size",
+        "bytes_in",
+        "bytes_out",
+        "cpu",
+        "dropped",
+        "outputs",
+        "pickling",
+        "returned",
+        "rss",
+        "workers",
+    )
 
     def __init__(self, size: int) -> None:
         self._size = size
@@ -42,6 +55,7 @@ class Measured:
         self.outputs: dict[int, str] = {}
         self.dropped = 0
         self.workers: dict[int, str] = {}
+        self.returned: dict[int, int] = {}
 
     def take(self, element: int, report: Report) -> None:
         """Keep what the final report of an element's latest attempt says, in the place of the attempt before."""

@@ -246,6 +246,15 @@ class Roster:
             element = place.owner
         return ()
 
+    def came_of(self, element: int) -> Iterator[int]:
+        """What had to become others for this one to be there, innermost first: as far up as `waited_for` looks."""
+        scheduler = self._scheduler
+        while (owner := scheduler.place(element).owner) != NOBODY:
+            if any(up != owner for up in scheduler.upstreams(element)):
+                return
+            yield owner
+            element = owner
+
     def _of(self, element: int, column: str) -> str:
         declared = self.declared(element)
         start = self._scheduler.block(declared).start

@@ -523,6 +523,7 @@ class Runner:
     def _returned_work(self, element: int, attempt: int, report: Report) -> None:
         work, report.value = report.value, None
         self._outcomes.take(element, attempt, report)
+        self.measured.returned[element] = report.ended
         try:
             made = self._grafts.compiled(element, work)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
