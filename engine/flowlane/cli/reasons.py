@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Final
 
-from flowlane.cli.words import ago, counted, date, duration, path_of
+from flowlane.cli.words import ago, counted, date, duration, path_of, quoted
 from flowlane.core.states import DONE, Reason, TaskState
 from flowlane.core.tally import FAULTY
 
@@ -199,7 +199,7 @@ def _expanded(made: Explanation, past: Past, element: int, name: str) -> None:
     if bad:
         made.facts["failed"] = [past.names[each] for each in bad]
         shown = _listed([past.names[each] for each in bad])
-        made.sentences.append(f"{shown} failed; `flow why {past.run.name} '{past.names[bad[0]]}'` tells more")
+        made.sentences.append(f"{shown} failed; `flow why {past.run.name} {quoted(past.names[bad[0]])}` tells more")
     if state is TaskState.EXPANDED and past.owner is None:
         made.sentences.append(f"{_gone(past)}; `flow resume {past.run.name}` goes on with it")
 
@@ -217,7 +217,7 @@ def _skipped(made: Explanation, past: Past, element: int, last: Attempt | None, 
         made.sentences.append(f"{name} was skipped: it stands under a condition that did not hold")
         if of:
             made.sentences.append(
-                f"what it waits for: {_listed(of)}; `flow show {past.run.name} {of[0]}` shows a value"
+                f"what it waits for: {_listed(of)}; `flow show {past.run.name} {quoted(of[0])}` shows a value"
             )
         return
     skipped = [past.names[up] for up in ups if past.state_of(up) is TaskState.SKIPPED]
@@ -226,7 +226,7 @@ def _skipped(made: Explanation, past: Past, element: int, last: Attempt | None, 
         made.sentences.append(f"{name} was skipped, because what it waits for ended so that it need not run")
         return
     made.sentences.append(f"{name} was skipped, because {_listed(skipped)} was")
-    made.sentences.append(f"`flow why {past.run.name} '{skipped[0]}'` tells more")
+    made.sentences.append(f"`flow why {past.run.name} {quoted(skipped[0])}` tells more")
 
 
 # ── ended badly ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -268,7 +268,7 @@ def _failed(
     ]
     _retries(made, [each for each in attempts if each.session == last.session], last)
     made.sentences.append(
-        f"`flow resume {past.run.name}` tries it again; `flow logs {past.run.name}/{name}` tells more"
+        f"`flow resume {past.run.name}` tries it again; `flow logs {quoted(f'{past.run.name}/{name}')}` tells more"
     )
 
 
@@ -302,7 +302,7 @@ def _upstream_failed(made: Explanation, past: Past, element: int, name: str) -> 
     ended = {TaskState.CANCELLED: "was cancelled", TaskState.UNKNOWN: "is unknown"}.get(state, state.replace("_", " "))
     made.sentences.append(f"{name} never began, because {names[0]} {ended}{_error(root)}")
     made.sentences.append(f"the way from it: {path_of(names)}")
-    made.sentences.append(f"`flow why {past.run.name} {names[0]}` tells more of {names[0]}")
+    made.sentences.append(f"`flow why {past.run.name} {quoted(names[0])}` tells more of {names[0]}")
 
 
 def _cancelled(made: Explanation, past: Past, last: Attempt | None, name: str, now: int) -> None:

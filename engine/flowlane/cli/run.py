@@ -24,7 +24,11 @@ __all__ = ["command"]
 @options.slots
 @options.part
 @options.shown
-@click.option("--no-store", is_flag=True, help="Keep nothing: the run cannot be resumed, and nothing is cached.")
+@click.option(
+    "--no-store",
+    is_flag=True,
+    help="Store nothing: the run cannot be resumed, and nothing is cached. Its log is written all the same.",
+)
 def command(
     target: str,
     pairs: tuple[str, ...],

@@ -1,14 +1,17 @@
 """A run's value, and its result, as text for stdout.
 
 JSON is pydantic-core's: dataclasses, models, dates, paths, sets and the like have a form; anything else becomes its
-``repr``. NaN and the infinities become null (JSON has none); bytes are text if all of them are UTF-8, else all base64.
+``repr``, and so does an iterator, which may have no end. NaN and the infinities become null (JSON has none); bytes are text if
+all of them are UTF-8, else all base64.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from flowlane.results import RunResult, TaskResult
 
 __all__ = ["RESULT_VERSION", "result_as_json", "value_as_text"]
@@ -18,7 +21,7 @@ RESULT_VERSION: Final = 1
 
 def value_as_text(value: object) -> str:
     """A string as it is, anything else as one line of JSON. Never raises."""
-    return value if isinstance(value, str) else _json(value)
+    return value if isinstance(value, str) else _json(_still(value))
 
 
 def result_as_json(result: RunResult[Any], value: object) -> str:
@@ -40,7 +43,7 @@ def result_as_json(result: RunResult[Any], value: object) -> str:
         "state": str(result.state),
     }
     # Apart, so that a value which has no JSON form cannot take the rest down with it.
-    return f'{_json(head)[:-1]},"value":{_json(value)},"tasks":{_json(tasks)}}}'
+    return f'{_json(head)[:-1]},"value":{_json(_still(value))},"tasks":{_json(tasks)}}}'
 
 
 def _measured(task: TaskResult) -> dict[str, float | int | None]:
@@ -64,6 +67,25 @@ def _json(value: object) -> str:
         except Exception:  # noqa: BLE001, S112 - a cycle, a key without a form, a property that raises: anything
             continue
     return to_json(_repr(value).encode("utf-8", "backslashreplace").decode()).decode()
+
+
+def _still(value: object) -> object:
+    """`value` with the ``repr`` of each iterator in its place: pydantic-core would go over it, even if it has no end."""
+    if hasattr(type(value), "__next__"):
+        return _repr(value)
+    whole = value
+    try:
+        if isinstance(value, dict):
+            old = cast("dict[object, object]", value)
+            new = {key: _still(each) for key, each in old.items()}
+            return new if any(new[key] is not old[key] for key in new) else whole
+        if isinstance(value, (list, tuple)):
+            parts = cast("Sequence[object]", value)
+            still = [_still(each) for each in parts]
+            return still if any(now is not then for now, then in zip(still, parts, strict=True)) else whole
+    except RecursionError:  # it is in itself, which is told where it is written
+        pass
+    return whole
 
 
 def _repr(value: object) -> str:

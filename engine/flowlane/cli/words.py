@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from shlex import quote
 from typing import TYPE_CHECKING, Final
 
 from flowlane.cli.terminal import inert
@@ -10,7 +11,7 @@ from flowlane.cli.terminal import inert
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-__all__ = ["ago", "counted", "cut", "date", "duration", "listed", "name_of", "path_of", "size", "table"]
+__all__ = ["ago", "counted", "cut", "date", "duration", "listed", "name_of", "path_of", "quoted", "size", "table"]
 
 _LINE_MAX: Final = 500  # characters: a message may hold a whole document
 _NAMES: Final = 8  # names in a path or a list
@@ -37,6 +38,13 @@ def duration(seconds: float) -> str:
 def name_of(name: str) -> str:
     """A task's name, inert; of one that is very long, as of work nested a hundred deep, the beginning and the end."""
     return inert(name if len(name) <= _NAME_MAX else f"{name[: _NAME_MAX // 2]}…{name[-_NAME_MAX // 2 :]}")
+
+
+def quoted(name: str) -> str:
+    """A name as it is typed at a shell, inert: in quotes where a shell would take some of it for its own."""
+    name = inert(name)
+    plain = name.replace("#", "")  # a "#" within a word is nothing to a shell
+    return name if quote(plain) == plain and not name.startswith("#") else quote(name)
 
 
 def path_of(names: Sequence[str]) -> str:

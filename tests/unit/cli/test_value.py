@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import itertools
 import json
 import math
 from pathlib import Path
@@ -90,3 +91,12 @@ def test_any_value_gives_one_line_of_valid_json(value: object) -> None:
     text = value_as_text(value)
     strict(text)
     assert "\n" not in text
+
+
+def test_an_iterator_is_not_gone_over() -> None:
+    """Red when it is: one without end would fill the memory, and no signal could stop that."""
+    assert value_as_text(itertools.count()) == '"count(0)"'
+    found = json.loads(value_as_text({"a": [1, iter("ab")], "b": (x for x in itertools.count())}))
+    assert found["a"][0] == 1
+    assert found["a"][1].startswith("<str_")
+    assert found["b"].startswith("<generator object")

@@ -24,6 +24,9 @@ DAMAGED: Final = "`flow store check` tells what is wrong, `flow store repair` sa
 #: What such calls raise. Text that is damaged cannot always be decoded, not even in SQLite's messages.
 RAISED: Final = (sqlite3.Error, OSError, MemoryError, UnicodeError)
 
+_FOREIGN: Final = (
+    "another program wrote it, or nothing of it can be saved: move it away, and the next run begins a new one"
+)
 _ROOM: Final = "make room, then resume the run: what is committed is safe"
 _WORDS: Final[dict[int, tuple[str, str | None]]] = {
     sqlite3.SQLITE_ERROR: (
@@ -42,7 +45,7 @@ _WORDS: Final[dict[int, tuple[str, str | None]]] = {
     sqlite3.SQLITE_CANTOPEN: ("cannot be opened", "check its permissions and its folder's"),
     sqlite3.SQLITE_PROTOCOL: ("is kept locked by another process", None),
     sqlite3.SQLITE_TOOBIG: ("cannot take a row that large", None),
-    sqlite3.SQLITE_NOTADB: ("is not a database", DAMAGED),
+    sqlite3.SQLITE_NOTADB: ("is not a database", _FOREIGN),
 }
 _FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
