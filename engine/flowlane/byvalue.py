@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import io
+import sys
 from types import CodeType
 from typing import Any, Final
 
@@ -28,13 +29,21 @@ def pickler_class() -> Any:
 
     base: Any = cloudpickle.Pickler
     reduced: Any = base.dispatch_table[CodeType]
+    reduced_file: Any = base.dispatch_table[io.TextIOWrapper]
 
     def with_file(code: CodeType) -> tuple[Any, ...]:
         make, arguments, *state = reduced(code)
         named = tuple([code.co_filename if _is_forgotten(argument) else argument for argument in arguments])
         return (make, named, *state)
 
-    return type("Pickler", (base,), {"dispatch_table": base.dispatch_table.new_child({CodeType: with_file})})
+    def only_standard(stream: io.TextIOWrapper) -> Any:
+        """cloudpickle would copy what can be read of an open file, and that copy would pass for the file."""
+        if stream is sys.stdout or stream is sys.stderr:
+            return reduced_file(stream)
+        raise TypeError(f"cannot pickle an open file ({stream.name!r}): pass its path, and open it where it is read")
+
+    own = {CodeType: with_file, io.TextIOWrapper: only_standard}
+    return type("Pickler", (base,), {"dispatch_table": base.dispatch_table.new_child(own)})
 
 
 def _is_forgotten(argument: object) -> bool:

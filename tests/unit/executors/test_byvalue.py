@@ -67,3 +67,14 @@ def test_an_error_in_a_worker_names_the_line_of_the_script(tmp_path: Path) -> No
     ran = subprocess.run(command, check=False, capture_output=True, text=True, timeout=50)
     assert ran.stdout.splitlines() == ["script.py:5 in inner True"] * 2, ran.stderr
     assert (ran.returncode, ran.stderr) == (0, "")
+
+
+def test_an_open_file_does_not_travel_as_a_copy_of_its_text(tmp_path: Path) -> None:
+    """Red when cloudpickle has its way: what arrives reads like the file, and is none."""
+    path = tmp_path / "a.txt"
+    path.write_text("text")
+    with path.open() as file, pytest.raises(TypeError, match=r"an open file .*: pass its path"):
+        byvalue.dumps(file)
+    with path.open() as file, pytest.raises(TypeError, match="an open file"):
+        byvalue.dumps(lambda: file.read().upper())
+    assert callable(pickle.loads(byvalue.dumps(lambda: print("x", file=sys.stderr))))
