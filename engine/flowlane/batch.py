@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import update_wrapper
 from typing import TYPE_CHECKING, Any
 
-from flowlane.errors import FlowError, Skip
+from flowlane.errors import FlowError, Skip, shown_item
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -55,7 +55,9 @@ class Batch:
             ) from error
         except BaseException as error:
             with suppress(Exception):  # a frozen dataclass, say, takes no notes; then it goes without one
-                error.add_note(f"raised for item {len(found)} of a batch of {len(items)}")
+                which = shown_item(items[len(found)])
+                told = f": {which}" if which is not None else ""
+                error.add_note(f"raised for item {len(found)} of a batch of {len(items)}{told}")
             raise
         return found
 

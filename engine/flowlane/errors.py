@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 import traceback as _traceback
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from flowlane.redaction import redacted
 
@@ -55,6 +55,9 @@ __all__ = [
 
 
 _LONGEST_WAIT = 1e9  # seconds
+_PLAIN: Final = (str, int, float, bool, type(None))
+_ITEM_MAX: Final = 120  # characters
+_ITEM_PARTS: Final = 4
 _AN = re.compile("[aeio]|u(?:n(?!i)|p)", re.IGNORECASE)  # an Upload, but a uint8, a UserDict
 
 
@@ -422,6 +425,22 @@ def shown_name(cls: type) -> str:
 def with_article(name: str) -> str:
     """A class's name for a sentence: "a list", "an int"."""
     return f"{'an' if _AN.match(name) else 'a'} {name}"
+
+
+def shown_item(value: object) -> str | None:
+    """An item of a map in the words of a message, where it is a text, a number, a path or a few of these; None for all else.
+
+    What other values hold is nobody's business in a log, and their ``repr`` is code of the user's.
+    """
+    if isinstance(value, tuple):
+        items = cast("tuple[object, ...]", value)
+        parts = [part for each in items[:_ITEM_PARTS] if (part := shown_item(each)) is not None]
+        return f"({', '.join(parts)})" if len(parts) == len(items) else None
+    is_path = type(value).__module__.partition(".")[0] == "pathlib"  # which is not imported for this
+    if not is_path and type(value) not in _PLAIN:
+        return None
+    text = redacted(repr(str(value) if is_path else value))
+    return text if len(text) <= _ITEM_MAX else f"{text[:_ITEM_MAX]}…"
 
 
 def _safe_str(exception: BaseException) -> str:

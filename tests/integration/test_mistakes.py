@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -473,3 +474,43 @@ def test_a_plain_function_that_returns_a_coroutine_is_told_so_everywhere(executo
     if executor != "processes":
         assert failure.where is not None
         assert HERE in failure.where
+
+
+# ── which input it was ────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+@task.io
+async def opens(path: object) -> str:
+    return str(path)
+
+
+@task.cpu
+def refuses(text: object, other: object = None) -> int:
+    raise ValueError("bad")
+
+
+@workflow
+def refused() -> list[object]:
+    return [
+        refuses.options(name="chained").map(opens.map([Path("a b.txt")])),
+        refuses.options(name="plain").map(["x" * 200]),
+        refuses.options(name="keyed").map({"eu": 3}),
+        refuses.options(name="pair").starmap([(1, "two")]),
+        refuses.options(name="batch", batch=2).map(["p", "q"]),
+        refuses.options(name="opaque").map([{"password": 1}]),
+    ]
+
+
+@pytest.mark.parametrize("routes", [{"*": "inline"}, {"cpu": "processes"}])
+@pytest.mark.timeout(60)
+def test_the_failure_of_an_element_says_which_item_it_was(routes: dict[str, str]) -> None:
+    """Of a chain the one that it began with; nothing of what is no text, number or path."""
+    failures = run(refused.bind(), routes=routes, check=False).failures
+    assert {name: failure.notes for name, failure in failures.items()} == {
+        "chained[0]": ("its item: 'a b.txt'",),
+        "plain[0]": (f"its item: '{'x' * 119}…",),
+        "keyed[eu]": ("its item: 3",),
+        "pair[0]": ("its item: (1, 'two')",),
+        "batch[0]": ("raised for item 0 of a batch of 2: 'p'",),
+        "opaque[0]": (),
+    }

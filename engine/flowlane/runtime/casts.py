@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from flowlane.program import Item
@@ -108,6 +109,15 @@ class Cast:
         if self._call.combine == "each":
             return local(values[base + over[0]], home)
         return tuple([local(values[base + each], home) for each in over])
+
+    def at_hand(self, index: int) -> Any:
+        """The item of element `index` as it stands in the source, where it is there; else None. Fetches nothing."""
+        source = self.source
+        if source is None or source.unfilled or self._grouped:
+            return None
+        with suppress(LookupError):  # it is used up
+            return source.item(index)
+        return None
 
     def arguments(self, element: int, index: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of element `index`. Raises what `item` raises."""

@@ -15,7 +15,7 @@ from flowlane.core import messages as m
 from flowlane.core.elements import GRAPH
 from flowlane.core.messages import Succeeded
 from flowlane.core.states import Reason
-from flowlane.errors import Failure
+from flowlane.errors import Failure, shown_item
 from flowlane.runtime.failures import overdue, taken_back, undecidable, unexplained, worker_died
 from flowlane.runtime.losses import is_loss
 from flowlane.runtime.ports import ABANDONED, CRASHED, FAILED, INTERRUPTED, NEVER, STARTED
@@ -78,6 +78,7 @@ class Outcomes:
         self._values = values
         self._places = places
         self._gate = gate
+        self._size = run.scheduler.size  # elements below are nodes of the program
         self._mistake = mistake
 
     def succeeded(self, element: int, attempt: int, report: Report) -> m.Event:
@@ -150,6 +151,8 @@ class Outcomes:
             self._measured.workers[element] = report.worker
             if report.failure is not None:
                 self._failures[element] = report.failure
+                if element >= self._size:
+                    self._name_item(element, report.failure)
         if kind is FAILED:
             return self._failed(element, attempt, report) if awaited else m.Failed(element, attempt, started, ended)
         if kind is CRASHED:
@@ -159,6 +162,19 @@ class Outcomes:
             return m.Interrupted(element, attempt, started, ended)
         self.abandoned += awaited
         return m.Abandoned(element, attempt, started, ended)
+
+    def _name_item(self, element: int, failure: Failure) -> None:
+        """Have the failure of an element of a map say which item it was, or which one its chain began with."""
+        block = self._scheduler.block(element)
+        if block.chain is None:
+            return
+        index, cast = self._growth.cast(element, block)
+        for each in (cast, self._growth.casts(block)[0]):
+            item = each.at_hand(index)
+            text = shown_item(item) if item is not None else None
+            if text is not None:
+                failure.notes = (f"its item: {text}", *failure.notes)
+                return
 
     def _failed(self, element: int, attempt: int, report: Report) -> m.Event:
         """A task raised: an error, or a word for us."""
