@@ -157,7 +157,7 @@ def test_a_batch_has_one_outcome_and_its_error_says_which_item(here: Path) -> No
         run(squares)
     failure = caught.value.failures["square[1]"]
     assert failure.message == "4 is bad"
-    assert failure.notes == ("raised for item 1 of a batch of 3",)
+    assert failure.notes == ("raised for item 1 of a batch of 3: 4",)
     assert called(here) == Counter({0: 1, 1: 1, 2: 1, 3: 1, 4: 1, 6: 1, 7: 1, 8: 1})
 
 

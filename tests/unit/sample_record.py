@@ -83,6 +83,9 @@ class Made:
     def became(self, element: int) -> bool:
         return False
 
+    def came_of(self, element: int) -> Sequence[int]:
+        return ()
+
     def waited_for(self, element: int) -> Sequence[int]:
         return self._upstreams[element]
 
