@@ -322,7 +322,7 @@ def _cancelled(made: Explanation, past: Past, last: Attempt | None, name: str, n
         case Reason.DRAINED:
             why = "the run was told to begin nothing new"
         case _:
-            why = "the run was told to stop"
+            why = "it was told to stop" if past.state in ("succeeded", "failed") else "the run was told to stop"
     made.sentences.append(f"{name} {begun}, because {why}: {date(last.ended)}, {ago(last.ended, now)}")
     if past.run.error and last.reason is not Reason.FAIL_FAST:
         made.sentences.append(f"the run ended {past.state}: {_short(past.run.error)}")
@@ -396,7 +396,7 @@ def _waiting(made: Explanation, past: Past, element: int, name: str, now: int) -
             )
             many = f"{counted(busy, 'task')} of this run {'is' if busy == 1 else 'are'}"
             made.sentences.append(
-                f"{name} waits for nothing but a slot of {executor}, where {many} known to be running"
+                f"{name} waits for a slot of {executor}, where {many} known to be running, or for a limit, if it has one"
             )
         return
     direct = [_with_state(past, up, now) for up in waits[:_NAMES]]

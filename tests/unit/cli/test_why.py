@@ -155,7 +155,7 @@ def test_pending_tells_what_it_waits_for_and_where_that_hangs(flow: Flow, store:
     assert why(flow, "c") == ["c waits for b (running for 1 min TIME)"]
     assert "b has been running for 1 min TIME, on threads of process" in why(flow, "b")[0]
     assert why(flow, "e") == [
-        "e waits for nothing but a slot of threads, where 1 task of this run is known to be running"
+        "e waits for a slot of threads, where 1 task of this run is known to be running, or for a limit, if it has one"
     ]
     assert [each["name"] for each in facts(flow, "d")["facts"]["blockers"]] == ["b", "e"]
     store.close()
