@@ -85,6 +85,8 @@ def explain(store: Store, past: Past, element: int, attempts: Sequence[Attempt],
         case TaskState.FAILED | TaskState.TIMED_OUT | TaskState.CRASHED:
             _failed(made, past, last, name, attempts, now)
         case TaskState.UPSTREAM_FAILED:
+            if past.parts(element):
+                _expanded(made, past, element, name)
             _upstream_failed(made, past, element, name)
         case TaskState.CANCELLED:
             _cancelled(made, past, last, name, now)
@@ -294,13 +296,14 @@ def _upstream_failed(made: Explanation, past: Past, element: int, name: str) -> 
     way = past.way(element)
     names = [past.names[each] for each in way]
     made.facts |= {"root": names[0], "path": names}
+    what = "did not come to its end" if past.parts(element) else "never began"
     if len(way) == 1:
-        made.sentences.append(f"{name} never began, because something that it depends on did not succeed")
+        made.sentences.append(f"{name} {what}, because something that it depends on did not succeed")
         return
     root = past.last(way[0])
     state = past.state_of(way[0])
     ended = {TaskState.CANCELLED: "was cancelled", TaskState.UNKNOWN: "is unknown"}.get(state, state.replace("_", " "))
-    made.sentences.append(f"{name} never began, because {names[0]} {ended}{_error(root)}")
+    made.sentences.append(f"{name} {what}, because {names[0]} {ended}{_error(root)}")
     made.sentences.append(f"the way from it: {path_of(names)}")
     made.sentences.append(f"`flow why {past.run.name} {quoted(names[0])}` tells more of {names[0]}")
 

@@ -102,7 +102,7 @@ def test_json_has_every_task_and_what_it_became(flow: Flow, failed: str) -> None
         ("parse[7]", "parse[7] never began, because fetch[7] failed: ValueError: no page 7"),
         ("parse[2]", "parse[2] was skipped by its own word"),
         ("other", "it stands under a condition that did not hold"),
-        ("total", "total never began, because fetch[7] failed"),
+        ("total", "total did not come to its end, because fetch[7] failed"),
         ("total[1.0]", "total[1.0] succeeded"),
         ("sub[0]", "sub[0] succeeded; it had become 2 tasks: 2 succeeded"),
         ("fetch#2[eu]", "fetch#2[eu] succeeded"),
