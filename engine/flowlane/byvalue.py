@@ -40,7 +40,9 @@ def pickler_class() -> Any:
         """cloudpickle would copy what can be read of an open file, and that copy would pass for the file."""
         if stream is sys.stdout or stream is sys.stderr:
             return reduced_file(stream)
-        raise TypeError(f"cannot pickle an open file ({stream.name!r}): pass its path, and open it where it is read")
+        raise TypeError(
+            f"cannot pickle an open file ({getattr(stream, 'name', stream)!r}): pass its path, and open it where it is read"
+        )
 
     own = {CodeType: with_file, io.TextIOWrapper: only_standard}
     return type("Pickler", (base,), {"dispatch_table": base.dispatch_table.new_child(own)})

@@ -74,7 +74,7 @@ class Conclusion:
         if delivered.done():
             self._tell(behind=False)
         else:
-            self._patience = self._loop.call_later(self._grace, self._out_of_patience)
+            self._look_in(self._grace if self._run.keeper is None else min(self._grace, STORE_SLOW))
             delivered.add_done_callback(lambda _: self._call(self._in_time))
 
     def _in_time(self) -> None:
@@ -82,16 +82,20 @@ class Conclusion:
             self._patience.cancel()
         self._tell(behind=False)
 
-    def _out_of_patience(self) -> None:
-        keeper = self._run.keeper
-        if keeper is None or keeper.ending is not None:
+    def _look_in(self, seconds: float) -> None:
+        self._patience = self._loop.call_later(max(0.0, seconds), self._look)
+
+    def _look(self) -> None:
+        keeper, waited = self._run.keeper, time.monotonic() - self._began
+        if keeper is not None and keeper.ending is None:
+            if waited >= STORE_SLOW and not self._warned:
+                self._warned = True
+                _log.warning("run %s has ended; its store has not written that for %.0f s now", self._run.id, waited)
+            self._look_in(_STORE_LOOK)
+        elif waited < self._grace:
+            self._look_in(self._grace - waited)
+        else:
             self._tell(behind=True)
-            return
-        waited = time.monotonic() - self._began
-        if waited >= STORE_SLOW and not self._warned:
-            self._warned = True
-            _log.warning("run %s has ended; its store has not written that for %.0f s now", self._run.id, waited)
-        self._patience = self._loop.call_later(max(self._grace, _STORE_LOOK), self._out_of_patience)
 
     def _tell(self, *, behind: bool) -> None:
         """Let those hear who wait; `behind` says that a sink has not got everything."""

@@ -55,8 +55,10 @@ __all__ = [
 
 
 _LONGEST_WAIT = 1e9  # seconds
-_PLAIN: Final = (str, int, float, bool, type(None))
-_ITEM_MAX: Final = 120  # characters
+_PATHS: Final = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")  # which are not imported for this
+_ITEM_MAX: Final = 120  # characters of an item that are shown
+_ITEM_READ: Final = 4_096  # and looked through for secrets
+_ITEM_BITS: Final = 256
 _ITEM_PARTS: Final = 4
 _AN = re.compile("[aeio]|u(?:n(?!i)|p)", re.IGNORECASE)  # an Upload, but a uint8, a UserDict
 
@@ -428,18 +430,27 @@ def with_article(name: str) -> str:
 
 
 def shown_item(value: object) -> str | None:
-    """An item of a map in the words of a message, where it is a text, a number, a path or a few of these; None for all else.
+    """An item of a map in the words of a message, where it is a text, a number, a path or a tuple of a few; None for all else.
 
-    What other values hold is nobody's business in a log, and their ``repr`` is code of the user's.
+    What other values hold is nobody's business in a log, and their ``repr`` is code of the user's. Never raises.
     """
-    if isinstance(value, tuple):
-        items = cast("tuple[object, ...]", value)
-        parts = [part for each in items[:_ITEM_PARTS] if (part := shown_item(each)) is not None]
-        return f"({', '.join(parts)})" if len(parts) == len(items) else None
-    is_path = type(value).__module__.partition(".")[0] == "pathlib"  # which is not imported for this
-    if not is_path and type(value) not in _PLAIN:
+    if type(value) is not tuple:
+        return _plain(value)
+    items = cast("tuple[object, ...]", value)
+    parts = [part for each in items[:_ITEM_PARTS] if (part := _plain(each)) is not None]
+    return f"({', '.join(parts)})" if len(parts) == len(items) else None
+
+
+def _plain(value: object) -> str | None:
+    kind = type(value)
+    if kind is int:
+        if cast("int", value).bit_length() > _ITEM_BITS:
+            return None
+    elif kind is str or (kind.__name__ in _PATHS and str(kind.__module__).partition(".")[0] == "pathlib"):
+        value = str(value)[:_ITEM_READ]
+    elif value is not None and kind is not float and kind is not bool:
         return None
-    text = redacted(repr(str(value) if is_path else value))
+    text = redacted(repr(value))
     return text if len(text) <= _ITEM_MAX else f"{text[:_ITEM_MAX]}…"
 
 

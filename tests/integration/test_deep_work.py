@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,3 +73,30 @@ def test_what_returned_work_is_not_charged_with_its_time() -> None:
     assert times["split"] < times["split/rest"]
     assert result.times.work["threads"] < result.times.work["asyncio"]
     assert "waits" not in {verdict.code for verdict in result.verdicts if verdict.task == "split"}
+
+
+@workflow
+def broken() -> str:
+    raise ValueError("not today")
+
+
+@task.io(retries=1)
+async def second_time(folder: str) -> str | Bound[str]:
+    if not Path(folder, "been").exists():
+        Path(folder, "been").touch()
+        return broken.bind()
+    await asyncio.sleep(0.05)
+    return "x"
+
+
+@workflow
+def tried_again(folder: str) -> str:
+    return second_time(folder)
+
+
+def test_an_attempt_after_one_that_returned_work_has_its_own_time(tmp_path: Path) -> None:
+    """Red when the end of the first attempt is taken for that of the second."""
+    result = flowlane.run(tried_again, str(tmp_path))
+    assert (result.value, result.tasks["second_time"].attempts) == ("x", 2)
+    ((name, seconds),) = result.critical_path
+    assert (name, seconds > 0.04) == ("second_time", True)

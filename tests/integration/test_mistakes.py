@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import pytest
 
@@ -507,10 +507,58 @@ def test_the_failure_of_an_element_says_which_item_it_was(routes: dict[str, str]
     """Of a chain the one that it began with; nothing of what is no text, number or path."""
     failures = run(refused.bind(), routes=routes, check=False).failures
     assert {name: failure.notes for name, failure in failures.items()} == {
-        "chained[0]": ("its item: 'a b.txt'",),
+        "chained[0]": ("its item was made from: 'a b.txt'",),
         "plain[0]": (f"its item: '{'x' * 119}…",),
         "keyed[eu]": ("its item: 3",),
         "pair[0]": ("its item: (1, 'two')",),
         "batch[0]": ("raised for item 0 of a batch of 2: 'p'",),
         "opaque[0]": (),
     }
+
+
+class Lazy(Sequence[int]):
+    """Its second item cannot be had."""
+
+    def __len__(self) -> int:
+        return 2
+
+    @overload
+    def __getitem__(self, index: int) -> int: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[int]: ...
+    def __getitem__(self, index: int | slice) -> int | Sequence[int]:
+        if index == 1:
+            raise OSError("the disk")
+        return 7
+
+
+class Login(NamedTuple):
+    user: str
+    password: str
+
+
+@task.io
+async def odd(kind: str) -> object:
+    return {"lazy": Lazy(), "huge": [10**5000, 1], "secret": [Login("me", "hunter2")], "long": ["x" * 10_000_000]}[kind]
+
+
+@workflow
+def odd_items(kind: str) -> list[int]:
+    return refuses.map(odd(kind))
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize(
+    ("kind", "notes"),
+    [
+        ("lazy", [(), ()]),
+        ("huge", [(), ("its item: 1",)]),
+        ("secret", [()]),
+        ("long", [(f"its item: '{'x' * 119}…",)]),
+    ],
+)
+def test_to_say_which_item_it_was_changes_nothing(kind: str, notes: list[tuple[str, ...]]) -> None:
+    """Red when code of the user's runs for that: a source that raises would keep the run from ending."""
+    failures = run(odd_items.bind(kind), routes={"*": "inline"}, check=False).failures
+    told = [failures[f"refuses[{index}]"].notes for index in range(len(notes))]
+    assert [tuple(note for note in each if note.startswith("its item")) for each in told] == notes

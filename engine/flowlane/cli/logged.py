@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Final, Self
 
 from flowlane.cli.terminal import inert
+from flowlane.redaction import redacted
 from flowlane.runtime.encode import encode
 from flowlane.runtime.events import SCHEMA_VERSION
 
@@ -48,10 +49,10 @@ class ShownWarnings(logging.Handler):
         logging.getLogger(_LOGGER).removeHandler(self)
 
     def emit(self, record: logging.LogRecord) -> None:
-        if _is_shown():
+        if self._is_shown():
             return
         try:
-            text = record.getMessage()
+            text = redacted(record.getMessage())
             if self._as_events:
                 self._messages.line(encode(_event(record, text)))
             else:
@@ -60,11 +61,14 @@ class ShownWarnings(logging.Handler):
         except Exception:  # noqa: BLE001 - as the standard library's handlers: a message must not end what it tells of
             return
 
-
-def _is_shown() -> bool:
-    """Whether somebody else shows what is logged."""
-    above = (logging.getLogger("flowlane"), logging.getLogger())
-    return any(not isinstance(handler, logging.NullHandler) for logger in above for handler in logger.handlers)
+    def _is_shown(self) -> bool:
+        """Whether a handler of somebody else's gets it as well."""
+        logger: logging.Logger | None = logging.getLogger(_LOGGER)
+        while logger is not None:
+            if any(each is not self and not isinstance(each, logging.NullHandler) for each in logger.handlers):
+                return True
+            logger = logger.parent if logger.propagate else None
+        return False
 
 
 def _event(record: logging.LogRecord, text: str) -> dict[str, object]:

@@ -1,8 +1,8 @@
 """A run's value, and its result, as text for stdout.
 
 JSON is pydantic-core's: dataclasses, models, dates, paths, sets and the like have a form; anything else becomes its
-``repr``, and so does an iterator, which may have no end. NaN and the infinities become null (JSON has none); bytes are text if
-all of them are UTF-8, else all base64.
+``repr``, and so does an iterator, alone or in dicts, lists and tuples: it may have no end. NaN and the infinities become null
+(JSON has none); bytes are text if all of them are UTF-8, else all base64.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ RESULT_VERSION: Final = 1
 
 def value_as_text(value: object) -> str:
     """A string as it is, anything else as one line of JSON. Never raises."""
-    return value if isinstance(value, str) else _json(_still(value))
+    return value if isinstance(value, str) else _json(value)
 
 
 def result_as_json(result: RunResult[Any], value: object) -> str:
@@ -43,7 +43,7 @@ def result_as_json(result: RunResult[Any], value: object) -> str:
         "state": str(result.state),
     }
     # Apart, so that a value which has no JSON form cannot take the rest down with it.
-    return f'{_json(head)[:-1]},"value":{_json(_still(value))},"tasks":{_json(tasks)}}}'
+    return f'{_json(head)[:-1]},"value":{_json(value)},"tasks":{_json(tasks)}}}'
 
 
 def _measured(task: TaskResult) -> dict[str, float | int | None]:
@@ -60,6 +60,10 @@ def _measured(task: TaskResult) -> dict[str, float | int | None]:
 def _json(value: object) -> str:
     from pydantic_core import to_json
 
+    try:
+        value = _still(value)
+    except RecursionError:  # nested too deeply for us; the encoder says what it can
+        pass
     modes: tuple[Literal["utf8", "base64"], ...] = ("utf8", "base64")
     for mode in modes:
         try:
@@ -69,23 +73,31 @@ def _json(value: object) -> str:
     return to_json(_repr(value).encode("utf-8", "backslashreplace").decode()).decode()
 
 
-def _still(value: object) -> object:
-    """`value` with the ``repr`` of each iterator in its place: pydantic-core would go over it, even if it has no end."""
+def _still(value: object, met: dict[int, object] | None = None) -> object:
+    """`value` with the ``repr`` of each iterator in its place: pydantic-core would go over it, even if it has no end.
+
+    Looks into dicts, lists and tuples, once into each; `met` are those that were met, by id. Raises RecursionError.
+    """
     if hasattr(type(value), "__next__"):
         return _repr(value)
-    whole = value
-    try:
-        if isinstance(value, dict):
-            old = cast("dict[object, object]", value)
-            new = {key: _still(each) for key, each in old.items()}
-            return new if any(new[key] is not old[key] for key in new) else whole
-        if isinstance(value, (list, tuple)):
-            parts = cast("Sequence[object]", value)
-            still = [_still(each) for each in parts]
-            return still if any(now is not then for now, then in zip(still, parts, strict=True)) else whole
-    except RecursionError:  # it is in itself, which is told where it is written
-        pass
-    return whole
+    if not isinstance(value, (dict, list, tuple)):
+        return value
+    whole: object = cast("object", value)
+    met = {} if met is None else met
+    if id(whole) in met:
+        return met[id(whole)]
+    met[id(whole)] = whole  # as it is met again within itself
+    if isinstance(value, dict):
+        old = cast("dict[object, object]", value)
+        new = {key: _still(each, met) for key, each in old.items()}
+        if any(new[key] is not old[key] for key in new):
+            met[id(whole)] = new
+    else:
+        parts = cast("Sequence[object]", value)
+        still = [_still(each, met) for each in parts]
+        if any(now is not then for now, then in zip(still, parts, strict=True)):
+            met[id(whole)] = still
+    return met[id(whole)]
 
 
 def _repr(value: object) -> str:

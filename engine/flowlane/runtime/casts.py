@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from flowlane.program import Item
 from flowlane.runtime.sources import check_parts
@@ -16,6 +15,8 @@ if TYPE_CHECKING:
     from flowlane.runtime.sources import Source
 
 __all__ = ["Cast", "ValuesFrom", "cores_of", "holds_of"]
+
+_SEQUENCES: Final = (list, tuple, range)
 
 
 class _Fixed(NamedTuple):
@@ -111,13 +112,14 @@ class Cast:
         return tuple([local(values[base + each], home) for each in over])
 
     def at_hand(self, index: int) -> Any:
-        """The item of element `index` as it stands in the source, where it is there; else None. Fetches nothing."""
+        """The item of element `index` as it stands in the source, where it is there; else None. Runs no code of the user's."""
         source = self.source
         if source is None or source.unfilled or self._grouped:
             return None
-        with suppress(LookupError):  # it is used up
-            return source.item(index)
-        return None
+        items = source.items
+        if items is None:
+            return source.ahead.get(index)
+        return items[index] if type(items) in _SEQUENCES else None
 
     def arguments(self, element: int, index: int, home: object) -> tuple[Sequence[Any], Mapping[str, Any]]:
         """The arguments of element `index`. Raises what `item` raises."""

@@ -2,7 +2,7 @@
 
 A success may be more than a value: an item that passes a filter or does not, a choice between branches. A failure may be a word
 for us (`Skip`, `RetryAfter`), a value that was lost, a mistake in what was returned; and the task's own predicate is asked here
-whether it is tried again. Plain successes, of which there are many, do not come this way: see ``Runner.receive``.
+whether it is tried again. Plain successes, of which there are most, do not come this way: see ``Runner.receive``.
 
 Belongs to the loop's thread. User code runs in here: the truth and equality of values, and predicates.
 """
@@ -149,6 +149,7 @@ class Outcomes:
         if awaited:
             self._measured.take(element, report)
             self._measured.workers[element] = report.worker
+            self._measured.returned.pop(element, None)
             if report.failure is not None:
                 self._failures[element] = report.failure
                 if element >= self._size:
@@ -164,17 +165,19 @@ class Outcomes:
         return m.Abandoned(element, attempt, started, ended)
 
     def _name_item(self, element: int, failure: Failure) -> None:
-        """Have the failure of an element of a map say which item it was, or which one its chain began with."""
+        """Have the failure of an element of a map say which item it was, or which one it was made from."""
         block = self._scheduler.block(element)
-        if block.chain is None:
+        if block.chain is None or failure.ancestry[:1] == (_SKIP,):
             return
         index, cast = self._growth.cast(element, block)
-        for each in (cast, self._growth.casts(block)[0]):
-            item = each.at_hand(index)
-            text = shown_item(item) if item is not None else None
-            if text is not None:
-                failure.notes = (f"its item: {text}", *failure.notes)
-                return
+        first = self._growth.casts(block)[0]
+        # What the maps before it have made of an item may be anywhere; what they began with says which it was.
+        told, item = (
+            ("its item", cast.at_hand(index)) if cast.source else ("its item was made from", first.at_hand(index))
+        )
+        text = shown_item(item) if item is not None else None
+        if text is not None:
+            failure.notes = (f"{told}: {text}", *failure.notes)
 
     def _failed(self, element: int, attempt: int, report: Report) -> m.Event:
         """A task raised: an error, or a word for us."""
@@ -230,5 +233,6 @@ class Outcomes:
         if attempt > 1:
             self._failures.pop(element, None)
             self._measured.workers.pop(element, None)
+            self._measured.returned.pop(element, None)
         if report.cpu >= 0 or attempt > 1:
             self._measured.take(element, report)

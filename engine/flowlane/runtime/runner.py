@@ -362,6 +362,7 @@ class Runner:
                     if attempt > 1:  # an earlier attempt's error keeps its frames alive, and with them the arguments
                         self.failures.pop(element, None)
                         measured.workers.pop(element, None)
+                        measured.returned.pop(element, None)
                         measured.take(element, report)
                     elif report.cpu >= 0:
                         measured.take(element, report)
@@ -523,7 +524,6 @@ class Runner:
     def _returned_work(self, element: int, attempt: int, report: Report) -> None:
         work, report.value = report.value, None
         self._outcomes.take(element, attempt, report)
-        self.measured.returned[element] = report.ended
         try:
             made = self._grafts.compiled(element, work)
         except Exception as error:  # noqa: BLE001 - a workflow's body is user code
@@ -531,6 +531,7 @@ class Runner:
             report.failure = Failure.of(error)
             self.step([self._outcomes.event(report, element, attempt)], {(element, attempt): report})
             return
+        self.measured.returned[element] = report.ended
         self._grafts.returned(element, attempt, made, work, report)
 
     def _gather(self, element: int, asked: bool) -> None:

@@ -13,7 +13,7 @@ from contextlib import suppress
 from types import GeneratorType
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, cast
 
-from flowlane.errors import ItemsError
+from flowlane.errors import ItemsError, with_article
 from flowlane.program import key_text
 
 if TYPE_CHECKING:
@@ -145,8 +145,7 @@ def _kind(value: Any) -> str:
     """``None``, ``an int``, ``a str``."""
     if value is None:
         return "None"
-    name = type(value).__name__
-    return f"{'an' if name[:1].lower() in 'aeiou' else 'a'} {name}"
+    return with_article(type(value).__name__)
 
 
 def _check(call: MapCall, value: Any, origin: str) -> None:

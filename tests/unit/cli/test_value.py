@@ -100,3 +100,10 @@ def test_an_iterator_is_not_gone_over() -> None:
     assert found["a"][0] == 1
     assert found["a"][1].startswith("<str_")
     assert found["b"].startswith("<generator object")
+
+
+def test_what_is_in_itself_is_looked_into_once() -> None:
+    """Red when each way to it is tried: as many as two to the depth."""
+    tree: dict[str, Any] = {}
+    tree["children"] = [{"parent": tree}, {"parent": tree}]
+    assert "children" in value_as_text(tree)
