@@ -366,10 +366,12 @@ class Pool:
         """End a turn."""
         out = self._out
         try:
-            if self._dispatch.waiting and self._dispatch.give(out):
-                if self._ticking is None or self._pace > _TICK:
+            if self._dispatch.waiting:
+                given = self._dispatch.give(out)
+                # Also when nothing could be given: a worker whose ring was full does not tell when there is room again.
+                if self._ticking is None or (given and self._pace > _TICK):
                     self._tick_in(_TICK)
-                if POLLING and self._watched is None and (single := self._single()) is not None:
+                if given and POLLING and self._watched is None and (single := self._single()) is not None:
                     self._watch(single)
                     self._loop.call_soon(self._spin)
             if self._book.news:
