@@ -67,9 +67,10 @@ def total(numbers: list[int]) -> int:
     return sum(numbers)
 
 @task.io(at_most_once=True)  # so what has ended before it begins is stored
-def die(numbers: list[int]) -> None:
+def die(numbers: list[int]) -> int:
     if os.path.exists("die"):
         os._exit(7)
+    return 0
 
 @workflow
 def mixed():
@@ -88,7 +89,8 @@ def mixed():
         total.reduce(some(9), fan_in=2),
         odd.map(odd.map(broken(1))),
     ]
-    return *tails, die(inner.map(some(1))), total(odd.map(numbers))
+    waits = total([die(inner.map(some(1)))])  # so something is pending, however late the process ends
+    return *tails, waits, total(odd.map(numbers))
 """
 
 

@@ -65,10 +65,8 @@ def execute(
     log.enabled = recorded
     with ShownWarnings(told, as_events=settings.log_format.value == "json"):
         result, signum = _carry_out(engine, start, messages)
-        if not engine.wait_for_sinks(
-            _PATIENCE
-        ):  # somebody reads no more; whatever comes of the log, the summary is last
-            told.mute()
+        if not engine.wait_for_sinks(_PATIENCE):
+            told.mute()  # somebody reads no more; whatever comes of the log, the summary is last
 
     state = str(result.state)
     if result.error is not None and (isinstance(result.error, StoreError) or not result.failures):
